@@ -1,0 +1,1 @@
+//! Registries, content store, archives, and layers to disk.

@@ -1,0 +1,1 @@
+//! Kernel store, sources, bzImage to vmlinux, module closure, initramfs.

@@ -1,0 +1,1 @@
+//! AI agent workspaces, each in its own Linux microVM: the library.

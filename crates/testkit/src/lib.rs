@@ -1,0 +1,1 @@
+//! Guests, registries, fixtures and kills, so that a VM test is ten lines.
