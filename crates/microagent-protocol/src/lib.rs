@@ -1,1 +1,32 @@
-//! Wire types and framing: the supervisor protocol and the guest protocol. No async runtime, no OS calls.
+//! Wire types and framing: the guest protocol (host and the agent inside a
+//! microVM, over vsock) and the supervisor protocol (any program and the
+//! supervisor of a microVM, over a private Unix socket).
+//!
+//! This crate owns what crosses a boundary and nothing else: no async runtime,
+//! no operating-system calls, no policy. Every decoder here is bounded and
+//! treats its input as hostile.
+//!
+//! Key style on every wire and in every file is `snake_case`.
+#![forbid(unsafe_code)]
+
+pub mod exec;
+pub mod frame;
+pub mod guest;
+pub mod identity;
+pub mod launch;
+pub mod name;
+pub mod output;
+pub mod state;
+pub mod supervisor;
+pub mod time;
+pub mod units;
+
+pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize};
+pub use frame::{Frame, FrameError, FrameKind, FrameReader};
+pub use identity::ProcessIdentity;
+pub use launch::{Backend, BackendChoice, LaunchSpec, NetworkMode};
+pub use name::WorkspaceName;
+pub use output::CapturedOutput;
+pub use state::{EndCause, State};
+pub use time::Timestamp;
+pub use units::{Mebibytes, VcpuCount};

@@ -1,0 +1,57 @@
+//! The one error type of this crate.
+
+use std::{io, path::PathBuf, time::Duration};
+
+/// Why a machine could not be launched or controlled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// A program is not there.
+    #[error("{program} was not found (looked in {searched}); {remedy}")]
+    ProgramMissing {
+        /// The program.
+        program: String,
+        /// Where it was looked for.
+        searched: String,
+        /// What to install.
+        remedy: String,
+    },
+    /// The VMM could not be started or ended at once.
+    #[error("{program} did not start: {reason}")]
+    VmmStart {
+        /// The VMM.
+        program: PathBuf,
+        /// Its own words.
+        reason: String,
+    },
+    /// The VMM refused a control command, or did not answer in time.
+    #[error("the VMM did not {action}: {reason}")]
+    Control {
+        /// What it was to do.
+        action: &'static str,
+        /// What it said, or how long it was waited for.
+        reason: String,
+    },
+    /// It did not happen in time.
+    #[error("{what} did not happen within {limit:?}")]
+    Timeout {
+        /// What was waited for.
+        what: String,
+        /// How long.
+        limit: Duration,
+    },
+    /// The specification is wrong.
+    #[error("the machine cannot be made: {0}")]
+    Invalid(String),
+    /// This host or driver cannot do it.
+    #[error("{0}")]
+    Unsupported(String),
+    /// A file, socket or process failed.
+    #[error("{context}: {source}")]
+    Io {
+        /// What was being done to what.
+        context: String,
+        /// The system's error.
+        source: io::Error,
+    },
+}

@@ -1,0 +1,165 @@
+//! The contract between a supervisor and a driver.
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use microagent_protocol::{Backend, Mebibytes, NetworkMode, ProcessIdentity, VcpuCount};
+
+/// A virtio disk.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskSpec {
+    /// The image file, raw.
+    pub path: PathBuf,
+    /// What the guest sees as the disk's serial where the VMM can show one: 1
+    /// to 20 of `a-z`, `0-9`, `-`.
+    pub serial: String,
+    /// The VMM opens it read-only and refuses writes of the guest.
+    pub read_only: bool,
+}
+
+/// Where the serial console goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConsoleSpec {
+    /// The log file; a full one is renamed to `<path>.1`, which replaces an older one.
+    pub log: PathBuf,
+    /// The most bytes in one file.
+    pub limit: u64,
+}
+
+/// The machine's vsock, shown to the host as Firecracker's hybrid Unix socket:
+/// connect to `uds` and write `CONNECT <port>\n` to reach a guest port;
+/// the guest reaches host port P where somebody listens at `<uds>_<P>`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VsockSpec {
+    /// The guest's context identifier.
+    pub cid: u32,
+    /// The Unix socket, made by the driver.
+    pub uds: PathBuf,
+}
+
+/// Everything a driver is told about a machine. All paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineSpec {
+    /// A name for process lists and logs; never interpreted.
+    pub name: String,
+    /// Guest memory.
+    pub memory: Mebibytes,
+    /// vCPUs.
+    pub vcpus: VcpuCount,
+    /// The kernel, an uncompressed ELF image with a PVH entry.
+    pub kernel: PathBuf,
+    /// The initramfs.
+    pub initramfs: PathBuf,
+    /// Disks in the order the guest is to see them.
+    pub disks: Vec<DiskSpec>,
+    /// How it is connected.
+    pub network: NetworkMode,
+    /// Its vsock.
+    pub vsock: VsockSpec,
+    /// Its serial console.
+    pub console: ConsoleSpec,
+    /// A private directory (0700) with a short path for the driver's sockets.
+    pub runtime_dir: PathBuf,
+    /// Which attempt at this boot it is, from 0. A driver may choose a safer
+    /// machine type for a later one.
+    pub attempt: u32,
+}
+
+/// What a driver's network looks like from inside the guest.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NetworkPlan {
+    /// The guest's address.
+    pub address: Ipv4Addr,
+    /// Its prefix length in bits.
+    pub prefix: u8,
+    /// The gateway.
+    pub gateway: Ipv4Addr,
+    /// Name servers.
+    pub dns: Vec<IpAddr>,
+}
+
+/// What a driver can do; a conformance test proves each.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// [`Machine::pause`] and [`Machine::resume`].
+    pub pause: bool,
+    /// [`MachineSpec::network`] may be [`NetworkMode::User`].
+    pub user_network: bool,
+    /// [`Machine::sever`].
+    pub sever: bool,
+}
+
+/// How a VMM's process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// With this exit code.
+    Code(i32),
+    /// By this signal.
+    Signal(i32),
+}
+
+/// A driver: one way to run machines.
+pub trait Hypervisor: Send + Sync {
+    /// Which backend it is.
+    fn backend(&self) -> Backend;
+
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// The network a guest finds; `None` if `mode` gives it none.
+    fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan>;
+
+    /// Launches a machine and returns once its VMM runs. Listeners for the
+    /// guest's connections (`<uds>_<port>`) must exist before this is called.
+    ///
+    /// # Errors
+    /// The driver's error; nothing is left behind then.
+    fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, crate::Error>;
+}
+
+/// A machine whose VMM was launched. Dropping it kills the VMM, waits for it
+/// and removes the driver's sockets.
+pub trait Machine: Send + Sync {
+    /// The VMM's process.
+    fn vmm(&self) -> ProcessIdentity;
+
+    /// Becomes readable when the VMM ended (a pidfd).
+    fn exit_fd(&self) -> BorrowedFd<'_>;
+
+    /// Waits at most `limit` for the VMM to end. May be called again after it did.
+    ///
+    /// # Errors
+    /// If the process cannot be waited for.
+    fn wait(&self, limit: Duration) -> Result<Option<Exit>, crate::Error>;
+
+    /// Where the host connects to guest ports.
+    fn vsock(&self) -> &Path;
+
+    /// Freezes all vCPUs; returns once they are. Freezing a frozen machine is no error.
+    ///
+    /// # Errors
+    /// If the VMM does not obey within a few seconds.
+    fn pause(&self) -> Result<(), crate::Error>;
+
+    /// Thaws all vCPUs. Thawing a running machine is no error.
+    ///
+    /// # Errors
+    /// If the VMM does not obey within a few seconds.
+    fn resume(&self) -> Result<(), crate::Error>;
+
+    /// Cuts the network and all vsock connections and refuses new ones, at once and for good.
+    ///
+    /// # Errors
+    /// If the VMM does not obey; whatever could be cut is cut.
+    fn sever(&self) -> Result<(), crate::Error>;
+
+    /// Kills the VMM. Killing a dead one is no error.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    fn kill(&self) -> Result<(), crate::Error>;
+}

@@ -1,0 +1,160 @@
+//! The guest protocol: host and guest agent over vsock.
+//!
+//! 1. The agent connects to the host's [`HELLO_PORT`] and sends
+//!    [`GuestMessage::Hello`]. This is the *control connection*; it lives as
+//!    long as the machine, and when it ends the agent powers the guest off.
+//! 2. The host answers [`HostMessage::Configure`]. The agent applies it and
+//!    sends [`GuestMessage::Ready`], or [`GuestMessage::BootFailed`].
+//! 3. The host opens sessions to the agent's [`AGENT_PORT`], one stream each
+//!    (see [`crate::exec`]).
+//! 4. [`HostMessage::Shutdown`] ends the workload, syncs, unmounts, and powers off.
+//!
+//! Messages of the control connection are [`FrameKind::Control`] frames.
+//! Unknown fields are ignored; an unknown message is an error.
+//!
+//! [`FrameKind::Control`]: crate::FrameKind::Control
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::exec::{ExecRequest, StartFailure};
+
+/// The version of this protocol. Host and agent come from one executable, so
+/// they are the same or something is wrong.
+pub const GUEST_PROTOCOL: u32 = 1;
+
+/// The host's vsock port for the control connection.
+pub const HELLO_PORT: u32 = 1023;
+
+/// The agent's vsock port for sessions.
+pub const AGENT_PORT: u32 = 1024;
+
+/// The vsock context identifier of the guest. Each machine has a vsock of its own.
+pub const GUEST_CID: u32 = 3;
+
+/// The virtio-blk serial of the base disk; the first disk where a VMM has no serials.
+pub const BASE_SERIAL: &str = "base";
+
+/// The virtio-blk serial of the scratch disk; the second disk where a VMM has no serials.
+pub const SCRATCH_SERIAL: &str = "scratch";
+
+/// From the agent to the host.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum GuestMessage {
+    /// First words.
+    Hello {
+        /// [`GUEST_PROTOCOL`].
+        protocol: u32,
+        /// The running kernel's release (`uname -r`).
+        kernel_release: String,
+        /// Milliseconds from the kernel's start to the agent's.
+        kernel_ms: u64,
+    },
+    /// The root is in place and sessions are served.
+    Ready {
+        /// Milliseconds from the kernel's start to now.
+        uptime_ms: u64,
+    },
+    /// The agent cannot go on; it powers off after this.
+    BootFailed {
+        /// What it was doing, such as `mount the base disk`.
+        stage: String,
+        /// What went wrong.
+        message: String,
+    },
+    /// The guest is going down: the agent got a shutdown request, or somebody
+    /// inside asked for it (`poweroff`, `reboot`).
+    GoingDown {
+        /// Whether the host asked for it.
+        requested: bool,
+        /// Whether everything was synced and unmounted.
+        clean: bool,
+    },
+}
+
+/// From the host to the agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", rename_all = "snake_case")]
+pub enum HostMessage {
+    /// Everything the guest is told about itself.
+    Configure(Box<BootConfig>),
+    /// End the workload by its stop signal, then everything else, and power off.
+    Shutdown {
+        /// How long the workload may take before it is killed, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Set the guest's clock (after the host slept, or a resume).
+    SetClock {
+        /// Nanoseconds since 1970, UTC.
+        unix_nanos: u64,
+    },
+}
+
+/// What one boot of a workspace is told. Nothing of this is on a disk.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootConfig {
+    /// The host name.
+    pub hostname: String,
+    /// The host's clock, nanoseconds since 1970, UTC.
+    pub unix_nanos: u64,
+    /// Fresh random bytes of the host for the guest's random number generator, in hexadecimal.
+    pub entropy: String,
+    /// How the guest is connected, if at all.
+    #[serde(default)]
+    pub network: Option<GuestNetwork>,
+    /// Disks to mount after the root, in order.
+    #[serde(default)]
+    pub disks: Vec<DiskMount>,
+}
+
+/// Static network settings for the guest's one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestNetwork {
+    /// The interface's IPv4 address.
+    pub address: Ipv4Addr,
+    /// The length of its network prefix, in bits.
+    pub prefix: u8,
+    /// The default gateway.
+    pub gateway: Ipv4Addr,
+    /// Name servers, in order.
+    pub dns: Vec<IpAddr>,
+}
+
+/// An extra disk and where it goes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DiskMount {
+    /// The disk's virtio-blk serial.
+    pub serial: String,
+    /// Absolute path in the guest; made if missing.
+    pub mountpoint: String,
+    /// Whether it is mounted read-only.
+    pub read_only: bool,
+}
+
+/// Opens a session on the agent's port.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "session", rename_all = "snake_case")]
+pub enum SessionRequest {
+    /// Run a process.
+    Exec(ExecRequest),
+}
+
+/// The agent's answer to a [`SessionRequest`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "reply", rename_all = "snake_case")]
+pub enum SessionReply {
+    /// It runs; frames follow.
+    Started {
+        /// Its process number in the guest.
+        pid: u32,
+    },
+    /// It never ran; the session is over.
+    Failed {
+        /// Why.
+        reason: StartFailure,
+        /// The same for a person.
+        message: String,
+    },
+}

@@ -1,0 +1,176 @@
+//! What a supervisor needs to know to boot one workspace.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    name::WorkspaceName,
+    units::{Mebibytes, VcpuCount},
+};
+
+/// A way to run machines.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Backend {
+    /// QEMU with KVM.
+    QemuKvm,
+    /// QEMU with software emulation.
+    QemuTcg,
+}
+
+impl Backend {
+    /// Every backend.
+    pub const ALL: [Self; 2] = [Self::QemuKvm, Self::QemuTcg];
+
+    /// Its name on the command line and on the wire.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::QemuKvm => "qemu-kvm",
+            Self::QemuTcg => "qemu-tcg",
+        }
+    }
+}
+
+impl std::fmt::Display for Backend {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Which backend to use.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BackendChoice {
+    /// The best one that was proved to work on this host.
+    #[default]
+    Auto,
+    /// QEMU, with KVM where it was proved to work.
+    Qemu,
+    /// This one or none.
+    #[serde(untagged)]
+    Only(Backend),
+}
+
+/// Not a backend's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a backend; use auto, qemu, qemu-kvm or qemu-tcg")]
+pub struct InvalidBackend {
+    input: String,
+}
+
+impl std::str::FromStr for BackendChoice {
+    type Err = InvalidBackend;
+
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        Ok(match input {
+            "auto" => Self::Auto,
+            "qemu" => Self::Qemu,
+            other => Self::Only(
+                Backend::ALL
+                    .into_iter()
+                    .find(|backend| backend.as_str() == other)
+                    .ok_or_else(|| InvalidBackend {
+                        input: input.to_owned(),
+                    })?,
+            ),
+        })
+    }
+}
+
+impl std::fmt::Display for BackendChoice {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Qemu => f.write_str("qemu"),
+            Self::Only(backend) => backend.fmt(f),
+        }
+    }
+}
+
+/// How a workspace is connected.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkMode {
+    /// Outbound connections through the host's user-mode network.
+    #[default]
+    User,
+    /// No network interface but loopback.
+    Isolated,
+}
+
+impl std::str::FromStr for NetworkMode {
+    type Err = InvalidNetworkMode;
+
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        match input {
+            "user" => Ok(Self::User),
+            "isolated" => Ok(Self::Isolated),
+            _ => Err(InvalidNetworkMode {
+                input: input.to_owned(),
+            }),
+        }
+    }
+}
+
+impl std::fmt::Display for NetworkMode {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::User => "user",
+            Self::Isolated => "isolated",
+        })
+    }
+}
+
+/// Not a network mode.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "{input:?} is not a network mode; use user (outbound connections) or isolated (loopback only)"
+)]
+pub struct InvalidNetworkMode {
+    input: String,
+}
+
+/// One boot of one workspace. All paths are absolute.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaunchSpec {
+    /// The workspace's name.
+    pub workspace: WorkspaceName,
+    /// Its directory: the supervisor writes `events.jsonl`, `result.json`,
+    /// `console.log` and `supervisor.log` there.
+    pub directory: PathBuf,
+    /// A short private directory (0700) for sockets, made by the caller and
+    /// removed by the supervisor when it ends.
+    pub runtime_dir: PathBuf,
+    /// Which backend to use.
+    pub backend: BackendChoice,
+    /// Guest memory.
+    pub memory: Mebibytes,
+    /// vCPUs.
+    pub vcpus: VcpuCount,
+    /// The kernel, an uncompressed ELF image.
+    pub kernel: PathBuf,
+    /// The initramfs with the guest agent in it.
+    pub initramfs: PathBuf,
+    /// The read-only base disk.
+    pub base_disk: PathBuf,
+    /// The workspace's own writable disk.
+    pub scratch_disk: PathBuf,
+    /// How it is connected.
+    pub network: NetworkMode,
+    /// The guest's host name.
+    pub hostname: String,
+    /// How long one boot attempt may take until the guest is ready, in milliseconds.
+    pub boot_timeout_ms: u64,
+    /// How long the machine may live in all, in milliseconds; the supervisor enforces it.
+    #[serde(default)]
+    pub time_limit_ms: Option<u64>,
+    /// Whether the machine lives only as long as the program that launched it:
+    /// the first connection to subscribe as owner, and before it the launching process.
+    pub owned: bool,
+    /// The most bytes of each output stream kept in the result.
+    pub capture_limit: u32,
+    /// The most bytes of console log kept (one older file of the same size beside it).
+    pub console_limit: u32,
+}

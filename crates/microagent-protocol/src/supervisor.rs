@@ -1,0 +1,449 @@
+//! The supervisor protocol: any program and the supervisor of one machine.
+//!
+//! **Streaming form.** A private Unix socket. A client sends a
+//! [`FrameKind::Request`] frame holding a [`Request`] and gets one
+//! [`FrameKind::Response`] frame holding a [`Response`]; requests follow each
+//! other on one connection. Two commands change the connection for good:
+//! after [`Command::Exec`] was answered with [`Answer::Started`] it is an exec
+//! session ([`crate::exec`]); after [`Command::Subscribe`] it carries
+//! [`FrameKind::Event`] frames until it closes.
+//!
+//! **One-shot form.** `microagent-supervisor` reads one [`Request`] as JSON
+//! from standard input and writes one [`Response`] as a line of JSON to
+//! standard output. [`Command::Host`] and [`Command::Check`] then end the
+//! process (exit code 0 if `ok`); [`Command::Launch`] leaves a supervisor
+//! behind, which listens at the socket named in the answer.
+//!
+//! Unknown fields are ignored, unknown commands and versions refused.
+//!
+//! [`FrameKind::Request`]: crate::FrameKind::Request
+//! [`FrameKind::Response`]: crate::FrameKind::Response
+//! [`FrameKind::Event`]: crate::FrameKind::Event
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    exec::{ExecRequest, ExitStatus},
+    identity::ProcessIdentity,
+    launch::{Backend, BackendChoice, LaunchSpec},
+    name::WorkspaceName,
+    output::CapturedOutput,
+    state::{EndCause, State},
+    time::Timestamp,
+};
+
+/// The version of this protocol.
+pub const SUPERVISOR_PROTOCOL: u32 = 1;
+
+/// The control socket's file name in the runtime directory.
+pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// A request to a supervisor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// [`SUPERVISOR_PROTOCOL`].
+    pub protocol: u32,
+    /// Chosen by the client and given back in the answer.
+    #[serde(default)]
+    pub id: String,
+    /// What to do.
+    #[serde(flatten)]
+    pub command: Command,
+}
+
+impl Request {
+    /// A request of this version.
+    #[must_use]
+    pub fn new(command: Command) -> Self {
+        Self {
+            protocol: SUPERVISOR_PROTOCOL,
+            id: String::new(),
+            command,
+        }
+    }
+}
+
+/// What a supervisor can be asked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "command", content = "arguments", rename_all = "snake_case")]
+pub enum Command {
+    /// One-shot: what can this host run? Boots a probe.
+    Host(HostQuery),
+    /// One-shot: would this launch be accepted? Boots nothing.
+    Check(Box<LaunchSpec>),
+    /// One-shot: boot it and supervise it.
+    Launch(Box<LaunchSpec>),
+    /// Where is it now?
+    Inspect,
+    /// Follow its events, those that happened already first.
+    Subscribe {
+        /// Whether the machine is to end when this connection does.
+        owner: bool,
+    },
+    /// Run a process in the guest; waits for the guest to be ready.
+    Exec(ExecRequest),
+    /// Shut it down cleanly; ends `halted`.
+    Halt {
+        /// How long the workload may take, in milliseconds.
+        grace_ms: u64,
+    },
+    /// Like halt with a short grace, then by force; ends `stopped`.
+    Stop {
+        /// How long a clean shutdown may take, in milliseconds.
+        grace_ms: u64,
+    },
+    /// End it at once; ends `stopped`.
+    Kill,
+    /// Freeze its vCPUs.
+    Pause,
+    /// Thaw its vCPUs.
+    Resume,
+    /// Freeze it, sever every connection, keep the evidence.
+    Quarantine,
+}
+
+/// The arguments of [`Command::Host`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostQuery {
+    /// Which backend is asked for.
+    #[serde(default)]
+    pub backend: BackendChoice,
+    /// A kernel and initramfs to boot as the probe; without them only the VMM
+    /// and the accelerators are probed.
+    #[serde(default)]
+    pub probe: Option<ProbeGuest>,
+    /// Where verdicts are kept for the rest of this boot of the host.
+    #[serde(default)]
+    pub cache_dir: Option<PathBuf>,
+    /// Prove everything again, whatever was kept.
+    #[serde(default)]
+    pub fresh: bool,
+}
+
+/// A guest to prove that the host can boot one.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeGuest {
+    /// The kernel, an uncompressed ELF image.
+    pub kernel: PathBuf,
+    /// The initramfs with the guest agent in it.
+    pub initramfs: PathBuf,
+}
+
+/// A supervisor's answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Response {
+    /// [`SUPERVISOR_PROTOCOL`].
+    pub protocol: u32,
+    /// The request's identifier.
+    #[serde(default)]
+    pub id: String,
+    /// Whether it was done.
+    pub ok: bool,
+    /// The answer, if it was done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Answer>,
+    /// The reason, if it was not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<ErrorReport>,
+}
+
+impl Response {
+    /// The answer to the request `id`.
+    #[must_use]
+    pub fn new(id: impl Into<String>, outcome: Result<Answer, ErrorReport>) -> Self {
+        let (ok, answer, error) = match outcome {
+            Ok(answer) => (true, Some(answer), None),
+            Err(error) => (false, None, Some(error)),
+        };
+        Self {
+            protocol: SUPERVISOR_PROTOCOL,
+            id: id.into(),
+            ok,
+            answer,
+            error,
+        }
+    }
+
+    /// The answer or the error; a response with neither is an internal error.
+    ///
+    /// # Errors
+    /// The supervisor's error.
+    pub fn into_result(self) -> Result<Answer, ErrorReport> {
+        match (self.ok, self.answer, self.error) {
+            (true, Some(answer), _) => Ok(answer),
+            (_, _, Some(error)) => Err(error),
+            _ => Err(ErrorReport::new(
+                ErrorKind::Internal,
+                "the supervisor sent an empty response",
+            )),
+        }
+    }
+}
+
+/// What a request brought.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "type", content = "value", rename_all = "snake_case")]
+pub enum Answer {
+    /// To `host`.
+    Host(HostReport),
+    /// To `check`: it would be accepted, with this backend.
+    Accepted(Backend),
+    /// To `launch`.
+    Launched(Launched),
+    /// To `inspect`, and to every control command: how it is now.
+    Status(Box<Status>),
+    /// To `subscribe`: events follow.
+    Subscribed,
+    /// To `exec`: the connection is a session from here on.
+    Started {
+        /// The process number in the guest.
+        pid: u32,
+    },
+}
+
+/// A supervisor that listens.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Launched {
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its process.
+    pub supervisor: ProcessIdentity,
+}
+
+/// How a machine is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// The workspace.
+    pub workspace: WorkspaceName,
+    /// Its state.
+    pub state: State,
+    /// The last event's number.
+    pub sequence: u64,
+    /// The backend in use, once it was chosen.
+    #[serde(default)]
+    pub backend: Option<Backend>,
+    /// The supervisor's process.
+    pub supervisor: ProcessIdentity,
+    /// The VMM's process, while there is one.
+    #[serde(default)]
+    pub vmm: Option<ProcessIdentity>,
+    /// Why it ended, once it did.
+    #[serde(default)]
+    pub end: Option<EndCause>,
+}
+
+/// What kind of failure it was, for programs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ErrorKind {
+    /// What was named does not exist.
+    NotFound,
+    /// It cannot be done in the present state.
+    Conflict,
+    /// The request is wrong.
+    Invalid,
+    /// This host or backend cannot do it.
+    Unsupported,
+    /// It may work when tried again.
+    Transient,
+    /// It will fail the same way again.
+    Permanent,
+    /// A defect of microagent.
+    Internal,
+}
+
+/// A failure that can cross a process boundary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}{}", .remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default())]
+pub struct ErrorReport {
+    /// For programs.
+    pub kind: ErrorKind,
+    /// For people: who, what, why.
+    pub message: String,
+    /// For people: now what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// Whether trying again may help.
+    #[serde(default)]
+    pub retryable: bool,
+    /// More to look at: the end of the console or the VMM's own words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+}
+
+impl ErrorReport {
+    /// A report with a kind and a message; transient ones are retryable.
+    #[must_use]
+    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
+        Self {
+            kind,
+            message: message.into(),
+            remedy: None,
+            retryable: kind == ErrorKind::Transient,
+            detail: None,
+        }
+    }
+
+    /// The same with what to do about it.
+    #[must_use]
+    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
+        self.remedy = Some(remedy.into());
+        self
+    }
+
+    /// The same with more to look at.
+    #[must_use]
+    pub fn detail(mut self, detail: impl Into<String>) -> Self {
+        self.detail = Some(detail.into());
+        self
+    }
+}
+
+/// One line of `events.jsonl`, and one frame to a subscriber.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Event {
+    /// Counts from 1 over the workspace's whole life.
+    pub sequence: u64,
+    /// When.
+    pub at: Timestamp,
+    /// The state after it.
+    pub state: State,
+    /// What happened.
+    #[serde(flatten)]
+    pub kind: EventKind,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
+pub enum EventKind {
+    /// A machine is about to be launched.
+    Starting {
+        /// The backend in use.
+        backend: Backend,
+        /// Why this one, for people.
+        reason: String,
+    },
+    /// The VMM runs.
+    VmmStarted {
+        /// Its process.
+        vmm: ProcessIdentity,
+        /// Milliseconds from the launch to now.
+        ms: u64,
+    },
+    /// The first boot attempt came to nothing; another machine type is tried.
+    BootRetried {
+        /// What happened.
+        reason: String,
+    },
+    /// The agent said hello.
+    GuestHello {
+        /// The kernel's release.
+        kernel_release: String,
+        /// Milliseconds from the launch to now.
+        ms: u64,
+        /// Milliseconds from the kernel's start to the agent's, by the guest's clock.
+        kernel_ms: u64,
+    },
+    /// The guest is ready for sessions.
+    GuestReady {
+        /// Milliseconds from the launch to now.
+        ms: u64,
+    },
+    /// The workload runs.
+    WorkloadStarted {
+        /// Milliseconds from the launch to now.
+        ms: u64,
+    },
+    /// The workload ended.
+    WorkloadExited {
+        /// How.
+        exit: ExitStatus,
+        /// Milliseconds from the launch to now.
+        ms: u64,
+    },
+    /// Its vCPUs are frozen.
+    Paused,
+    /// Its vCPUs run again.
+    Resumed,
+    /// It is contained.
+    Quarantined,
+    /// The machine is gone. The last event of a boot.
+    Ended {
+        /// Why.
+        cause: EndCause,
+        /// More for people: the console's last words, for example.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+        /// Milliseconds from the launch to now.
+        ms: u64,
+    },
+}
+
+/// `result.json`: what became of the workload.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WorkloadResult {
+    /// When the workload was started.
+    pub started_at: Timestamp,
+    /// When it ended.
+    pub exited_at: Timestamp,
+    /// How it ended, if it was seen to.
+    pub exit: Option<ExitStatus>,
+    /// The exit code for shells, if it was seen to end.
+    pub exit_code: Option<u8>,
+    /// How often the guest's kernel killed a process for lack of memory meanwhile.
+    #[serde(default)]
+    pub oom_kills: u64,
+    /// The kept part of its standard output.
+    pub stdout: CapturedOutput,
+    /// The kept part of its standard error.
+    pub stderr: CapturedOutput,
+}
+
+/// What this host can run, and how that is known.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostReport {
+    /// `linux`, `macos` or `windows`.
+    pub os: String,
+    /// `x86_64` or `aarch64`.
+    pub architecture: String,
+    /// The backend that would be used, if any works.
+    pub chosen: Option<Backend>,
+    /// Why that one.
+    pub reason: String,
+    /// Everything that was looked at.
+    pub checks: Vec<HostCheck>,
+}
+
+/// A verdict on one thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Verdict {
+    /// It works, and was seen to.
+    Ready,
+    /// It works less well than it could.
+    Degraded,
+    /// It does not work.
+    Unusable,
+}
+
+/// One thing that was looked at by doing what a boot does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostCheck {
+    /// A short stable name, such as `kvm`.
+    pub name: String,
+    /// The verdict.
+    pub verdict: Verdict,
+    /// Whether nothing can run without it.
+    pub required: bool,
+    /// What was seen.
+    pub detail: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// How long it took, in milliseconds.
+    #[serde(default)]
+    pub ms: u64,
+}
