@@ -1,4 +1,5 @@
 //! Holds the arrows that ARCHITECTURE.md draws: who may depend on whom.
+#![allow(clippy::expect_used, clippy::unwrap_used)]
 
 use std::{collections::BTreeMap, process::Command};
 
