@@ -43,7 +43,8 @@ fn embed_guest() -> Result<(), Box<dyn Error>> {
             let path = PathBuf::from(path);
             println!("cargo::rerun-if-changed={}", path.display());
             check_static(
-                fs::read(&path).map_err(|e| format!("{PREBUILT}: cannot read {}: {e}", path.display()))?,
+                fs::read(&path)
+                    .map_err(|e| format!("{PREBUILT}: cannot read {}: {e}", path.display()))?,
                 &path,
             )?
         }
@@ -60,7 +61,10 @@ fn embed_guest() -> Result<(), Box<dyn Error>> {
         }
     };
 
-    let digest: String = Sha256::digest(&guest).iter().map(|byte| format!("{byte:02x}")).collect();
+    let digest: String = Sha256::digest(&guest)
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
     fs::write(out_dir.join("guest"), &guest)?;
     println!("cargo::rustc-env=MICROAGENT_GUEST_SHA256={digest}");
     Ok(())
@@ -78,7 +82,10 @@ fn compile_guest(out_dir: &Path, target: &str) -> Result<PathBuf, Box<dyn Error>
         .parent()
         .ok_or("this crate has no parent directory")?
         .to_owned();
-    let workspace = crates.parent().ok_or("the crates have no workspace directory")?.to_owned();
+    let workspace = crates
+        .parent()
+        .ok_or("the crates have no workspace directory")?
+        .to_owned();
     for source in GUEST_SOURCES {
         println!("cargo::rerun-if-changed={}", crates.join(source).display());
     }
@@ -90,7 +97,16 @@ fn compile_guest(out_dir: &Path, target: &str) -> Result<PathBuf, Box<dyn Error>
     let mut cargo = Command::new(required_env("CARGO")?);
     cargo
         .arg("build")
-        .args(["--package", GUEST, "--bin", GUEST, "--profile", "guest", "--target", target])
+        .args([
+            "--package",
+            GUEST,
+            "--bin",
+            GUEST,
+            "--profile",
+            "guest",
+            "--target",
+            target,
+        ])
         .arg("--manifest-path")
         .arg(workspace.join("Cargo.toml"))
         .arg("--target-dir")
@@ -105,9 +121,14 @@ fn compile_guest(out_dir: &Path, target: &str) -> Result<PathBuf, Box<dyn Error>
         }
     }
     // Position-dependent: nothing to relocate at start, smaller, and PID 1 of a VM gains nothing from a random base.
-    cargo.env("RUSTFLAGS", "-C target-feature=+crt-static -C relocation-model=static");
+    cargo.env(
+        "RUSTFLAGS",
+        "-C target-feature=+crt-static -C relocation-model=static",
+    );
 
-    let output = cargo.output().map_err(|e| format!("cannot start cargo to build {GUEST}: {e}"))?;
+    let output = cargo
+        .output()
+        .map_err(|e| format!("cannot start cargo to build {GUEST}: {e}"))?;
     if !output.status.success() {
         return Err(format!(
             "building {GUEST} as a static binary failed ({}). It needs a C linker and a static C library \
@@ -124,12 +145,30 @@ fn compile_guest(out_dir: &Path, target: &str) -> Result<PathBuf, Box<dyn Error>
 /// `cargo clippy`, coverage runs and cross builds would each build it anew, or wrongly.
 fn belongs_to_outer_build(name: &str) -> bool {
     const EXACT: [&str; 14] = [
-        "RUSTFLAGS", "RUSTDOCFLAGS", "RUSTC_WRAPPER", "RUSTC_WORKSPACE_WRAPPER", "RUSTC_LINKER", "CLIPPY_ARGS",
-        "CLIPPY_CONF_DIR", "LLVM_PROFILE_FILE", "TARGET", "HOST", "PROFILE", "OPT_LEVEL", "DEBUG", "OUT_DIR",
+        "RUSTFLAGS",
+        "RUSTDOCFLAGS",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTC_LINKER",
+        "CLIPPY_ARGS",
+        "CLIPPY_CONF_DIR",
+        "LLVM_PROFILE_FILE",
+        "TARGET",
+        "HOST",
+        "PROFILE",
+        "OPT_LEVEL",
+        "DEBUG",
+        "OUT_DIR",
     ];
     // Where packages come from, how many jobs may run, which linker to use for the target.
-    const KEPT: [&str; 6] =
-        ["CARGO_HOME", "CARGO_NET_", "CARGO_HTTP_", "CARGO_REGISTR", "CARGO_MAKEFLAGS", "CARGO_SOURCE_"];
+    const KEPT: [&str; 6] = [
+        "CARGO_HOME",
+        "CARGO_NET_",
+        "CARGO_HTTP_",
+        "CARGO_REGISTR",
+        "CARGO_MAKEFLAGS",
+        "CARGO_SOURCE_",
+    ];
     let linker = name.starts_with("CARGO_TARGET_") && name.ends_with("_LINKER");
     EXACT.contains(&name)
         || name.starts_with("DEP_")
@@ -142,7 +181,13 @@ fn guest_target_dir(out_dir: &Path, target: &str) -> PathBuf {
         .ancestors()
         .find(|path| path.file_name().is_some_and(|name| name == "build"))
         .and_then(|build| build.parent()?.parent())
-        .map(|root| if root.ends_with(target) { root.parent().unwrap_or(root) } else { root });
+        .map(|root| {
+            if root.ends_with(target) {
+                root.parent().unwrap_or(root)
+            } else {
+                root
+            }
+        });
     root.unwrap_or(out_dir).join("guest")
 }
 
@@ -152,7 +197,12 @@ fn check_static(guest: Vec<u8>, path: &Path) -> Result<Vec<u8>, Box<dyn Error>> 
     let name = path.display();
     let number = |offset: usize, width: usize| -> Option<usize> {
         let bytes = guest.get(offset..offset.checked_add(width)?)?;
-        Some(bytes.iter().rev().fold(0, |value, byte| (value << 8) | usize::from(*byte)))
+        Some(
+            bytes
+                .iter()
+                .rev()
+                .fold(0, |value, byte| (value << 8) | usize::from(*byte)),
+        )
     };
     if guest.get(..5) != Some(b"\x7fELF\x02") {
         return Err(format!("{name} is not a 64-bit ELF program").into());
@@ -161,11 +211,17 @@ fn check_static(guest: Vec<u8>, path: &Path) -> Result<Vec<u8>, Box<dyn Error>> 
     let (Some(start), Some(size), Some(count)) = headers else {
         return Err(format!("{name} has a truncated ELF header").into());
     };
-    if (0..count).any(|index| number(start.saturating_add(index * size), 4) == Some(PT_INTERP as usize)) {
+    if (0..count)
+        .any(|index| number(start.saturating_add(index * size), 4) == Some(PT_INTERP as usize))
+    {
         return Err(format!("{name} is dynamically linked; the guest agent must be static").into());
     }
     if guest.len() > MAX_GUEST_BYTES {
-        return Err(format!("{name} is {} bytes; the guest agent may have {MAX_GUEST_BYTES}", guest.len()).into());
+        return Err(format!(
+            "{name} is {} bytes; the guest agent may have {MAX_GUEST_BYTES}",
+            guest.len()
+        )
+        .into());
     }
     Ok(guest)
 }

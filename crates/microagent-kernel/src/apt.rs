@@ -37,7 +37,10 @@ pub(crate) fn default_metapackages() -> Vec<String> {
         "aarch64" => "arm64",
         other => other,
     };
-    vec![format!("linux-image-cloud-{architecture}"), "linux-image-virtual".to_owned()]
+    vec![
+        format!("linux-image-cloud-{architecture}"),
+        "linux-image-virtual".to_owned(),
+    ]
 }
 
 /// The packages that hold the kernel the first known of `names` stands for: the image, and on some distributions
@@ -46,24 +49,47 @@ pub(crate) fn resolve(names: &[String], directory: &Path) -> Result<Vec<Package>
     for name in names {
         check_name(name)?;
     }
-    let Some(mut image) = names.iter().find_map(|name| show(name, directory).transpose()).transpose()? else {
-        return Err(KernelError::PackageUnknown { packages: names.to_vec() });
+    let Some(mut image) = names
+        .iter()
+        .find_map(|name| show(name, directory).transpose())
+        .transpose()?
+    else {
+        return Err(KernelError::PackageUnknown {
+            packages: names.to_vec(),
+        });
     };
     // A meta-package has no kernel of its own, but depends on the one that has. Meta-packages of meta-packages exist.
     for _ in 0..3 {
-        let Some(next) = image.depends.iter().find(|name| name.starts_with("linux-image-")) else { break };
+        let Some(next) = image
+            .depends
+            .iter()
+            .find(|name| name.starts_with("linux-image-"))
+        else {
+            break;
+        };
         image = require(next, directory)?;
     }
-    let modules = image.depends.iter().filter(|name| name.starts_with("linux-modules-"));
-    let modules = modules.map(|name| require(name, directory)).collect::<Result<Vec<_>>>()?;
+    let modules = image
+        .depends
+        .iter()
+        .filter(|name| name.starts_with("linux-modules-"));
+    let modules = modules
+        .map(|name| require(name, directory))
+        .collect::<Result<Vec<_>>>()?;
     Ok(std::iter::once(image).chain(modules).collect())
 }
 
 /// Downloads a package into `directory` and returns its bytes, which are those the package lists promise.
 pub(crate) fn download(package: &Package, directory: &Path) -> Result<Vec<u8>> {
-    let invalid = |reason: String| KernelError::InvalidPackage { package: package.name.clone(), reason };
+    let invalid = |reason: String| KernelError::InvalidPackage {
+        package: package.name.clone(),
+        reason,
+    };
     if package.size > MAX_PACKAGE {
-        return Err(invalid(format!("it has {} bytes; at most {MAX_PACKAGE} are downloaded", package.size)));
+        return Err(invalid(format!(
+            "it has {} bytes; at most {MAX_PACKAGE} are downloaded",
+            package.size
+        )));
     }
     let target = directory.join(&package.name);
     fs::create_dir(&target).context("create", &target)?;
@@ -78,19 +104,27 @@ pub(crate) fn download(package: &Package, directory: &Path) -> Result<Vec<u8>> {
     run("apt-get", &arguments, &target, DOWNLOAD_TIMEOUT, REMEDY)?;
 
     let mut entries = fs::read_dir(&target).context("list", &target)?;
-    let entry = entries.next().ok_or_else(|| invalid("apt-get download left no file".to_owned()))?;
+    let entry = entries
+        .next()
+        .ok_or_else(|| invalid("apt-get download left no file".to_owned()))?;
     let path = entry.context("list", &target)?.path();
     let bytes = fs::read(&path).context("read", &path)?;
     let found = sha256(&bytes);
     if found != package.sha256 {
-        return Err(KernelError::DigestMismatch { name: wanted, expected: package.sha256.clone(), found });
+        return Err(KernelError::DigestMismatch {
+            name: wanted,
+            expected: package.sha256.clone(),
+            found,
+        });
     }
     fs::remove_dir_all(&target).context("remove", &target)?;
     Ok(bytes)
 }
 
 fn require(name: &str, directory: &Path) -> Result<Package> {
-    show(name, directory)?.ok_or_else(|| KernelError::PackageUnknown { packages: vec![name.to_owned()] })
+    show(name, directory)?.ok_or_else(|| KernelError::PackageUnknown {
+        packages: vec![name.to_owned()],
+    })
 }
 
 /// What the package lists say of the version that would be installed; `None` if there is no such package.
@@ -117,7 +151,11 @@ fn show(name: &str, directory: &Path) -> Result<Option<Package>> {
 /// Reads the first record of `apt-cache show`.
 fn parse(text: &str) -> Option<Package> {
     let record = text.split("\n\n").next()?;
-    let field = |name: &str| record.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    let field = |name: &str| {
+        record
+            .lines()
+            .find_map(|line| line.strip_prefix(name)?.strip_prefix(": "))
+    };
     let sha256 = field("SHA256")?.to_ascii_lowercase();
     let version = field("Version")?.to_owned();
     let name = field("Package")?.to_owned();
@@ -125,26 +163,46 @@ fn parse(text: &str) -> Option<Package> {
         .unwrap_or_default()
         .split(',')
         // Of alternatives the first is the preferred.
-        .filter_map(|dependency| dependency.split('|').next()?.split([' ', '(', ':']).find(|word| !word.is_empty()))
+        .filter_map(|dependency| {
+            dependency
+                .split('|')
+                .next()?
+                .split([' ', '(', ':'])
+                .find(|word| !word.is_empty())
+        })
         .map(str::to_owned)
         .collect();
     let sound = sha256.len() == 64
         && sha256.bytes().all(|byte| byte.is_ascii_hexdigit())
         && check_name(&name).is_ok()
-        && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".+-:~".contains(&byte));
-    sound.then_some(Package { name, version, sha256, size: field("Size")?.parse().ok()?, depends })
+        && version
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || b".+-:~".contains(&byte));
+    sound.then_some(Package {
+        name,
+        version,
+        sha256,
+        size: field("Size")?.parse().ok()?,
+        depends,
+    })
 }
 
 /// Refuses what is no package name (Debian Policy 5.6.7), above all options.
 fn check_name(name: &str) -> Result<()> {
     let sound = name.len() <= 128
         && name.starts_with(|first: char| first.is_ascii_lowercase() || first.is_ascii_digit())
-        && name.bytes().all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte));
+        && name.bytes().all(|byte| {
+            byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"+-.".contains(&byte)
+        });
     if sound {
         return Ok(());
     }
-    let reason = "it is no package name: lower-case letters, digits and + - . are allowed".to_owned();
-    Err(KernelError::InvalidPackage { package: name.to_owned(), reason })
+    let reason =
+        "it is no package name: lower-case letters, digits and + - . are allowed".to_owned();
+    Err(KernelError::InvalidPackage {
+        package: name.to_owned(),
+        reason,
+    })
 }
 
 #[cfg(test)]
@@ -158,8 +216,19 @@ mod tests {
     #[test]
     fn a_record_is_read() {
         let package = parse(RECORD).unwrap();
-        assert_eq!((package.name.as_str(), package.size), ("linux-image-6.8.0-31-generic", 14_928_068));
-        assert_eq!(package.depends, ["kmod", "linux-base", "linux-modules-6.8.0-31-generic", "initramfs-tools"]);
+        assert_eq!(
+            (package.name.as_str(), package.size),
+            ("linux-image-6.8.0-31-generic", 14_928_068)
+        );
+        assert_eq!(
+            package.depends,
+            [
+                "kmod",
+                "linux-base",
+                "linux-modules-6.8.0-31-generic",
+                "initramfs-tools"
+            ]
+        );
     }
 
     #[test]
@@ -179,7 +248,11 @@ mod tests {
     #[test]
     fn an_unknown_package_names_the_remedy() {
         let directory = tempfile::tempdir().unwrap();
-        let error = resolve(&["linux-image-there-is-no-such".to_owned()], directory.path()).unwrap_err();
+        let error = resolve(
+            &["linux-image-there-is-no-such".to_owned()],
+            directory.path(),
+        )
+        .unwrap_err();
         assert!(error.to_string().contains("apt-get update"), "{error}");
     }
 }

@@ -27,10 +27,19 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     remedy: &'static str,
 ) -> Result<String> {
     let deadline = Instant::now() + timeout;
-    let unavailable = |source| KernelError::ToolUnavailable { program: program.to_owned(), source, remedy };
+    let unavailable = |source| KernelError::ToolUnavailable {
+        program: program.to_owned(),
+        source,
+        remedy,
+    };
     let shown = || {
-        let words = arguments.iter().map(|argument| argument.as_ref().to_string_lossy().into_owned());
-        std::iter::once(program.to_owned()).chain(words).collect::<Vec<_>>().join(" ")
+        let words = arguments
+            .iter()
+            .map(|argument| argument.as_ref().to_string_lossy().into_owned());
+        std::iter::once(program.to_owned())
+            .chain(words)
+            .collect::<Vec<_>>()
+            .join(" ")
     };
     let mut child = Command::new(program)
         .args(arguments)
@@ -45,12 +54,20 @@ pub(crate) fn run<S: AsRef<OsStr>>(
         .map_err(unavailable)?;
     let output = drain(child.stdout.take());
     let errors = drain(child.stderr.take());
-    let received = |stream: mpsc::Receiver<Vec<u8>>| stream.recv_timeout(deadline.saturating_duration_since(Instant::now()));
+    let received = |stream: mpsc::Receiver<Vec<u8>>| {
+        stream.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    };
     let finished = received(output).ok().zip(received(errors).ok());
-    let status = finished.is_some().then(|| wait_until(&mut child, deadline)).flatten();
+    let status = finished
+        .is_some()
+        .then(|| wait_until(&mut child, deadline))
+        .flatten();
     let (Some((output, errors)), Some(status)) = (finished, status) else {
         end(&mut child);
-        return Err(KernelError::ToolTimedOut { program: shown(), after: timeout });
+        return Err(KernelError::ToolTimedOut {
+            program: shown(),
+            after: timeout,
+        });
     };
     if status.success() {
         return Ok(String::from_utf8_lossy(&output).into_owned());

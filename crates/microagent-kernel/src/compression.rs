@@ -37,21 +37,37 @@ impl Compression {
             (b"BZh", Compression::Bzip2),
             (b"\x89LZO", Compression::Lzo),
         ];
-        MAGIC.iter().find(|(magic, _)| bytes.starts_with(magic)).map(|(_, compression)| *compression)
+        MAGIC
+            .iter()
+            .find(|(magic, _)| bytes.starts_with(magic))
+            .map(|(_, compression)| *compression)
     }
 
     /// A decoder over `input`, for the formats that stream.
     pub(crate) fn reader<'a>(self, input: &'a [u8]) -> io::Result<Box<dyn Read + 'a>> {
         Ok(match self {
             Self::Gzip => Box::new(flate2::bufread::GzDecoder::new(input)),
-            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(input, false, DICTIONARY_LIMIT_KIB)),
-            Self::Lzma => Box::new(lzma_rust2::LzmaReader::new_mem_limit(input, DICTIONARY_LIMIT_KIB, None)?),
+            Self::Xz => Box::new(lzma_rust2::XzReader::new_mem_limit(
+                input,
+                false,
+                DICTIONARY_LIMIT_KIB,
+            )),
+            Self::Lzma => Box::new(lzma_rust2::LzmaReader::new_mem_limit(
+                input,
+                DICTIONARY_LIMIT_KIB,
+                None,
+            )?),
             Self::Zstd => Box::new(zstd::stream::read::Decoder::with_buffer(input)?.single_frame()),
-            Self::Lz4Legacy => Box::new(Lz4Legacy { input, block: io::Cursor::new(Vec::new()) }),
+            Self::Lz4Legacy => Box::new(Lz4Legacy {
+                input,
+                block: io::Cursor::new(Vec::new()),
+            }),
             Self::Bzip2 | Self::Lzo => {
                 return Err(io::Error::new(
                     io::ErrorKind::Unsupported,
-                    format!("{self:?} compression is not supported; gzip, xz, LZMA, zstd and LZ4 are"),
+                    format!(
+                        "{self:?} compression is not supported; gzip, xz, LZMA, zstd and LZ4 are"
+                    ),
                 ));
             }
         })
@@ -60,18 +76,32 @@ impl Compression {
 
 /// All of `input` decompressed, at most `limit` bytes. Bytes after the compressed stream are ignored: the kernel keeps
 /// the uncompressed size there.
-pub(crate) fn decompress(input: &[u8], compression: Compression, limit: usize) -> io::Result<Vec<u8>> {
+pub(crate) fn decompress(
+    input: &[u8],
+    compression: Compression,
+    limit: usize,
+) -> io::Result<Vec<u8>> {
     let mut output = Vec::new();
     // Linux's size_append; only a hint for the allocation, hence bounded and not believed.
-    if let Some(hint) = input.len().checked_sub(4).and_then(|at| elf::u32_at(input, at)) {
+    if let Some(hint) = input
+        .len()
+        .checked_sub(4)
+        .and_then(|at| elf::u32_at(input, at))
+    {
         let hint = hint as usize;
         if hint <= limit && hint / 64 <= input.len() {
             output.reserve_exact(hint.saturating_add(1));
         }
     }
-    compression.reader(input)?.take(limit as u64 + 1).read_to_end(&mut output)?;
+    compression
+        .reader(input)?
+        .take(limit as u64 + 1)
+        .read_to_end(&mut output)?;
     if output.len() > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("it expands to more than {limit} bytes")));
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it expands to more than {limit} bytes"),
+        ));
     }
     Ok(output)
 }
@@ -100,12 +130,18 @@ impl Lz4Legacy<'_> {
             return Ok(false);
         }
         let size = elf::u32_at(self.input, 0).unwrap_or(0) as usize;
-        let compressed = elf::range(self.input, 4, size)
-            .ok_or_else(|| io::Error::new(io::ErrorKind::UnexpectedEof, "an LZ4 block is cut short"))?;
+        let compressed = elf::range(self.input, 4, size).ok_or_else(|| {
+            io::Error::new(io::ErrorKind::UnexpectedEof, "an LZ4 block is cut short")
+        })?;
         let mut output = std::mem::take(&mut self.block).into_inner();
-        output.resize(LZ4_BLOCK, 0);
-        let written = lz4_flex::block::decompress_into(compressed, &mut output)
-            .map_err(|e| io::Error::new(io::ErrorKind::InvalidData, format!("an LZ4 block is damaged: {e}")))?;
+        // A byte of LZ4 stands for 255 bytes at most.
+        output.resize(compressed.len().saturating_mul(255).min(LZ4_BLOCK), 0);
+        let written = lz4_flex::block::decompress_into(compressed, &mut output).map_err(|e| {
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("an LZ4 block is damaged: {e}"),
+            )
+        })?;
         output.truncate(written);
         self.block = io::Cursor::new(output);
         self.input = self.input.get(4 + size..).unwrap_or_default();

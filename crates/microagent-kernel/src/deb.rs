@@ -18,15 +18,23 @@ const MAX_UNPACKED: u64 = 4 * 1024 * 1024 * 1024;
 const AR_HEADER: usize = 60;
 /// Name the kernel image is unpacked to.
 pub(crate) const KERNEL_FILE: &str = "vmlinuz";
+/// Name the kernel's configuration is unpacked to.
+pub(crate) const CONFIG_FILE: &str = "config";
 /// Directory the modules and `modules.builtin` are unpacked to, flat: module names are unique within a kernel.
 pub(crate) const MODULES_DIRECTORY: &str = "modules";
 
 /// Unpacks the kernel image, modules and `modules.builtin` of `package` into `directory`; `name` is for messages.
 pub(crate) fn unpack(name: &str, package: &[u8], directory: &Path) -> Result<()> {
-    let invalid = |reason: String| KernelError::InvalidPackage { package: name.to_owned(), reason };
-    let (member, data) = data_member(package).ok_or_else(|| invalid("it is no Debian package".to_owned()))?;
+    let invalid = |reason: String| KernelError::InvalidPackage {
+        package: name.to_owned(),
+        reason,
+    };
+    let (member, data) =
+        data_member(package).ok_or_else(|| invalid("it is no Debian package".to_owned()))?;
     let tar: Box<dyn Read + '_> = match Compression::detect(data) {
-        Some(compression) => compression.reader(data).map_err(|e| invalid(format!("{member}: {e}")))?,
+        Some(compression) => compression
+            .reader(data)
+            .map_err(|e| invalid(format!("{member}: {e}")))?,
         None => Box::new(data),
     };
     let modules = directory.join(MODULES_DIRECTORY);
@@ -40,11 +48,17 @@ pub(crate) fn unpack(name: &str, package: &[u8], directory: &Path) -> Result<()>
         if !entry.header().entry_type().is_file() {
             continue;
         }
-        let Some(wanted) = wanted(&entry.path_bytes()) else { continue };
+        let Some(wanted) = wanted(&entry.path_bytes()) else {
+            continue;
+        };
         let path = directory.join(&wanted);
         let mut file = File::create_new(&path).map_err(|e| match e.kind() {
             io::ErrorKind::AlreadyExists => invalid(format!("it has {wanted} twice")),
-            _ => KernelError::Io { action: "create", path: path.clone(), source: e },
+            _ => KernelError::Io {
+                action: "create",
+                path: path.clone(),
+                source: e,
+            },
         })?;
         io::copy(&mut entry, &mut file).map_err(damaged)?;
     }
@@ -56,13 +70,24 @@ pub(crate) fn unpack(name: &str, package: &[u8], directory: &Path) -> Result<()>
 fn wanted(path: &[u8]) -> Option<String> {
     let path = std::str::from_utf8(path).ok()?;
     let path = path.trim_start_matches("./").trim_start_matches('/');
-    if path.strip_prefix("boot/").is_some_and(|file| file.starts_with("vmlinuz-") && !file.contains('/')) {
-        return Some(KERNEL_FILE.to_owned());
+    if let Some(file) = path
+        .strip_prefix("boot/")
+        .filter(|file| !file.contains('/'))
+    {
+        let target = [("vmlinuz-", KERNEL_FILE), ("config-", CONFIG_FILE)];
+        return target
+            .iter()
+            .find(|(prefix, _)| file.starts_with(prefix))
+            .map(|(_, name)| (*name).to_owned());
     }
-    let path = path.strip_prefix("usr/").unwrap_or(path).strip_prefix("lib/modules/")?;
+    let path = path
+        .strip_prefix("usr/")
+        .unwrap_or(path)
+        .strip_prefix("lib/modules/")?;
     let (_release, path) = path.split_once('/')?;
     let file = path.rsplit('/').next()?;
-    (path == "modules.builtin" || module_file_stem(file).is_some()).then(|| format!("{MODULES_DIRECTORY}/{file}"))
+    (path == "modules.builtin" || module_file_stem(file).is_some())
+        .then(|| format!("{MODULES_DIRECTORY}/{file}"))
 }
 
 /// The name and content of the `ar` member that has the package's files.
@@ -70,8 +95,15 @@ fn data_member(package: &[u8]) -> Option<(&str, &[u8])> {
     let mut rest = package.strip_prefix(b"!<arch>\n")?;
     loop {
         let header = range(rest, 0, AR_HEADER)?;
-        let name = std::str::from_utf8(range(header, 0, 16)?).ok()?.trim_end().trim_end_matches('/');
-        let size: usize = std::str::from_utf8(range(header, 48, 10)?).ok()?.trim_end().parse().ok()?;
+        let name = std::str::from_utf8(range(header, 0, 16)?)
+            .ok()?
+            .trim_end()
+            .trim_end_matches('/');
+        let size: usize = std::str::from_utf8(range(header, 48, 10)?)
+            .ok()?
+            .trim_end()
+            .parse()
+            .ok()?;
         let content = range(rest, AR_HEADER, size)?;
         if name.starts_with("data.tar") {
             return Some((name, content));
@@ -87,25 +119,44 @@ mod tests {
 
     #[test]
     fn only_the_kernel_and_its_modules_are_wanted() {
-        assert_eq!(wanted(b"./boot/vmlinuz-6.1.0-1-cloud-amd64").as_deref(), Some("vmlinuz"));
-        assert_eq!(wanted(b"./usr/lib/modules/6.12/kernel/fs/ext4/ext4.ko.xz").as_deref(), Some("modules/ext4.ko.xz"));
-        assert_eq!(wanted(b"./lib/modules/6.1/modules.builtin").as_deref(), Some("modules/modules.builtin"));
+        assert_eq!(
+            wanted(b"./boot/vmlinuz-6.1.0-1-cloud-amd64").as_deref(),
+            Some("vmlinuz")
+        );
+        assert_eq!(wanted(b"./boot/config-6.1").as_deref(), Some("config"));
+        assert_eq!(
+            wanted(b"./usr/lib/modules/6.12/kernel/fs/ext4/ext4.ko.xz").as_deref(),
+            Some("modules/ext4.ko.xz")
+        );
+        assert_eq!(
+            wanted(b"./lib/modules/6.1/modules.builtin").as_deref(),
+            Some("modules/modules.builtin")
+        );
         for unwanted in [
-            &b"./boot/config-6.1"[..],
+            &b"./boot/System.map-6.1"[..],
             b"./boot/vmlinuz-/../../etc/passwd",
             b"./lib/modules/6.1/kernel/..",
             b"./lib/modules/6.1/kernel/a b.ko",
             b"./etc/passwd",
             b"./lib/modules/overlay.ko",
         ] {
-            assert_eq!(wanted(unwanted), None, "{}", String::from_utf8_lossy(unwanted));
+            assert_eq!(
+                wanted(unwanted),
+                None,
+                "{}",
+                String::from_utf8_lossy(unwanted)
+            );
         }
     }
 
     #[test]
     fn what_is_no_package_is_refused_by_name() {
         let directory = tempfile::tempdir().unwrap();
-        for bytes in [&b""[..], b"!<arch>\n", b"!<arch>\ndebian-binary   0           0     0     100644  9999999999`\n"] {
+        for bytes in [
+            &b""[..],
+            b"!<arch>\n",
+            b"!<arch>\ndebian-binary   0           0     0     100644  9999999999`\n",
+        ] {
             let error = unpack("broken.deb", bytes, directory.path()).unwrap_err();
             assert!(error.to_string().contains("broken.deb"), "{error}");
         }

@@ -35,7 +35,9 @@ impl<'a> Elf<'a> {
                 usize::from(u16_at(self.bytes, entry)?) * usize::from(u16_at(self.bytes, count)?),
             )?)
         };
-        let mut end = 64.max(table(0x20, 0x36, 0x38)?).max(table(0x28, 0x3a, 0x3c)?);
+        let mut end = 64
+            .max(table(0x20, 0x36, 0x38)?)
+            .max(table(0x28, 0x3a, 0x3c)?);
         for segment in self.segments() {
             end = end.max(segment.offset.checked_add(segment.size)?);
         }
@@ -47,7 +49,8 @@ impl<'a> Elf<'a> {
 
     /// Whether there is anything to load.
     pub(crate) fn has_load_segment(&self) -> bool {
-        self.segments().any(|segment| segment.kind == PT_LOAD && segment.size > 0)
+        self.segments()
+            .any(|segment| segment.kind == PT_LOAD && segment.size > 0)
     }
 
     /// The descriptor of the first note of this owner and type.
@@ -56,7 +59,12 @@ impl<'a> Elf<'a> {
             .filter(|segment| segment.kind == PT_NOTE)
             .filter_map(|segment| {
                 let align = if segment.align == 8 { 8 } else { 4 };
-                find_note(range(self.bytes, segment.offset, segment.size)?, align, owner, kind)
+                find_note(
+                    range(self.bytes, segment.offset, segment.size)?,
+                    align,
+                    owner,
+                    kind,
+                )
             })
             .next()
     }
@@ -116,7 +124,12 @@ struct Section {
 }
 
 /// Offsets of a header table's entries; the ELF header has the table's offset, entry size and count at these places.
-fn entries(bytes: &[u8], offset: usize, entry: usize, count: usize) -> impl Iterator<Item = usize> + use<> {
+fn entries(
+    bytes: &[u8],
+    offset: usize,
+    entry: usize,
+    count: usize,
+) -> impl Iterator<Item = usize> + use<> {
     let start = usize_at(bytes, offset).unwrap_or(usize::MAX);
     let size = usize::from(u16_at(bytes, entry).unwrap_or(0));
     let count = usize::from(u16_at(bytes, count).unwrap_or(0));
@@ -127,8 +140,11 @@ fn find_note<'a>(mut notes: &'a [u8], align: usize, owner: &[u8], kind: u32) -> 
     while notes.len() >= 12 {
         let owner_size = u32_at(notes, 0)? as usize;
         let size = u32_at(notes, 4)? as usize;
-        let at = 12_usize.checked_add(owner_size)?.checked_next_multiple_of(align)?;
-        let found = range(notes, 12, owner_size)?.strip_suffix(b"\0") == Some(owner) && u32_at(notes, 8)? == kind;
+        let at = 12_usize
+            .checked_add(owner_size)?
+            .checked_next_multiple_of(align)?;
+        let found = range(notes, 12, owner_size)?.strip_suffix(b"\0") == Some(owner)
+            && u32_at(notes, 8)? == kind;
         let descriptor = range(notes, at, size)?;
         if found {
             return Some(descriptor);
@@ -145,14 +161,20 @@ pub(crate) fn range(bytes: &[u8], offset: usize, size: usize) -> Option<&[u8]> {
 
 /// Little-endian 16-bit number.
 pub(crate) fn u16_at(bytes: &[u8], offset: usize) -> Option<u16> {
-    Some(u16::from_le_bytes(range(bytes, offset, 2)?.try_into().ok()?))
+    Some(u16::from_le_bytes(
+        range(bytes, offset, 2)?.try_into().ok()?,
+    ))
 }
 
 /// Little-endian 32-bit number.
 pub(crate) fn u32_at(bytes: &[u8], offset: usize) -> Option<u32> {
-    Some(u32::from_le_bytes(range(bytes, offset, 4)?.try_into().ok()?))
+    Some(u32::from_le_bytes(
+        range(bytes, offset, 4)?.try_into().ok()?,
+    ))
 }
 
 fn usize_at(bytes: &[u8], offset: usize) -> Option<usize> {
-    u64::from_le_bytes(range(bytes, offset, 8)?.try_into().ok()?).try_into().ok()
+    u64::from_le_bytes(range(bytes, offset, 8)?.try_into().ok()?)
+        .try_into()
+        .ok()
 }

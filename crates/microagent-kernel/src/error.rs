@@ -112,7 +112,9 @@ pub enum KernelError {
         reason: String,
     },
     /// What arrived is not what was announced.
-    #[error("{name} has SHA-256 {found}, but {expected} was expected. Remove it and fetch it again; do not use it.")]
+    #[error(
+        "{name} has SHA-256 {found}, but {expected} was expected. Remove it and fetch it again; do not use it."
+    )]
     DigestMismatch {
         /// What was checked.
         name: String,
@@ -136,7 +138,9 @@ pub enum KernelError {
         reason: String,
     },
     /// This build carries no guest agent.
-    #[error("the guest agent is empty: this microagent was built for a system on which the guest cannot be compiled. Build it with MICROAGENT_GUEST_BINARY set.")]
+    #[error(
+        "the guest agent is empty: this microagent was built for a system on which the guest cannot be compiled. Build it with MICROAGENT_GUEST_BINARY set."
+    )]
     NoGuest,
     /// Another process holds the kernel store.
     #[error("another process has been working on the kernels in {path} for {}. Try again when it is done.", humantime::format_duration(*.after), path = path.display())]
@@ -158,6 +162,10 @@ pub(crate) trait IoContext<T> {
 
 impl<T> IoContext<T> for std::io::Result<T> {
     fn context(self, action: &'static str, path: &std::path::Path) -> Result<T> {
-        self.map_err(|source| KernelError::Io { action, path: path.to_owned(), source })
+        self.map_err(|source| KernelError::Io {
+            action,
+            path: path.to_owned(),
+            source,
+        })
     }
 }

@@ -18,17 +18,29 @@ pub(crate) const TEMPORARY: &str = ".tmp-";
 
 /// Creates a directory only its owner can enter.
 pub(crate) fn create_directory(path: &Path) -> Result<()> {
-    DirBuilder::new().mode(0o700).create(path).context("create", path)
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .context("create", path)
 }
 
 /// As [`create_directory`], with missing parents, and content if it is there.
 pub(crate) fn ensure_directory(path: &Path) -> Result<()> {
-    DirBuilder::new().mode(0o700).recursive(true).create(path).context("create", path)
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .context("create", path)
 }
 
 /// Writes a file that must not exist yet, down to the disk.
 pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
-    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).context("create", path)?;
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .context("create", path)?;
     file.write_all(bytes).context("write", path)?;
     file.sync_all().context("sync", path)
 }
@@ -36,23 +48,32 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
 /// Replaces a file in one step. The caller holds the store's lock.
 pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
     let parent = path.parent().unwrap_or(Path::new("."));
-    let mut file = tempfile::Builder::new().prefix(TEMPORARY).tempfile_in(parent).context("create a file in", parent)?;
+    let mut file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .tempfile_in(parent)
+        .context("create a file in", parent)?;
     file.write_all(bytes).context("write", path)?;
     file.as_file().sync_all().context("sync", path)?;
-    file.persist(path).map_err(|e| e.error).context("create", path)?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .context("create", path)?;
     sync_directory(parent)
 }
 
 /// Makes the names in a directory last.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path).and_then(|directory| directory.sync_all()).context("sync", path)
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .context("sync", path)
 }
 
 /// Reads a file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let mut bytes = Vec::new();
     let file = File::open(path).context("open", path)?;
-    file.take(limit + 1).read_to_end(&mut bytes).context("read", path)?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .context("read", path)?;
     if bytes.len() as u64 > limit {
         return Err(io::Error::from(io::ErrorKind::FileTooLarge)).context("read", path);
     }
@@ -63,7 +84,11 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 pub(crate) fn remove_temporaries(directory: &Path) -> Result<()> {
     for entry in fs::read_dir(directory).context("list", directory)? {
         let entry = entry.context("list", directory)?;
-        if !entry.file_name().as_encoded_bytes().starts_with(TEMPORARY.as_bytes()) {
+        if !entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TEMPORARY.as_bytes())
+        {
             continue;
         }
         let path = entry.path();
@@ -106,7 +131,10 @@ impl Lock {
                 waiting();
             }
             if Instant::now() > deadline {
-                return Err(KernelError::Busy { path: directory.to_owned(), after: LOCK_TIMEOUT });
+                return Err(KernelError::Busy {
+                    path: directory.to_owned(),
+                    after: LOCK_TIMEOUT,
+                });
             }
             thread::sleep(Duration::from_millis(20));
         }

@@ -36,25 +36,34 @@ pub(crate) struct KernelImage {
     pub(crate) release: String,
     /// Release, builder and build date, as the kernel prints them first thing.
     pub(crate) version: String,
-    /// Configuration, if the kernel carries it (`CONFIG_IKCONFIG`).
+    /// Configuration, if the kernel carries it (`CONFIG_IKCONFIG`) or a file beside it does.
     pub(crate) config: Option<String>,
 }
 
 /// Turns a bzImage, an EFI zboot image, a compressed or plain arm64 `Image`, or an ELF `vmlinux` into a [`KernelImage`].
 /// `name` is for messages.
 pub(crate) fn extract(name: &str, input: Vec<u8>) -> Result<KernelImage> {
-    let invalid = |reason: &str| KernelError::InvalidImage { name: name.to_owned(), reason: reason.to_owned() };
+    let invalid = |reason: &str| KernelError::InvalidImage {
+        name: name.to_owned(),
+        reason: reason.to_owned(),
+    };
     let unpack = |payload: &[u8]| {
         let compression = Compression::detect(payload)
             .ok_or_else(|| invalid("its payload is in no compression Linux uses"))?;
-        decompress(payload, compression, MAX_KERNEL)
-            .map_err(|e| KernelError::Decompress { name: name.to_owned(), reason: e.to_string() })
+        decompress(payload, compression, MAX_KERNEL).map_err(|e| KernelError::Decompress {
+            name: name.to_owned(),
+            reason: e.to_string(),
+        })
     };
 
     let mut header_version = None;
     let mut bytes = if let Some(setup) = SetupHeader::parse(&input) {
         header_version = setup.version(&input);
-        unpack(setup.payload(&input).ok_or_else(|| invalid("its setup header points outside the file"))?)?
+        unpack(
+            setup
+                .payload(&input)
+                .ok_or_else(|| invalid("its setup header points outside the file"))?,
+        )?
     } else if let Some(payload) = zboot_payload(&input) {
         unpack(payload.ok_or_else(|| invalid("its EFI header points outside the file"))?)?
     } else if Compression::detect(&input).is_some() {
@@ -83,7 +92,13 @@ pub(crate) fn extract(name: &str, input: Vec<u8>) -> Result<KernelImage> {
         return Err(invalid("its release is no plausible `uname -r`"));
     }
     let config = embedded_config(&bytes);
-    Ok(KernelImage { bytes, architecture, release, version, config })
+    Ok(KernelImage {
+        bytes,
+        architecture,
+        release,
+        version,
+        config,
+    })
 }
 
 /// Bytes a kernel release may have; it becomes a file name.
@@ -120,7 +135,11 @@ impl SetupHeader {
 
     fn payload<'a>(&self, bytes: &'a [u8]) -> Option<&'a [u8]> {
         let protected_mode_code = (self.setup_sectors + 1) * 512;
-        elf::range(bytes, protected_mode_code.checked_add(self.payload_offset)?, self.payload_length)
+        elf::range(
+            bytes,
+            protected_mode_code.checked_add(self.payload_offset)?,
+            self.payload_length,
+        )
     }
 
     fn version(&self, bytes: &[u8]) -> Option<String> {
@@ -154,7 +173,8 @@ fn check_vmlinux(elf: &Elf<'_>) -> Result<usize, String> {
         Some(_) => return Err("its PVH entry point is damaged".to_owned()),
         None => return Err("it has no PVH entry point; it needs CONFIG_PVH=y".to_owned()),
     }
-    elf.extent().ok_or_else(|| "its ELF file is cut short".to_owned())
+    elf.extent()
+        .ok_or_else(|| "its ELF file is cut short".to_owned())
 }
 
 /// What follows "Linux version " in the kernel's own banner.
@@ -176,7 +196,10 @@ fn embedded_config(bytes: &[u8]) -> Option<String> {
 
 /// A printable string that ends with `end`.
 fn text(bytes: &[u8], end: u8) -> Option<String> {
-    let length = bytes.iter().take(MAX_BANNER).position(|byte| *byte == end)?;
+    let length = bytes
+        .iter()
+        .take(MAX_BANNER)
+        .position(|byte| *byte == end)?;
     let text = std::str::from_utf8(bytes.get(..length)?).ok()?;
     (!text.chars().any(char::is_control)).then(|| text.to_owned())
 }
@@ -194,4 +217,128 @@ fn occurrences<'a>(bytes: &'a [u8], needle: &'a [u8]) -> impl Iterator<Item = us
             }
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::fixtures::{RELEASE, bzimage, gzip, lz4_legacy, vmlinux, xz};
+
+    /// What Linux puts behind the ELF file before it compresses both, and behind the compressed stream.
+    const RELOCATIONS: &[u8] = &[7; 64];
+
+    #[test]
+    fn every_supported_compression_gives_the_same_vmlinux() {
+        let expected = vmlinux(true, None);
+        let payload = [&expected, RELOCATIONS].concat();
+        let zstd = zstd::encode_all(&payload[..], 1).unwrap();
+        for (name, mut packed) in [
+            ("gzip", gzip(&payload)),
+            ("xz", xz(&payload)),
+            ("lz4", lz4_legacy(&payload)),
+            ("zstd", zstd),
+        ] {
+            packed.extend_from_slice(&(payload.len() as u32).to_le_bytes());
+            let image = extract(name, bzimage(&packed)).unwrap();
+            assert_eq!(image.bytes, expected, "{name}");
+            assert_eq!(
+                (image.release.as_str(), image.architecture),
+                (RELEASE, Architecture::X86_64),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_elf_kernel_is_taken_as_it_is() {
+        let image = extract("vmlinux", vmlinux(true, Some("CONFIG_EXT4_FS=y\n"))).unwrap();
+        assert_eq!(image.bytes, vmlinux(true, Some("CONFIG_EXT4_FS=y\n")));
+        assert_eq!(image.version, format!("{RELEASE} (tester@test) #1 SMP"));
+        assert_eq!(image.config.as_deref(), Some("CONFIG_EXT4_FS=y\n"));
+    }
+
+    #[test]
+    fn an_arm64_image_is_found_in_gzip_and_in_zboot() {
+        let mut flat = vec![0; 64];
+        flat[0x38..0x3c].copy_from_slice(b"ARM\x64");
+        flat.extend_from_slice(format!("Linux version {RELEASE} (x)\n").as_bytes());
+        let packed = gzip(&flat);
+        let mut zboot = b"MZ\0\0zimg".to_vec();
+        zboot.extend_from_slice(&64_u32.to_le_bytes());
+        zboot.extend_from_slice(&(packed.len() as u32).to_le_bytes());
+        zboot.resize(64, 0);
+        zboot.extend_from_slice(&packed);
+        for input in [flat.clone(), packed, zboot] {
+            let image = extract("Image", input).unwrap();
+            assert_eq!(
+                (image.bytes, image.architecture),
+                (flat.clone(), Architecture::Aarch64)
+            );
+        }
+    }
+
+    #[test]
+    fn what_cannot_boot_is_refused_with_the_reason() {
+        let mut cut = bzimage(&gzip(&vmlinux(true, None)));
+        cut.truncate(600);
+        for (input, reason) in [
+            (vmlinux(false, None), "CONFIG_PVH"),
+            (bzimage(b"BZh91AY&SY"), "Bzip2 compression is not supported"),
+            (
+                bzimage(b"\x89LZO\0\r\n"),
+                "Lzo compression is not supported",
+            ),
+            (bzimage(b"what is this"), "no compression"),
+            (cut, "outside the file"),
+            (b"#!/bin/sh\n".to_vec(), "neither"),
+            (Vec::new(), "neither"),
+        ] {
+            let error = extract("candidate", input).unwrap_err().to_string();
+            assert!(
+                error.contains(reason) && error.contains("candidate"),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_bomb_is_stopped_at_the_limit() {
+        let packed = zstd::encode_all(std::io::repeat(0).take(8 << 20), 1).unwrap();
+        let error = decompress(&packed, Compression::Zstd, 1 << 20).unwrap_err();
+        assert_eq!(error.kind(), std::io::ErrorKind::FileTooLarge);
+    }
+
+    use std::io::Read as _;
+
+    proptest! {
+        #[test]
+        fn damaged_images_never_panic(at in 0_usize..4096, flip in 1_u8.., length in 0_usize..4096) {
+            for whole in [bzimage(&gzip(&vmlinux(true, None))), bzimage(&lz4_legacy(&vmlinux(true, None))), vmlinux(true, Some("CONFIG_X=y\n"))] {
+                let mut image = whole.clone();
+                let index = at % image.len();
+                image[index] ^= flip;
+                let flipped = extract("flipped", image);
+                let cut = extract("cut", whole[..length.min(whole.len())].to_vec());
+                for found in [flipped, cut].into_iter().flatten() {
+                    prop_assert!(found.bytes.len() <= MAX_KERNEL && found.release.len() <= 64);
+                }
+            }
+        }
+
+        #[test]
+        fn arbitrary_notes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..512), offset in any::<u64>(), size in any::<u64>()) {
+            let mut image = vmlinux(true, None);
+            image.extend_from_slice(&bytes);
+            // The second program header is the note segment.
+            image[64 + 56 + 8..64 + 56 + 16].copy_from_slice(&offset.to_le_bytes());
+            image[64 + 56 + 32..64 + 56 + 40].copy_from_slice(&size.to_le_bytes());
+            let elf = Elf::parse(&image).unwrap();
+            if let Some(note) = elf.note(b"Xen", PHYS32_ENTRY) {
+                prop_assert!(note.len() <= image.len());
+            }
+            prop_assert!(elf.extent().is_none_or(|end| end <= image.len()));
+        }
+    }
 }

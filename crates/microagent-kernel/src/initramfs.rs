@@ -18,8 +18,15 @@ const DIRECTORIES: [&str; 7] = ["dev", "mnt", "modules", "proc", "run", "sys", "
 
 /// The archive, uncompressed. `modules` are (name, content) in load order.
 pub(crate) fn build(guest: &[u8], modules: &[(String, Vec<u8>)]) -> Vec<u8> {
-    let size: usize = guest.len() + modules.iter().map(|(_, bytes)| bytes.len() + 256).sum::<usize>();
-    let mut archive = Archive { bytes: Vec::with_capacity(size + 4096), inode: 0 };
+    let size: usize = guest.len()
+        + modules
+            .iter()
+            .map(|(_, bytes)| bytes.len() + 256)
+            .sum::<usize>();
+    let mut archive = Archive {
+        bytes: Vec::with_capacity(size + 4096),
+        inode: 0,
+    };
     for directory in DIRECTORIES {
         archive.add(directory, DIRECTORY, (0, 0), &[]);
     }
@@ -46,7 +53,8 @@ impl Archive {
         self.inode += 1;
         let links = if mode & 0o170_000 == 0o040_000 { 2 } else { 1 };
         // Contents are bounded far below 4 GiB, and names by this module.
-        let sizes = [content.len(), name.len() + 1].map(|size| u32::try_from(size).unwrap_or(u32::MAX));
+        let sizes =
+            [content.len(), name.len() + 1].map(|size| u32::try_from(size).unwrap_or(u32::MAX));
         let fields = [
             self.inode, mode, 0, 0, links, 0, sizes[0], 0, 0, device.0, device.1, sizes[1], 0,
         ];

@@ -27,6 +27,8 @@ mod deb;
 mod elf;
 mod error;
 mod files;
+#[cfg(test)]
+mod fixtures;
 mod hash;
 mod image;
 mod initramfs;

@@ -38,6 +38,8 @@ pub struct KernelRecord {
     /// Whether the required drivers are known to be there. A kernel file without modules and without an embedded
     /// configuration cannot be judged before it boots.
     pub drivers_verified: bool,
+    /// Whether this kernel loads only signed modules, or may: modules keep their signatures then.
+    pub module_signatures_required: bool,
     /// When it was installed (RFC 3339 in the manifest).
     #[serde(with = "rfc3339")]
     pub installed_at: SystemTime,
@@ -90,11 +92,16 @@ mod rfc3339 {
 
     use serde::{Deserialize, Deserializer, Serializer, de};
 
-    pub(super) fn serialize<S: Serializer>(time: &SystemTime, serializer: S) -> Result<S::Ok, S::Error> {
+    pub(super) fn serialize<S: Serializer>(
+        time: &SystemTime,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
         serializer.collect_str(&humantime::format_rfc3339_millis(*time))
     }
 
-    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SystemTime, D::Error> {
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(
+        deserializer: D,
+    ) -> Result<SystemTime, D::Error> {
         let text = String::deserialize(deserializer)?;
         humantime::parse_rfc3339(&text).map_err(de::Error::custom)
     }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use crate::error::{IoContext, KernelError, Result};
+use crate::files::read_bounded;
 use crate::hash::sha256;
 use crate::image::{self, KernelImage};
 use crate::modules::{Drivers, ModuleTree, drivers_from_config};
@@ -13,6 +14,8 @@ use crate::{apt, deb};
 
 /// Largest kernel file that is read.
 const MAX_KERNEL_FILE: u64 = 512 * 1024 * 1024;
+/// Largest configuration file that is read; real ones are below 300 KB.
+const MAX_CONFIG_FILE: u64 = 4 * 1024 * 1024;
 
 /// A place to take a kernel from.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -119,60 +122,111 @@ pub(crate) struct Fetched {
 }
 
 /// Gets the kernel; `scratch` is an empty directory for the duration.
-pub(crate) fn fetch(source: &KernelSource, scratch: &Path, progress: &mut ProgressSink<'_>) -> Result<Fetched> {
+pub(crate) fn fetch(
+    source: &KernelSource,
+    scratch: &Path,
+    progress: &mut ProgressSink<'_>,
+) -> Result<Fetched> {
     match source {
-        KernelSource::DistributionPackage { package } => from_package(package.as_ref(), scratch, progress),
+        KernelSource::DistributionPackage { package } => {
+            from_package(package.as_ref(), scratch, progress)
+        }
         KernelSource::Host => {
             progress(KernelProgress::Extracting);
-            let release = rustix::system::uname().release().to_string_lossy().into_owned();
+            let release = rustix::system::uname()
+                .release()
+                .to_string_lossy()
+                .into_owned();
             from_host(Path::new("/"), &release)
         }
-        KernelSource::File { kernel, modules, sha256 } => {
+        KernelSource::File {
+            kernel,
+            modules,
+            sha256,
+        } => {
             progress(KernelProgress::Extracting);
             from_file(kernel, modules.as_deref(), sha256.as_deref())
         }
     }
 }
 
-fn from_package(package: Option<&String>, scratch: &Path, progress: &mut ProgressSink<'_>) -> Result<Fetched> {
+fn from_package(
+    package: Option<&String>,
+    scratch: &Path,
+    progress: &mut ProgressSink<'_>,
+) -> Result<Fetched> {
     progress(KernelProgress::Resolving);
     let names = package.map_or_else(apt::default_metapackages, |name| vec![name.clone()]);
     let packages = apt::resolve(&names, scratch)?;
     for package in &packages {
-        progress(KernelProgress::Downloading { package: package.name.clone(), bytes: package.size });
+        progress(KernelProgress::Downloading {
+            package: package.name.clone(),
+            bytes: package.size,
+        });
         let bytes = apt::download(package, scratch)?;
-        progress(KernelProgress::Unpacking { package: package.name.clone() });
+        progress(KernelProgress::Unpacking {
+            package: package.name.clone(),
+        });
         deb::unpack(&package.name, &bytes, scratch)?;
     }
     progress(KernelProgress::Extracting);
-    let name = packages.first().map(|package| package.name.clone()).unwrap_or_default();
+    let name = packages
+        .first()
+        .map(|package| package.name.clone())
+        .unwrap_or_default();
     let kernel = scratch.join(deb::KERNEL_FILE);
     if !kernel.exists() {
-        return Err(KernelError::InvalidPackage { package: name, reason: "it has no /boot/vmlinuz-*".to_owned() });
+        return Err(KernelError::InvalidPackage {
+            package: name,
+            reason: "it has no /boot/vmlinuz-*".to_owned(),
+        });
     }
-    let image = image::extract(&name, read_kernel(&kernel)?)?;
-    let drivers = ModuleTree::open(&scratch.join(deb::MODULES_DIRECTORY))?.drivers(&image.release)?;
+    let mut image = image::extract(&name, read_kernel(&kernel)?)?;
+    add_config(&mut image, &scratch.join(deb::CONFIG_FILE))?;
+    let drivers =
+        ModuleTree::open(&scratch.join(deb::MODULES_DIRECTORY))?.drivers(&image.release)?;
     let packages = packages
         .into_iter()
-        .map(|package| PackageProvenance { name: package.name, version: package.version, sha256: package.sha256 })
+        .map(|package| PackageProvenance {
+            name: package.name,
+            version: package.version,
+            sha256: package.sha256,
+        })
         .collect();
-    Ok(Fetched { image, drivers, provenance: Provenance::DistributionPackage { packages } })
+    Ok(Fetched {
+        image,
+        drivers,
+        provenance: Provenance::DistributionPackage { packages },
+    })
 }
 
 fn from_host(root: &Path, release: &str) -> Result<Fetched> {
     let modules = root.join("lib/modules").join(release);
-    let kernels = [root.join(format!("boot/vmlinuz-{release}")), modules.join("vmlinuz")];
+    let kernels = [
+        root.join(format!("boot/vmlinuz-{release}")),
+        modules.join("vmlinuz"),
+    ];
     let [preferred, _] = &kernels;
     let kernel = kernels.iter().find(|path| path.exists());
-    let kernel = kernel.ok_or_else(|| KernelError::HostKernelAbsent { path: preferred.clone() })?;
+    let kernel = kernel.ok_or_else(|| KernelError::HostKernelAbsent {
+        path: preferred.clone(),
+    })?;
     if !modules.is_dir() {
         return Err(KernelError::HostKernelAbsent { path: modules });
     }
     let bytes = read_kernel(kernel)?;
     let digest = sha256(&bytes);
-    let image = image::extract(&kernel.display().to_string(), bytes)?;
+    let mut image = image::extract(&kernel.display().to_string(), bytes)?;
+    add_config(&mut image, &root.join(format!("boot/config-{release}")))?;
     let drivers = ModuleTree::open(&modules)?.drivers(&image.release)?;
-    Ok(Fetched { image, drivers, provenance: Provenance::Host { kernel: kernel.clone(), sha256: digest } })
+    Ok(Fetched {
+        image,
+        drivers,
+        provenance: Provenance::Host {
+            kernel: kernel.clone(),
+            sha256: digest,
+        },
+    })
 }
 
 fn from_file(kernel: &Path, modules: Option<&Path>, expected: Option<&str>) -> Result<Fetched> {
@@ -181,7 +235,11 @@ fn from_file(kernel: &Path, modules: Option<&Path>, expected: Option<&str>) -> R
     if let Some(expected) = expected.map(str::to_ascii_lowercase)
         && expected != found
     {
-        return Err(KernelError::DigestMismatch { name: kernel.display().to_string(), expected, found });
+        return Err(KernelError::DigestMismatch {
+            name: kernel.display().to_string(),
+            expected,
+            found,
+        });
     }
     let image = image::extract(&kernel.display().to_string(), bytes)?;
     let drivers = match modules {
@@ -194,14 +252,29 @@ fn from_file(kernel: &Path, modules: Option<&Path>, expected: Option<&str>) -> R
         modules: modules.map(Path::to_owned),
         verified: expected.is_some(),
     };
-    Ok(Fetched { image, drivers, provenance })
+    Ok(Fetched {
+        image,
+        drivers,
+        provenance,
+    })
+}
+
+/// Reads the configuration a distribution ships beside the kernel, if it does and the kernel carries none.
+fn add_config(image: &mut KernelImage, path: &Path) -> Result<()> {
+    if image.config.is_none() && path.exists() {
+        image.config = String::from_utf8(read_bounded(path, MAX_CONFIG_FILE)?).ok();
+    }
+    Ok(())
 }
 
 fn read_kernel(path: &Path) -> Result<Vec<u8>> {
     let metadata = fs::metadata(path).context("read", path)?;
     if !metadata.is_file() || metadata.len() > MAX_KERNEL_FILE {
         let reason = format!("it is no regular file of at most {MAX_KERNEL_FILE} bytes");
-        return Err(KernelError::InvalidImage { name: path.display().to_string(), reason });
+        return Err(KernelError::InvalidImage {
+            name: path.display().to_string(),
+            reason,
+        });
     }
     fs::read(path).context("read", path)
 }
@@ -214,7 +287,10 @@ mod tests {
     fn an_absent_host_kernel_is_named() {
         let root = tempfile::tempdir().unwrap();
         let error = from_host(root.path(), "6.1.0-test").unwrap_err();
-        assert!(matches!(&error, KernelError::HostKernelAbsent { path } if path.ends_with("boot/vmlinuz-6.1.0-test")), "{error}");
+        assert!(
+            matches!(&error, KernelError::HostKernelAbsent { path } if path.ends_with("boot/vmlinuz-6.1.0-test")),
+            "{error}"
+        );
     }
 
     #[test]
@@ -223,6 +299,9 @@ mod tests {
         let kernel = directory.path().join("vmlinuz");
         fs::write(&kernel, b"not what you think").unwrap();
         let error = from_file(&kernel, None, Some(&"0".repeat(64))).unwrap_err();
-        assert!(matches!(error, KernelError::DigestMismatch { .. }), "{error}");
+        assert!(
+            matches!(error, KernelError::DigestMismatch { .. }),
+            "{error}"
+        );
     }
 }
