@@ -1,1 +1,3 @@
 //! Registries, content store, archives, and layers to disk.
+
+pub mod disk;
