@@ -1,1 +1,3 @@
 //! Guests, registries, fixtures and kills, so that a VM test is ten lines.
+
+pub mod registry;
