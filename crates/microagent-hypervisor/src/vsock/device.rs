@@ -582,8 +582,15 @@ impl VhostUserBackendReqHandlerMut for Device {
             .ok_or(Error::InvalidParam)
     }
 
-    fn set_config(&mut self, _offset: u32, _buf: &[u8], _flags: VhostUserConfigFlags) -> Result<()> {
-        Err(Error::InvalidOperation("the vsock configuration is read-only"))
+    fn set_config(
+        &mut self,
+        _offset: u32,
+        _buf: &[u8],
+        _flags: VhostUserConfigFlags,
+    ) -> Result<()> {
+        Err(Error::InvalidOperation(
+            "the vsock configuration is read-only",
+        ))
     }
 
     fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {

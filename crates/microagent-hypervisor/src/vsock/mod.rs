@@ -57,11 +57,7 @@ pub struct VsockConfig {
 
 impl VsockConfig {
     /// A device with the default limits.
-    pub fn new(
-        vhost_socket: impl Into<PathBuf>,
-        uds: impl Into<PathBuf>,
-        guest_cid: u64,
-    ) -> Self {
+    pub fn new(vhost_socket: impl Into<PathBuf>, uds: impl Into<PathBuf>, guest_cid: u64) -> Self {
         Self {
             vhost_socket: vhost_socket.into(),
             uds: uds.into(),

@@ -108,8 +108,33 @@ mod tests {
 
     #[test]
     fn fields_sit_where_the_specification_puts_them() {
-        let header = Header { src_cid: 3, dst_cid: 2, src_port: 0x0403_0201, dst_port: 5, len: 6, type_: 1, op: 5, flags: 7, buf_alloc: 8, fwd_cnt: 9 };
+        let header = Header {
+            src_cid: 3,
+            dst_cid: 2,
+            src_port: 0x0403_0201,
+            dst_port: 5,
+            len: 6,
+            type_: 1,
+            op: 5,
+            flags: 7,
+            buf_alloc: 8,
+            fwd_cnt: 9,
+        };
         let b = header.encode();
-        assert_eq!((b[0], b[8], &b[16..20], b[20], b[24], b[28], b[30], b[32], b[36], b[40]), (3, 2, &[1u8, 2, 3, 4][..], 5, 6, 1, 5, 7, 8, 9));
+        assert_eq!(
+            (
+                b[0],
+                b[8],
+                &b[16..20],
+                b[20],
+                b[24],
+                b[28],
+                b[30],
+                b[32],
+                b[36],
+                b[40]
+            ),
+            (3, 2, &[1u8, 2, 3, 4][..], 5, 6, 1, 5, 7, 8, 9)
+        );
     }
 }

@@ -124,7 +124,9 @@ impl Worker {
             TOKEN_CONTROL => return self.on_command(),
             TOKEN_VHOST_LISTENER => self.attach(),
             TOKEN_FRONTEND => self.on_request(),
-            TOKEN_HOST_LISTENER | TOKEN_FIRST_SOCKET.. => self.device().muxer.on_socket(token, flags),
+            TOKEN_HOST_LISTENER | TOKEN_FIRST_SOCKET.. => {
+                self.device().muxer.on_socket(token, flags)
+            }
             // A kick: every wake-up looks at the rings.
             TOKEN_FIRST_KICK.. => {}
         }
