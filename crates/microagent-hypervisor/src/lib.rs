@@ -6,18 +6,28 @@
 //! environment: search paths are arguments.
 #![deny(unsafe_code)]
 
+#[cfg(target_os = "linux")]
 mod confine;
+#[cfg(target_os = "linux")]
 mod console;
 mod error;
 mod machine;
+#[cfg(target_os = "linux")]
 mod process;
+#[cfg(target_os = "linux")]
 pub mod qemu;
+#[cfg(target_os = "linux")]
 mod tsc;
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)] // One borrowed descriptor, argued where it is.
+pub mod vsock;
 
+#[cfg(target_os = "linux")]
 pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
     Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
     VsockSpec,
 };
+#[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

@@ -23,6 +23,7 @@ use crate::{
     confine::{Confinement, Reach, Seal},
     console::RotatingLog,
     process::{Plan, Vmm},
+    vsock::{VsockConfig, VsockDevice},
 };
 
 /// How long QEMU may take to obey.
@@ -35,7 +36,8 @@ pub struct QemuMachine {
     // Dropped in this order: the VMM first, so nothing it still does is waited for.
     vmm: Vmm,
     qmp: Qmp,
-    vsock: PathBuf,
+    vsock: VsockDevice,
+    vsock_path: PathBuf,
     network: NetworkMode,
     machine_type: MachineType,
 }
@@ -68,6 +70,17 @@ impl QemuMachine {
                     })
             })
             .collect::<Result<_, _>>()?;
+        let vhost_path = spec.runtime_dir.join("vhost");
+        let vsock = VsockDevice::spawn(VsockConfig::new(
+            &vhost_path,
+            &spec.vsock.uds,
+            u64::from(spec.vsock.cid),
+        ))?;
+        // QEMU inherits the connection: it needs no right to reach a socket by name.
+        let vhost = UnixStream::connect(&vhost_path).map_err(|source| Error::Io {
+            context: format!("connect to {}", vhost_path.display()),
+            source,
+        })?;
         let log = RotatingLog::open(&spec.console).map_err(|source| Error::Io {
             context: format!("open the console log {}", spec.console.log.display()),
             source,
@@ -80,14 +93,15 @@ impl QemuMachine {
                 qmp: qmp_there.as_raw_fd(),
                 console: console_there.as_raw_fd(),
                 disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
-                vsock: None,
+                vsock: Some(vhost.as_raw_fd()),
             },
             &BootFiles {
                 kernel: &spec.kernel,
                 initramfs: &spec.initramfs,
             },
         )?;
-        let mut descriptors: Vec<OwnedFd> = vec![qmp_there.into(), console_there.into()];
+        let mut descriptors: Vec<OwnedFd> =
+            vec![qmp_there.into(), console_there.into(), vhost.into()];
         descriptors.extend(disks.into_iter().map(OwnedFd::from));
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");
 
@@ -106,7 +120,8 @@ impl QemuMachine {
         let machine = Self {
             vmm,
             qmp,
-            vsock: spec.vsock.uds.clone(),
+            vsock,
+            vsock_path: spec.vsock.uds.clone(),
             network: spec.network,
             machine_type,
         };
@@ -180,7 +195,7 @@ impl Machine for QemuMachine {
     }
 
     fn vsock(&self) -> &Path {
-        &self.vsock
+        &self.vsock_path
     }
 
     fn pause(&self) -> Result<(), Error> {
@@ -198,6 +213,7 @@ impl Machine for QemuMachine {
     }
 
     fn sever(&self) -> Result<(), Error> {
+        self.vsock.sever();
         match self.network {
             NetworkMode::Isolated => Ok(()),
             NetworkMode::User => self

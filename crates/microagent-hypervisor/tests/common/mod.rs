@@ -36,7 +36,7 @@ const MODULES: &[&str] = &[
 ];
 
 /// A place the tests share and keep: `MICROAGENT_TEST_CACHE`, or cargo's.
-pub fn cache() -> PathBuf {
+pub(crate) fn cache() -> PathBuf {
     let dir = std::env::var_os("MICROAGENT_TEST_CACHE").map_or_else(
         || Path::new(env!("CARGO_TARGET_TMPDIR")).to_owned(),
         PathBuf::from,
@@ -46,7 +46,7 @@ pub fn cache() -> PathBuf {
 }
 
 /// A driver with software emulation.
-pub fn tcg() -> Qemu {
+pub(crate) fn tcg() -> Qemu {
     static BINARY: OnceLock<(QemuBinary, Option<u64>)> = OnceLock::new();
     let (binary, tsc_khz) = BINARY.get_or_init(|| {
         let path = std::env::var_os("PATH").unwrap();
@@ -57,7 +57,7 @@ pub fn tcg() -> Qemu {
 }
 
 /// The distribution's kernel package, unpacked once: (vmlinux, modules' kernel directory).
-pub fn kernel() -> (PathBuf, PathBuf) {
+pub(crate) fn kernel() -> (PathBuf, PathBuf) {
     static KERNEL: OnceLock<(PathBuf, PathBuf)> = OnceLock::new();
     KERNEL
         .get_or_init(|| {
@@ -204,7 +204,7 @@ fn init() -> &'static [u8] {
 }
 
 /// An initramfs (newc) whose init does what `mode` says.
-pub fn initramfs(mode: &str) -> Vec<u8> {
+pub(crate) fn initramfs(mode: &str) -> Vec<u8> {
     let (_, modules) = kernel();
     let mut cpio = Cpio::default();
     cpio.entry("dev", 0o040_755, &[], (0, 0));
@@ -254,13 +254,13 @@ impl Cpio {
 }
 
 /// A machine's files in a directory of their own.
-pub struct Guest {
-    pub dir: tempfile::TempDir,
-    pub spec: MachineSpec,
+pub(crate) struct Guest {
+    pub(crate) dir: tempfile::TempDir,
+    pub(crate) spec: MachineSpec,
 }
 
 impl Guest {
-    pub fn new(mode: &str) -> Self {
+    pub(crate) fn new(mode: &str) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("run")).unwrap();
@@ -287,7 +287,7 @@ impl Guest {
         Self { dir, spec }
     }
 
-    pub fn with_disk(mut self, serial: &str, read_only: bool) -> Self {
+    pub(crate) fn with_disk(mut self, serial: &str, read_only: bool) -> Self {
         let path = self.dir.path().join(serial);
         let file = File::create(&path).unwrap();
         file.set_len(1024 * 1024).unwrap();
@@ -300,19 +300,19 @@ impl Guest {
         self
     }
 
-    pub fn launch(&self) -> QemuMachine {
+    pub(crate) fn launch(&self) -> QemuMachine {
         tcg()
             .launch_qemu(&self.spec)
             .unwrap_or_else(|error| panic!("{error}"))
     }
 
-    pub fn console(&self) -> String {
+    pub(crate) fn console(&self) -> String {
         let bytes = fs::read(&self.spec.console.log).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\r', "")
     }
 
     /// Waits until the console shows `text`; the tests' only patience.
-    pub fn wait_for(&self, text: &str) -> String {
+    pub(crate) fn wait_for(&self, text: &str) -> String {
         let deadline = Instant::now() + Duration::from_secs(60);
         loop {
             let console = self.console();
@@ -328,7 +328,7 @@ impl Guest {
     }
 
     /// What is in the runtime directory.
-    pub fn leftovers(&self) -> Vec<PathBuf> {
+    pub(crate) fn leftovers(&self) -> Vec<PathBuf> {
         fs::read_dir(&self.spec.runtime_dir)
             .unwrap()
             .map(|entry| entry.unwrap().path())
@@ -337,7 +337,7 @@ impl Guest {
 }
 
 /// Whether this process number exists, as anything but a zombie.
-pub fn alive(pid: u32) -> bool {
+pub(crate) fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| {
         !stat
             .rsplit(')')
