@@ -14,7 +14,7 @@ use microagent_protocol::{
 pub(crate) const AFTER_WORKLOAD_GRACE_MS: u64 = 1_000;
 
 /// How long syncing, unmounting and powering off may take beyond the grace.
-const POWER_OFF_LIMIT: Duration = Duration::from_secs(10);
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long a VMM may live on after its guest let go of the control connection.
 const LINK_LOST_LIMIT: Duration = Duration::from_secs(3);

@@ -215,7 +215,10 @@ fn serve(
     // One hello is all there ever is.
     drop(listener);
     unlink(path);
-    sink(listen_to(&mut reader, sink));
+    let end = listen_to(&mut reader, sink);
+    // The agent powers off once it knows that it was heard.
+    hang_up(reader.get_ref(), Shutdown::Both);
+    sink(end);
 }
 
 /// The first message of a connection, and our answer to it.
@@ -280,7 +283,7 @@ fn greet(
 /// Everything after the hello; gives how it ended.
 fn listen_to(reader: &mut FrameReader<UnixStream>, sink: &impl Fn(Input)) -> Input {
     let mut ready = false;
-    let mut going_down = false;
+    let mut going_down = 0;
     loop {
         let message = match read(reader) {
             Ok(Some(message)) => message,
@@ -312,13 +315,14 @@ fn listen_to(reader: &mut FrameReader<UnixStream>, sink: &impl Fn(Input)) -> Inp
                     ),
                 };
             }
-            GuestMessage::GoingDown { .. } if going_down => {
+            // Once ahead of it, once when everything is done: each gets it some time.
+            GuestMessage::GoingDown { .. } if going_down == 2 => {
                 return Input::Violation {
-                    detail: "it announced its end twice".to_owned(),
+                    detail: "it announced its end too often".to_owned(),
                 };
             }
             GuestMessage::GoingDown { requested, clean } => {
-                going_down = true;
+                going_down += 1;
                 sink(Input::GoingDown { requested, clean });
             }
         }
