@@ -1,0 +1,142 @@
+//! Private files that are either there completely or not at all.
+
+use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::Path;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use rustix::fs::{FlockOperation, flock};
+
+use crate::error::{IoContext, KernelError, Result};
+
+/// How long to wait for another process that installs a kernel: long enough for its download.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1200);
+/// Prefix of everything unfinished; whoever holds the lock may remove it.
+pub(crate) const TEMPORARY: &str = ".tmp-";
+
+/// Creates a directory only its owner can enter.
+pub(crate) fn create_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .context("create", path)
+}
+
+/// As [`create_directory`], with missing parents, and content if it is there.
+pub(crate) fn ensure_directory(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .mode(0o700)
+        .recursive(true)
+        .create(path)
+        .context("create", path)
+}
+
+/// Writes a file that must not exist yet, down to the disk.
+pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(path)
+        .context("create", path)?;
+    file.write_all(bytes).context("write", path)?;
+    file.sync_all().context("sync", path)
+}
+
+/// Replaces a file in one step. The caller holds the store's lock.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
+    let parent = path.parent().unwrap_or(Path::new("."));
+    let mut file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .tempfile_in(parent)
+        .context("create a file in", parent)?;
+    file.write_all(bytes).context("write", path)?;
+    file.as_file().sync_all().context("sync", path)?;
+    file.persist(path)
+        .map_err(|e| e.error)
+        .context("create", path)?;
+    sync_directory(parent)
+}
+
+/// Makes the names in a directory last.
+pub(crate) fn sync_directory(path: &Path) -> Result<()> {
+    File::open(path)
+        .and_then(|directory| directory.sync_all())
+        .context("sync", path)
+}
+
+/// Reads a file of at most `limit` bytes.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let file = File::open(path).context("open", path)?;
+    file.take(limit + 1)
+        .read_to_end(&mut bytes)
+        .context("read", path)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::from(io::ErrorKind::FileTooLarge)).context("read", path);
+    }
+    Ok(bytes)
+}
+
+/// Removes what a killed process left in `directory`. The caller holds the store's lock, so nobody is using it.
+pub(crate) fn remove_temporaries(directory: &Path) -> Result<()> {
+    for entry in fs::read_dir(directory).context("list", directory)? {
+        let entry = entry.context("list", directory)?;
+        if !entry
+            .file_name()
+            .as_encoded_bytes()
+            .starts_with(TEMPORARY.as_bytes())
+        {
+            continue;
+        }
+        let path = entry.path();
+        if entry.file_type().context("inspect", &path)?.is_dir() {
+            fs::remove_dir_all(&path).context("remove", &path)?;
+        } else {
+            fs::remove_file(&path).context("remove", &path)?;
+        }
+    }
+    Ok(())
+}
+
+/// The store's lock, held until dropped; the kernel releases it when the process dies.
+#[derive(Debug)]
+pub(crate) struct Lock {
+    _file: File,
+}
+
+impl Lock {
+    /// Waits for the lock in `directory`; `waiting` is called once if it is taken.
+    pub(crate) fn take(directory: &Path, waiting: impl FnOnce()) -> Result<Self> {
+        let path = directory.join(".lock");
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&path)
+            .context("open", &path)?;
+        let mut waiting = Some(waiting);
+        let deadline = Instant::now() + LOCK_TIMEOUT;
+        loop {
+            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+                Ok(()) => return Ok(Self { _file: file }),
+                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()).context("lock", &path),
+            }
+            if let Some(waiting) = waiting.take() {
+                waiting();
+            }
+            if Instant::now() > deadline {
+                return Err(KernelError::Busy {
+                    path: directory.to_owned(),
+                    after: LOCK_TIMEOUT,
+                });
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
