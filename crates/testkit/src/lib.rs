@@ -9,6 +9,7 @@ mod command;
 mod fixture;
 mod leftovers;
 mod pty;
+pub mod registry;
 mod sandbox;
 
 pub use command::{Finished, Invocation, Running, sha256};
