@@ -218,7 +218,7 @@ fn fill(
         runtime_dir: workspace.runtime_dir.clone(),
     })?;
     let path = workspace.scratch();
-    microagent_image::disk::create_scratch(&path, plan.resources.size_mib)
+    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into())
         .map_err(|error| Error::Scratch { path, reason: error.to_string() })
 }
 
