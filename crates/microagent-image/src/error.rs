@@ -189,12 +189,12 @@ pub enum ImageError {
         source: io::Error,
     },
     /// The base disk could not be built.
-    #[error("The base disk of {image} could not be built: {reason}.")]
+    #[error("The base disk of {image} could not be built: {source}")]
     Disk {
         /// The image.
         image: String,
         /// What the builder said.
-        reason: String,
+        source: crate::disk::DiskError,
     },
 }
 

@@ -61,12 +61,12 @@ pub enum ImageEvent {
     },
     /// The base disk is being built.
     BuildingDisk {
-        /// The image.
-        digest: Digest,
-        /// File-system entries written so far.
-        entries: u64,
-        /// Bytes of layers read so far.
+        /// The image, in its familiar form.
+        reference: String,
+        /// Uncompressed bytes of all layers so far; sent about every 16 MiB.
         bytes: u64,
+        /// Whether all layers are merged and only metadata and the disk's digest are left.
+        finishing: bool,
     },
     /// The base disk is there.
     DiskReady {

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::choose::{Documents, Fetched, choose};
 use crate::config::MAX_CONFIG;
@@ -185,7 +185,7 @@ impl ImageStore {
                 media_type: manifest.media_type.to_owned(),
                 manifest_size: chosen.manifest_bytes.len() as u64,
                 index_digest: chosen.index_digest,
-                pulled_at: SystemTime::now(),
+                pulled_at: store::now(),
             },
         )?;
         events(ImageEvent::Done {

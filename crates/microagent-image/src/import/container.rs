@@ -174,7 +174,7 @@ impl Part {
     /// hears how many bytes were read.
     pub(super) fn copy(&mut self, to: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest> {
         let path = self.path.clone();
-        let mut copy = Copy::begin(&self.file, self.offset, self.size, to)?;
+        let mut copy = Copy::begin(&self.file, self.offset, self.size, to.to_owned())?;
         let mut reader = self.reader()?;
         let mut buffer = vec![0u8; 256 << 10];
         let mut done = 0u64;
@@ -200,17 +200,17 @@ impl Part {
 
 /// A copy in the making, hashed as it goes. Where the file system can share the blocks of a whole
 /// file, nothing is written.
-pub(super) struct Copy<'p> {
+pub(super) struct Copy {
     file: File,
-    path: &'p Path,
+    path: PathBuf,
     shared: bool,
     hasher: Hasher,
 }
 
-impl<'p> Copy<'p> {
+impl Copy {
     /// `size` bytes from `offset` of `source` will be added.
-    pub(super) fn begin(source: &File, offset: u64, size: u64, to: &'p Path) -> Result<Self> {
-        let file = File::create_new(to).context("create", to)?;
+    pub(super) fn begin(source: &File, offset: u64, size: u64, to: PathBuf) -> Result<Self> {
+        let file = File::create_new(&to).context("create", &to)?;
         let whole = offset == 0
             && source
                 .metadata()
@@ -229,11 +229,11 @@ impl<'p> Copy<'p> {
         if self.shared {
             return Ok(());
         }
-        self.file.write_all(bytes).context("write", self.path)
+        self.file.write_all(bytes).context("write", &self.path)
     }
 
     pub(super) fn finish(self) -> Result<Digest> {
-        self.file.sync_data().context("sync", self.path)?;
+        self.file.sync_data().context("sync", &self.path)?;
         Ok(self.hasher.finish())
     }
 }

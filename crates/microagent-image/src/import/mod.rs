@@ -14,7 +14,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use crate::choose::Chosen;
 use crate::digest::Digest;
@@ -179,7 +179,7 @@ impl Import<'_> {
             }
             return Err(self.refuse("it looks like an image archive, but has neither `index.json` with `oci-layout` nor `manifest.json`"));
         }
-        self.rootfs(transaction, &file, length, compression)
+        self.rootfs(transaction, file, length, compression)
     }
 
     /// An archive whose members can be sought: the file itself, or what it unpacks to.
@@ -304,7 +304,7 @@ impl Import<'_> {
                 media_type: chosen.manifest.media_type.to_owned(),
                 manifest_size: chosen.manifest_bytes.len() as u64,
                 index_digest: chosen.index_digest,
-                pulled_at: SystemTime::now(),
+                pulled_at: crate::store::now(),
             },
         )
     }

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -12,12 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::files::{self, Transaction};
 use super::{ImageRecord, ImageStore, Reclaimed};
 use crate::digest::Digest;
-use crate::disk::{self, BuildOptions, BuildProgress, BuiltDisk, LayerSource};
+use crate::disk::{
+    self, BuildOptions, BuildProgress, BuiltDisk, FORMAT_VERSION as FORMAT, LayerSource,
+};
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 
-/// Goes up whenever the same layers would give another disk; older disks are then built anew.
-const FORMAT: u32 = 1;
 const MAX_NOTE: u64 = 64 << 10;
 
 /// An image's base disk, kept from being removed for as long as this value lives.
@@ -94,19 +94,14 @@ impl ImageStore {
         }
         let staged = transaction.path("disk.ext4");
         let layers = self.layer_sources(record)?;
-        let built = build(
-            record.digest,
-            &record.reference.to_string(),
-            layers,
-            &staged,
-            events,
-        )?;
+        let built = build(&record.reference.to_string(), layers, &staged, events)?;
         self.publish_disk(&transaction, record.digest, &staged, &built)?;
         match self.existing_disk(record.digest)? {
             Some(disk) => Ok(ready(disk, false)),
-            None => Err(ImageError::Disk {
-                image: record.reference.to_string(),
-                reason: "it vanished as soon as it was built".into(),
+            None => Err(ImageError::Damaged {
+                path: self.disk_path(record.digest),
+                reason: "vanished as soon as it was built".into(),
+                remedy: "Find out what else writes there, then try again.",
             }),
         }
     }
@@ -124,14 +119,14 @@ impl ImageStore {
                 Ok(LayerSource {
                     label: format!("layer {} of {count} ({})", at + 1, layer.digest.short()),
                     reader: Box::new(File::open(&path).context("open the layer", &path)?),
-                    compression: layer.compression,
+                    compression: layer.compression.into(),
                     diff_id: Some(*diff_id.as_bytes()),
                 })
             })
             .collect()
     }
 
-    /// Moves a built disk to its place: the note first, so that a disk is never without one.
+    /// Moves a built disk, synced and read-only as the builder left it, to its place: the note first, so that a disk is never without one.
     pub(crate) fn publish_disk(
         &self,
         _transaction: &Transaction,
@@ -139,11 +134,6 @@ impl ImageStore {
         staged: &Path,
         built: &BuiltDisk,
     ) -> Result<()> {
-        fs::set_permissions(staged, fs::Permissions::from_mode(0o444))
-            .context("make read-only", staged)?;
-        File::open(staged)
-            .and_then(|file| file.sync_all())
-            .context("sync", staged)?;
         let note = Note {
             format: FORMAT,
             manifest: digest,
@@ -239,26 +229,31 @@ impl ImageStore {
 
 /// Runs the builder and tells of its progress.
 pub(crate) fn build(
-    digest: Digest,
     image: &str,
     layers: Vec<LayerSource>,
     staged: &Path,
-    events: &(dyn Fn(ImageEvent) + Sync),
+    events: &dyn Fn(ImageEvent),
 ) -> Result<BuiltDisk> {
-    disk::build(
-        layers,
-        staged,
-        &BuildOptions::default(),
-        &mut |progress: BuildProgress| {
-            events(ImageEvent::BuildingDisk {
-                digest,
-                entries: progress.entries,
-                bytes: progress.bytes,
-            });
-        },
-    )
-    .map_err(|error| ImageError::Disk {
-        image: image.to_owned(),
-        reason: crate::error::clip(error.to_string().trim_end_matches('.')),
+    let mut so_far = 0;
+    let mut progress = |progress: BuildProgress<'_>| {
+        let finishing = match progress {
+            BuildProgress::Bytes(bytes) => {
+                so_far = bytes;
+                false
+            }
+            BuildProgress::Finishing => true,
+            BuildProgress::Layer { .. } => false,
+        };
+        events(ImageEvent::BuildingDisk {
+            reference: image.to_owned(),
+            bytes: so_far,
+            finishing,
+        });
+    };
+    disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
+        ImageError::Disk {
+            image: image.to_owned(),
+            source,
+        }
     })
 }

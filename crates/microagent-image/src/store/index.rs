@@ -34,6 +34,14 @@ pub(crate) struct Entry {
     pub(crate) pulled_at: SystemTime,
 }
 
+/// Now, to the second: what the index holds.
+pub(crate) fn now() -> SystemTime {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
 #[derive(Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Layout {

@@ -31,7 +31,7 @@ use crate::reference::Reference;
 pub(crate) use disks::build;
 pub use disks::{BaseDisk, BaseDiskGuard};
 pub(crate) use files::Transaction;
-pub(crate) use index::Entry;
+pub(crate) use index::{Entry, now};
 
 /// The `oci-layout` file every OCI layout has.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
