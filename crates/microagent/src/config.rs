@@ -164,9 +164,6 @@ impl Config {
         self.state_dir.join("images")
     }
 
-    pub(crate) fn kernels_dir(&self) -> PathBuf {
-        self.state_dir.join("kernels")
-    }
 
     pub(crate) fn workspaces_dir(&self) -> PathBuf {
         self.state_dir.join("workspaces")

@@ -55,6 +55,7 @@ pub use microagent_kernel::{
 pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
     StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
 };
