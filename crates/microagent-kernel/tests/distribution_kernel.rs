@@ -2,6 +2,8 @@
 //!
 //! The package is downloaded once, by the code under test, into `MICROAGENT_TEST_CACHE` or the target directory.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
