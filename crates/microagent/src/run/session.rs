@@ -55,7 +55,10 @@ impl Session {
             .map_err(|error| Error::connection("the session", &error.into()))?;
         let stream = Arc::new(Mutex::new(copy));
         let credit = Arc::new(Credit::default());
-        let session = Self { stream: Arc::clone(&stream), credit: Arc::clone(&credit) };
+        let session = Self {
+            stream: Arc::clone(&stream),
+            credit: Arc::clone(&credit),
+        };
         thread::spawn(move || {
             let ended = exec.start().and_then(|reader| {
                 tell(&sender, Happening::SessionStarted);
@@ -125,11 +128,19 @@ fn receive(
                 continue;
             }
             FrameKind::Exit => return frame.json(),
-            got => return Err(FrameError::Unexpected { got, wanted: "output or an exit" }),
+            got => {
+                return Err(FrameError::Unexpected {
+                    got,
+                    wanted: "output or an exit",
+                });
+            }
         };
         let mut output = lock(output);
-        let written =
-            if sinks.own { output.take(frame.payload) } else { output.pass(frame.payload) };
+        let written = if sinks.own {
+            output.take(frame.payload)
+        } else {
+            output.pass(frame.payload)
+        };
         if let Err(error) = written {
             tell(sender, Happening::OutputFailed(error));
         }
@@ -151,7 +162,9 @@ fn send_stdin(mut stdin: Box<dyn Read + Send>, stream: &Mutex<UnixStream>, credi
         };
         let mut rest = &chunk[..count];
         while !rest.is_empty() {
-            let Some(granted) = credit.take(rest.len()) else { return };
+            let Some(granted) = credit.take(rest.len()) else {
+                return;
+            };
             let (now, later) = rest.split_at(granted);
             if frame::write_frame(&mut *lock(stream), FrameKind::Stdin, now).is_err() {
                 return; // The session is over.
@@ -172,7 +185,10 @@ struct Credit {
 
 impl Default for Credit {
     fn default() -> Self {
-        Self { left: Mutex::new(Some(STDIN_WINDOW)), changed: Condvar::new() }
+        Self {
+            left: Mutex::new(Some(STDIN_WINDOW)),
+            changed: Condvar::new(),
+        }
     }
 }
 
@@ -184,7 +200,10 @@ impl Credit {
             match &mut *left {
                 None => return None,
                 Some(0) => {
-                    left = self.changed.wait(left).unwrap_or_else(PoisonError::into_inner);
+                    left = self
+                        .changed
+                        .wait(left)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 Some(credit) => {
                     let granted = u32::try_from(wanted).unwrap_or(u32::MAX).min(*credit);
