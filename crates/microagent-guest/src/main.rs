@@ -1,1 +1,92 @@
-fn main() {}
+//! The guest agent: PID 1 inside every microVM. It makes the root, serves
+//! sessions, and ends the machine. It knows the guest protocol and Linux; it
+//! must not know images, workspaces, or which VMM it runs on.
+
+mod boot;
+mod cgroup;
+mod clock;
+mod console;
+mod control;
+mod error;
+mod exec;
+mod power;
+mod reaper;
+mod vsock;
+
+use std::{
+    fs,
+    process::{ExitCode, id},
+    sync::{Arc, mpsc},
+};
+
+use microagent_protocol::guest::GuestMessage;
+use rustix::process::{Resource, Rlimit, setrlimit};
+
+use crate::{
+    boot::Failure,
+    error::{Context, Error},
+};
+
+/// The agent's threads are shallow; the deepest thing they do is read bounded JSON.
+const THREAD_STACK: usize = 128 * 1024;
+/// Open files of the agent and the hard limit of what it starts.
+const MOST_FILES: u64 = 512 * 1024;
+
+fn main() -> ExitCode {
+    let kernel_ms = clock::uptime_ms();
+    if id() != 1 {
+        console::say(format_args!(
+            "this is the guest agent; it runs as PID 1 of a microVM"
+        ));
+        return ExitCode::FAILURE;
+    }
+    power::end_on_panic();
+    reaper::hold_signals();
+    match run(kernel_ms) {
+        Ok(never) => match never {},
+        Err(failure) => power::give_up(&failure),
+    }
+}
+
+fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
+    let (sender, events) = mpsc::channel();
+    let failed = |stage| move |error| Failure { stage, error };
+    boot::prepare()?;
+    control::start(kernel_ms, sender.clone()).map_err(failed("connect to the host"))?;
+    let booted = boot::finish(&events)?;
+    protect().map_err(failed("protect the agent"))?;
+    let server = exec::Server::start(&booted.config.hostname).map_err(failed("serve sessions"))?;
+    let processes = Arc::clone(server.processes());
+    reaper::start(Arc::clone(&processes), sender).map_err(failed("start the reaper"))?;
+    let ready = GuestMessage::Ready {
+        uptime_ms: clock::uptime_ms(),
+    };
+    control::send(&ready).map_err(failed("report to the host"))?;
+    booted.old_root.empty();
+    power::wait_and_end(
+        &events,
+        &power::Machine {
+            processes: &processes,
+            group: server.group(),
+            sessions: &|| server.sessions(),
+            scratch: &booted.scratch,
+        },
+    )
+}
+
+/// Keeps the agent alive and able to report, whatever its workloads do.
+fn protect() -> Result<(), Error> {
+    let limit = Some(MOST_FILES);
+    setrlimit(
+        Resource::Nofile,
+        Rlimit {
+            current: limit,
+            maximum: limit,
+        },
+    )
+    .context("raise the limit of open files")?;
+    // One arena is enough for small threads, and each costs memory.
+    // SAFETY: no pointers; it only sets a parameter of the allocator.
+    unsafe { libc::mallopt(libc::M_ARENA_MAX, 1) };
+    fs::write("/proc/self/oom_score_adj", "-1000").context("write /proc/self/oom_score_adj")
+}

@@ -46,6 +46,10 @@ pub enum Error {
     /// This host or driver cannot do it.
     #[error("{0}")]
     Unsupported(String),
+    /// Its vsock device could not be made.
+    #[cfg(target_os = "linux")]
+    #[error(transparent)]
+    Vsock(#[from] crate::vsock::VsockError),
     /// A file, socket or process failed.
     #[error("{context}: {source}")]
     Io {

@@ -2,13 +2,32 @@
 //!
 //! This crate owns how a virtual machine is launched, watched and controlled
 //! on each VMM. It knows nothing of images, workspaces or supervisors: it is
-//! given files and sizes, and gives back a machine with a vsock.
+//! given files and sizes, and gives back a machine with a vsock. It reads no
+//! environment: search paths are arguments.
+#![deny(unsafe_code)]
 
+#[cfg(target_os = "linux")]
+mod confine;
+#[cfg(target_os = "linux")]
+mod console;
 mod error;
 mod machine;
+#[cfg(target_os = "linux")]
+mod process;
+#[cfg(target_os = "linux")]
+pub mod qemu;
+#[cfg(target_os = "linux")]
+mod tsc;
+#[cfg(target_os = "linux")]
+#[allow(unsafe_code)] // One borrowed descriptor, argued where it is.
+pub mod vsock;
 
+#[cfg(target_os = "linux")]
+pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
     Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
     VsockSpec,
 };
+#[cfg(target_os = "linux")]
+pub use tsc::measure_tsc_khz;

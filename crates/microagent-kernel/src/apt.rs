@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use crate::command::run;
 use crate::error::{IoContext, KernelError, Result};
+use crate::files::read_bounded;
 use crate::hash::sha256;
 
 /// Time for a query of the local package lists.
@@ -108,7 +109,7 @@ pub(crate) fn download(package: &Package, directory: &Path) -> Result<Vec<u8>> {
         .next()
         .ok_or_else(|| invalid("apt-get download left no file".to_owned()))?;
     let path = entry.context("list", &target)?.path();
-    let bytes = fs::read(&path).context("read", &path)?;
+    let bytes = read_bounded(&path, package.size)?;
     let found = sha256(&bytes);
     if found != package.sha256 {
         return Err(KernelError::DigestMismatch {

@@ -31,9 +31,9 @@ impl<'a> Elf<'a> {
     /// File offset just past the last byte any header, segment or section uses.
     pub(crate) fn extent(&self) -> Option<usize> {
         let table = |offset: usize, entry: usize, count: usize| {
-            Some(usize_at(self.bytes, offset)?.checked_add(
+            usize_at(self.bytes, offset)?.checked_add(
                 usize::from(u16_at(self.bytes, entry)?) * usize::from(u16_at(self.bytes, count)?),
-            )?)
+            )
         };
         let mut end = 64
             .max(table(0x20, 0x36, 0x38)?)

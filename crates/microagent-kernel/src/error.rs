@@ -137,6 +137,14 @@ pub enum KernelError {
         /// What is wrong.
         reason: String,
     },
+    /// The choice of the default kernel cannot be understood.
+    #[error("the choice of the default kernel in {path} cannot be used: {reason}. Choose the default kernel again.", path = path.display())]
+    InvalidDefault {
+        /// File with the choice.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// This build carries no guest agent.
     #[error(
         "the guest agent is empty: this microagent was built for a system on which the guest cannot be compiled. Build it with MICROAGENT_GUEST_BINARY set."

@@ -2,6 +2,10 @@
 //!
 //! Readers take no lock: a kernel's directory appears and disappears by one rename. Writers take turns.
 
+mod cache;
+#[cfg(test)]
+mod tests;
+
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -15,11 +19,8 @@ use crate::files::{
     sync_directory, write_new,
 };
 use crate::hash::{sha256, sha256_of_parts};
-use crate::initramfs;
-use crate::modules::{signatures_required, without_signature};
-use crate::record::{
-    Divergence, Initramfs, KernelList, KernelRecord, MANIFEST_FORMAT, ModuleRecord,
-};
+use crate::modules::signatures_required;
+use crate::record::{Divergence, KernelList, KernelRecord, MANIFEST_FORMAT, ModuleRecord};
 use crate::source::{Fetched, KernelProgress, KernelSource, ProgressSink, fetch};
 
 /// Largest manifest that is read; real ones are a few kilobytes.
@@ -42,13 +43,6 @@ pub struct KernelStore {
 struct DefaultKernel {
     format: u32,
     id: String,
-}
-
-/// What is known of a cached initramfs, beside it.
-#[derive(Serialize, Deserialize)]
-struct InitramfsRecord {
-    sha256: String,
-    size: u64,
 }
 
 impl KernelStore {
@@ -153,32 +147,42 @@ impl KernelStore {
         if !directory.is_dir() {
             return Err(KernelError::NotFound { id: id.to_owned() });
         }
+        remove_temporaries(&self.root)?;
+        let chosen = match self.default_id() {
+            Ok(chosen) => chosen.as_deref() == Some(id),
+            // A choice that cannot be read is none.
+            Err(KernelError::InvalidDefault { .. }) => true,
+            Err(error) => return Err(error),
+        };
+        // First, so that a kill in between leaves no choice of a kernel that is gone.
+        if chosen {
+            let path = self.root.join(DEFAULT);
+            fs::remove_file(&path).context("remove", &path)?;
+        }
         // Gone for readers at once, and for good: what a kill leaves behind, the next writer removes.
         let doomed = self.root.join(format!("{TEMPORARY}removed-{id}"));
         fs::rename(&directory, &doomed).context("remove", &directory)?;
         sync_directory(&self.root)?;
-        fs::remove_dir_all(&doomed).context("remove", &doomed)?;
-        if self.default_id()?.as_deref() == Some(id) {
-            let path = self.root.join(DEFAULT);
-            fs::remove_file(&path).context("remove", &path)?;
-        }
-        Ok(())
+        fs::remove_dir_all(&doomed).context("remove", &doomed)
     }
 
-    /// Compares a kernel with its record, byte by byte.
+    /// Compares a kernel and its cached initramfs with what was recorded, byte by byte.
     ///
     /// # Errors
     /// If there is no such kernel, or a file cannot be read for another reason than being gone.
     pub fn verify(&self, id: &str) -> Result<Vec<Divergence>> {
         let record = self.inspect(id)?;
         let directory = self.directory(id)?;
-        let modules = record
-            .modules
-            .iter()
-            .map(|module| (module_path(&module.name), &module.sha256));
+        let mut recorded = vec![(VMLINUX.to_owned(), record.sha256)];
+        recorded.extend(
+            record
+                .modules
+                .into_iter()
+                .map(|module| (module_path(&module.name), module.sha256)),
+        );
+        recorded.extend(cache::recorded(&directory)?);
         let mut divergences = Vec::new();
-        for (file, expected) in std::iter::once((VMLINUX.to_owned(), &record.sha256)).chain(modules)
-        {
+        for (file, expected) in recorded {
             let found = match read_bounded(&directory.join(&file), MAX_FILE) {
                 Ok(bytes) => Some(sha256(&bytes)),
                 Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
@@ -186,10 +190,10 @@ impl KernelStore {
                 }
                 Err(error) => return Err(error),
             };
-            if found.as_ref() != Some(expected) {
+            if found.as_ref() != Some(&expected) {
                 divergences.push(Divergence {
                     file,
-                    expected: expected.clone(),
+                    expected,
                     found,
                 });
             }
@@ -248,79 +252,6 @@ impl KernelStore {
         self.root.join(&record.id).join(VMLINUX)
     }
 
-    /// The initramfs of a kernel and a guest agent ([`GUEST_BINARY`](crate::GUEST_BINARY)), built at first use.
-    ///
-    /// # Errors
-    /// If the kernel's modules are not as recorded, or the file cannot be written.
-    pub fn initramfs(&self, record: &KernelRecord, guest: &[u8]) -> Result<Initramfs> {
-        if guest.is_empty() {
-            return Err(KernelError::NoGuest);
-        }
-        let directory = self.directory(&record.id)?;
-        let guest_digest = if std::ptr::eq(guest, crate::GUEST_BINARY) {
-            crate::GUEST_SHA256.to_owned()
-        } else {
-            sha256(guest)
-        };
-        let key = guest_digest.get(..16).unwrap_or_default();
-        let path = directory.join(format!("initramfs-{}-{key}", initramfs::FORMAT));
-        let note = path.with_extension("json");
-        if let Some(found) = cached_initramfs(&path, &note)? {
-            return Ok(found);
-        }
-        let _lock = self.lock(|| {})?;
-        if let Some(found) = cached_initramfs(&path, &note)? {
-            return Ok(found);
-        }
-        if !directory.is_dir() {
-            return Err(KernelError::NotFound {
-                id: record.id.clone(),
-            });
-        }
-        remove_temporaries(&directory)?;
-        let mut modules = Vec::with_capacity(record.modules.len());
-        for module in &record.modules {
-            if !is_module_name(&module.name) {
-                let reason = "it names an impossible module".to_owned();
-                return Err(KernelError::InvalidManifest {
-                    path: directory.join(MANIFEST),
-                    reason,
-                });
-            }
-            let file = directory.join(module_path(&module.name));
-            let bytes = read_bounded(&file, MAX_FILE)?;
-            let found = sha256(&bytes);
-            if found != module.sha256 {
-                let (name, expected) = (file.display().to_string(), module.sha256.clone());
-                return Err(KernelError::DigestMismatch {
-                    name,
-                    expected,
-                    found,
-                });
-            }
-            // Checked above, so the kernel need not spend time on it: 5 ms a module under software emulation.
-            let content = if record.module_signatures_required {
-                &bytes
-            } else {
-                without_signature(&bytes)
-            };
-            modules.push((module.name.clone(), content.to_vec()));
-        }
-        let bytes = initramfs::build(guest, &modules);
-        let built = InitramfsRecord {
-            sha256: sha256(&bytes),
-            size: bytes.len() as u64,
-        };
-        // The archive first: a note without it must not exist, an archive without a note is built again.
-        replace(&path, &bytes)?;
-        replace(&note, &to_json(&built, &note)?)?;
-        Ok(Initramfs {
-            path,
-            sha256: built.sha256,
-            size: built.size,
-        })
-    }
-
     fn install_locked(
         &self,
         source: &KernelSource,
@@ -372,17 +303,19 @@ impl KernelStore {
             }
             other => other?,
         };
-        match serde_json::from_slice::<DefaultKernel>(&bytes) {
-            Ok(default) if default.format == MANIFEST_FORMAT => Ok(Some(default.id)),
-            Ok(default) => Err(KernelError::InvalidManifest {
-                path,
-                reason: format!("unknown format {}", default.format),
-            }),
-            Err(error) => Err(KernelError::InvalidManifest {
-                path,
-                reason: error.to_string(),
-            }),
+        let invalid = |reason: String| KernelError::InvalidDefault {
+            path: path.clone(),
+            reason,
+        };
+        let default: DefaultKernel =
+            serde_json::from_slice(&bytes).map_err(|e| invalid(e.to_string()))?;
+        if default.format != MANIFEST_FORMAT {
+            return Err(invalid(format!(
+                "it has format {}, but {MANIFEST_FORMAT} is read",
+                default.format
+            )));
         }
+        Ok(Some(default.id))
     }
 }
 
@@ -443,25 +376,6 @@ fn write_kernel(directory: &Path, record: &KernelRecord, fetched: &Fetched) -> R
     sync_directory(directory)
 }
 
-fn cached_initramfs(path: &Path, note: &Path) -> Result<Option<Initramfs>> {
-    let bytes = match read_bounded(note, MAX_MANIFEST) {
-        Err(KernelError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
-            return Ok(None);
-        }
-        other => other?,
-    };
-    // What cannot be understood is built again.
-    let Ok(InitramfsRecord { sha256, size }) = serde_json::from_slice(&bytes) else {
-        return Ok(None);
-    };
-    let there = fs::metadata(path).is_ok_and(|metadata| metadata.len() == size);
-    Ok(there.then(|| Initramfs {
-        path: path.to_owned(),
-        sha256,
-        size,
-    }))
-}
-
 fn to_json<T: Serialize>(value: &T, path: &Path) -> Result<Vec<u8>> {
     let mut json = serde_json::to_vec_pretty(value)
         .map_err(io::Error::from)
@@ -489,6 +403,3 @@ fn is_module_name(name: &str) -> bool {
 fn module_path(name: &str) -> String {
     format!("{MODULES}/{name}.ko")
 }
-
-#[cfg(test)]
-mod tests;

@@ -137,6 +137,24 @@ pub struct Frame<'a> {
     pub payload: &'a [u8],
 }
 
+impl<'a> Frame<'a> {
+    /// The first frame of `bytes` and what follows it, or `None` if it is not
+    /// complete yet: for non-blocking streams. A bad one is refused as soon as
+    /// its header is there.
+    ///
+    /// # Errors
+    /// [`FrameError::UnknownKind`], [`FrameError::BadLength`].
+    pub fn split(bytes: &'a [u8]) -> Result<Option<(Self, &'a [u8])>, FrameError> {
+        let Some((header, rest)) = bytes.split_first_chunk() else {
+            return Ok(None);
+        };
+        let (kind, length) = decode_header(*header)?;
+        Ok(rest
+            .split_at_checked(length)
+            .map(|(payload, rest)| (Self { kind, payload }, rest)))
+    }
+}
+
 impl Frame<'_> {
     /// The payload as JSON.
     ///
@@ -210,14 +228,7 @@ impl<R: Read> FrameReader<R> {
         if !self.fill_header(&mut header)? {
             return Ok(None);
         }
-        let [a, b, c, d, kind] = header;
-        let kind = FrameKind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
-        let body = u32::from_be_bytes([a, b, c, d]) as usize;
-        let max = kind.max_payload();
-        let length = body.wrapping_sub(1);
-        if length > max {
-            return Err(FrameError::BadLength { kind, length, max });
-        }
+        let (kind, length) = decode_header(header)?;
         // Grow as bytes arrive, not by the claimed length.
         self.buffer.clear();
         let got = (&mut self.stream)
@@ -255,6 +266,35 @@ impl<R: Read> FrameReader<R> {
     }
 }
 
+/// The bytes of a frame before its payload.
+pub const HEADER: usize = 5;
+
+/// The header of a frame with `length` payload bytes.
+///
+/// # Errors
+/// [`FrameError::BadLength`] if that is too long for the kind.
+pub fn encode_header(kind: FrameKind, length: usize) -> Result<[u8; HEADER], FrameError> {
+    let max = kind.max_payload();
+    if length > max {
+        return Err(FrameError::BadLength { kind, length, max });
+    }
+    // A payload is at most MAX_JSON, so the sum fits 32 bits.
+    let [a, b, c, d] = (length as u32 + 1).to_be_bytes();
+    Ok([a, b, c, d, kind as u8])
+}
+
+fn decode_header(header: [u8; HEADER]) -> Result<(FrameKind, usize), FrameError> {
+    let [a, b, c, d, kind] = header;
+    let kind = FrameKind::from_byte(kind).ok_or(FrameError::UnknownKind(kind))?;
+    let body = u32::from_be_bytes([a, b, c, d]) as usize;
+    let max = kind.max_payload();
+    let length = body.wrapping_sub(1);
+    if length > max {
+        return Err(FrameError::BadLength { kind, length, max });
+    }
+    Ok((kind, length))
+}
+
 /// Writes one frame with a single `write_all`.
 ///
 /// # Errors
@@ -264,18 +304,9 @@ pub fn write_frame(
     kind: FrameKind,
     payload: &[u8],
 ) -> Result<(), FrameError> {
-    let max = kind.max_payload();
-    if payload.len() > max {
-        return Err(FrameError::BadLength {
-            kind,
-            length: payload.len(),
-            max,
-        });
-    }
-    let mut bytes = Vec::with_capacity(5 + payload.len());
-    // A payload is at most MAX_JSON, so the sum fits 32 bits.
-    bytes.extend_from_slice(&(payload.len() as u32 + 1).to_be_bytes());
-    bytes.push(kind as u8);
+    let header = encode_header(kind, payload.len())?;
+    let mut bytes = Vec::with_capacity(HEADER + payload.len());
+    bytes.extend_from_slice(&header);
     bytes.extend_from_slice(payload);
     stream.write_all(&bytes)?;
     Ok(())
@@ -353,6 +384,17 @@ mod tests {
             let mut reader = FrameReader::new(&bytes[..]);
             while let Ok(Some(frame)) = reader.read() {
                 prop_assert!(frame.payload.len() <= frame.kind.max_payload());
+            }
+        }
+
+        #[test]
+        fn splitting_agrees_with_reading(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
+            let mut reader = FrameReader::new(&bytes[..]);
+            match (Frame::split(&bytes), reader.read()) {
+                (Ok(Some((split, _))), Ok(Some(read))) => prop_assert_eq!(split, read),
+                (Ok(None), Ok(None) | Err(FrameError::Truncated)) => {}
+                (Err(split), Err(read)) => prop_assert_eq!(split.to_string(), read.to_string()),
+                (split, read) => prop_assert!(false, "{split:?} {read:?}"),
             }
         }
 

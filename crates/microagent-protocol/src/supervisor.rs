@@ -25,7 +25,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    exec::{ExecRequest, ExitStatus},
+    exec::{ExecRequest, ExitStatus, StartFailure},
     identity::ProcessIdentity,
     launch::{Backend, BackendChoice, LaunchSpec},
     name::WorkspaceName,
@@ -200,6 +200,14 @@ pub enum Answer {
     Started {
         /// The process number in the guest.
         pid: u32,
+    },
+    /// To `exec`: the process never ran. There is no session; the connection
+    /// takes further requests.
+    FailedToStart {
+        /// Why.
+        reason: StartFailure,
+        /// The same for a person, naming the program, user or directory.
+        message: String,
     },
 }
 

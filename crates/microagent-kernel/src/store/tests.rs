@@ -195,6 +195,37 @@ fn the_initramfs_is_built_once_and_always_the_same() {
 }
 
 #[test]
+fn a_new_guest_replaces_the_oldest_initramfs() {
+    let world = World::new();
+    let record = world.install();
+    let built: Vec<_> = (0..6_u8)
+        .map(|guest| world.store.initramfs(&record, &[b'g', guest]).unwrap().path)
+        .collect();
+    assert!(built.last().unwrap().exists() && !built[0].exists());
+    assert_eq!(built.iter().filter(|path| path.exists()).count(), 4);
+    fs::write(built.last().unwrap(), b"else").unwrap();
+    let divergences = world.store.verify(&record.id).unwrap();
+    assert_eq!(divergences.len(), 1);
+    assert!(built[5].ends_with(&divergences[0].file));
+}
+
+#[test]
+fn a_damaged_choice_of_default_says_so_and_goes_with_a_removal() {
+    let world = World::new();
+    let record = world.install();
+    fs::write(world.store.root.join(DEFAULT), b"?").unwrap();
+    let error = world.store.default_kernel().unwrap_err();
+    assert!(
+        error
+            .to_string()
+            .contains("Choose the default kernel again"),
+        "{error}"
+    );
+    world.store.remove(&record.id).unwrap();
+    assert_eq!(world.store.default_kernel().unwrap(), None);
+}
+
+#[test]
 fn the_initramfs_is_what_cpio_expects() {
     let world = World::new();
     let initramfs = world.store.initramfs(&world.install(), GUEST).unwrap();
@@ -383,7 +414,7 @@ fn killed_at_any_point_the_store_is_whole() {
                 && !world.names().is_empty()
         );
         let record = world.install();
-        assert_eq!(world.names(), [record.id.clone()]);
+        assert_eq!(world.names(), std::slice::from_ref(&record.id));
         assert_eq!(world.store.verify(&record.id).unwrap(), []);
     }
 }
@@ -410,7 +441,7 @@ fn installers_take_turns() {
     std::thread::scope(|scope| {
         let installer = scope.spawn(|| {
             world.store.install(&world.source, &mut |progress| {
-                sender.send(progress).unwrap()
+                sender.send(progress).unwrap();
             })
         });
         assert_eq!(receiver.recv().unwrap(), KernelProgress::Waiting);

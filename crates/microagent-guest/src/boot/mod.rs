@@ -1,0 +1,115 @@
+//! From the initramfs to a machine that serves sessions, step by step. It
+//! knows the order; each step knows its own business.
+
+mod disks;
+mod identity;
+mod modules;
+mod mounts;
+mod network;
+mod root;
+
+use std::{os::unix::fs::DirBuilderExt, path::Path, sync::mpsc::Receiver};
+
+use microagent_protocol::guest::{BASE_SERIAL, BootConfig, DiskMount, SCRATCH_SERIAL};
+use rustix::mount::{MountFlags, mount};
+
+pub(crate) use self::root::{OldRoot, Scratch};
+use crate::{
+    clock,
+    control::{self, Event},
+    error::{Context, Error},
+};
+
+/// A boot that cannot go on.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    /// What the agent was doing.
+    pub(crate) stage: &'static str,
+    /// What went wrong.
+    pub(crate) error: Error,
+}
+
+/// Names the step an error belongs to.
+trait Stage<T> {
+    fn during(self, stage: &'static str) -> Result<T, Failure>;
+}
+
+impl<T> Stage<T> for Result<T, Error> {
+    fn during(self, stage: &'static str) -> Result<T, Failure> {
+        self.map_err(|error| Failure { stage, error })
+    }
+}
+
+/// What a finished boot leaves to the rest of the agent.
+#[derive(Debug)]
+pub(crate) struct Booted {
+    /// The initramfs, to be freed.
+    pub(crate) old_root: OldRoot,
+    /// The disk that must be clean in the end.
+    pub(crate) scratch: Scratch,
+    /// What the host told.
+    pub(crate) config: Box<BootConfig>,
+}
+
+/// Makes the root; needs nothing from the host but its disks.
+pub(crate) fn prepare() -> Result<(), Failure> {
+    mounts::mount_early().during("mount the kernel's file systems")?;
+    modules::load_all(Path::new("/modules")).during("load the kernel modules")
+}
+
+/// Enters the root and becomes what the host's configuration says.
+pub(crate) fn finish(events: &Receiver<Event>) -> Result<Booted, Failure> {
+    let base = disks::wait_for(BASE_SERIAL, Some(0)).during("find the base disk")?;
+    root::mount_base(&base).during("mount the base disk")?;
+    let scratch = disks::wait_for(SCRATCH_SERIAL, Some(1)).during("find the scratch disk")?;
+    root::mount_scratch(&scratch).during("mount the scratch disk")?;
+    let (old_root, scratch) = root::enter().during("enter the root")?;
+    mounts::mount_all().during("mount the root's file systems")?;
+    network::raise_loopback().during("raise the loopback")?;
+    let config = control::configuration(events).during("receive the configuration")?;
+    apply(&config)?;
+    Ok(Booted {
+        old_root,
+        scratch,
+        config,
+    })
+}
+
+fn apply(config: &BootConfig) -> Result<(), Failure> {
+    clock::set(config.unix_nanos).during("set the clock")?;
+    identity::seed(&config.entropy).during("seed the random number generator")?;
+    identity::apply(config).during("take the host name")?;
+    for disk in &config.disks {
+        mount_extra(disk).during("mount an extra disk")?;
+    }
+    if let Some(settings) = &config.network {
+        network::configure(settings).during("configure the network")?;
+    }
+    Ok(())
+}
+
+fn mount_extra(disk: &DiskMount) -> Result<(), Error> {
+    let target = Path::new(&disk.mountpoint);
+    if !target.is_absolute() {
+        return Err(Error::Malformed {
+            what: format!("the mount point {:?}", disk.mountpoint),
+            why: "it is not absolute".to_owned(),
+        });
+    }
+    let device = disks::wait_for(&disk.serial, None)?;
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o755)
+        .create(target)
+        .context(format_args!("make the directory {}", target.display()))?;
+    let flags = if disk.read_only {
+        MountFlags::RDONLY
+    } else {
+        MountFlags::empty()
+    };
+    mount(&device, target, "ext4", flags, None).context(format_args!(
+        "mount {} at {}",
+        device.display(),
+        target.display()
+    ))
+}

@@ -1,0 +1,180 @@
+//! The network: loopback always, and static settings for the one interface.
+
+use std::{
+    fs, io,
+    mem::zeroed,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd, OwnedFd},
+    thread,
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::guest::GuestNetwork;
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+
+use crate::error::{Context, Error};
+
+/// How long the interface may take to appear.
+const WAIT: Duration = Duration::from_secs(5);
+
+/// Brings the loopback up; the kernel gives it 127.0.0.1 and ::1 itself.
+pub(crate) fn raise_loopback() -> Result<(), Error> {
+    Interface::open("lo")?.raise()
+}
+
+/// Applies `network` to the one interface that is not the loopback.
+pub(crate) fn configure(network: &GuestNetwork) -> Result<(), Error> {
+    let mask = netmask(network.prefix)?;
+    let interface = Interface::open(&wait_for_interface()?)?;
+    interface.set_address(libc::SIOCSIFADDR, network.address)?;
+    interface.set_address(libc::SIOCSIFNETMASK, mask)?;
+    interface.raise()?;
+    interface.add_default_route(network.gateway)
+}
+
+fn netmask(prefix: u8) -> Result<Ipv4Addr, Error> {
+    match prefix {
+        1..=32 => Ok(Ipv4Addr::from_bits(u32::MAX << (32 - prefix))),
+        _ => Err(Error::Malformed {
+            what: format!("the network prefix {prefix}"),
+            why: "it takes 1 to 32".to_owned(),
+        }),
+    }
+}
+
+fn wait_for_interface() -> Result<String, Error> {
+    let deadline = Instant::now() + WAIT;
+    loop {
+        if let Some(name) = first_interface().context("list the network interfaces")? {
+            return Ok(name);
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::NoInterface {
+                seconds: WAIT.as_secs(),
+            });
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
+/// The first interface with a device behind it.
+fn first_interface() -> io::Result<Option<String>> {
+    let mut names = Vec::new();
+    for entry in fs::read_dir("/sys/class/net")? {
+        let entry = entry?;
+        if entry.path().join("device").exists()
+            && let Ok(name) = entry.file_name().into_string()
+        {
+            names.push(name);
+        }
+    }
+    Ok(names.into_iter().min())
+}
+
+struct Interface {
+    name: String,
+    socket: OwnedFd,
+}
+
+impl Interface {
+    fn open(name: &str) -> Result<Self, Error> {
+        let socket = socket_with(
+            AddressFamily::INET,
+            SocketType::DGRAM,
+            SocketFlags::CLOEXEC,
+            None,
+        )
+        .context("open a socket")?;
+        Ok(Self {
+            name: name.to_owned(),
+            socket,
+        })
+    }
+
+    fn request(&self) -> libc::ifreq {
+        // SAFETY: all-zero bytes are a valid ifreq.
+        let mut request: libc::ifreq = unsafe { zeroed() };
+        // The last byte stays NUL.
+        let last = request.ifr_name.len() - 1;
+        for (to, from) in request.ifr_name[..last].iter_mut().zip(self.name.bytes()) {
+            *to = from as libc::c_char;
+        }
+        request
+    }
+
+    fn control<T>(&self, number: libc::c_ulong, argument: &mut T, what: &str) -> Result<(), Error> {
+        // SAFETY: every caller passes the structure that belongs to the number,
+        // and it lives through the call.
+        let result = unsafe {
+            libc::ioctl(
+                self.socket.as_raw_fd(),
+                number as libc::Ioctl,
+                &raw mut *argument,
+            )
+        };
+        if result < 0 {
+            return Err(io::Error::last_os_error()).context(format_args!(
+                "{what} of the network interface {}",
+                self.name
+            ));
+        }
+        Ok(())
+    }
+
+    fn raise(&self) -> Result<(), Error> {
+        let mut request = self.request();
+        self.control(libc::SIOCGIFFLAGS, &mut request, "read the flags")?;
+        // SAFETY: SIOCGIFFLAGS has just written this member.
+        let flags = unsafe { request.ifr_ifru.ifru_flags };
+        request.ifr_ifru.ifru_flags = flags | (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+        self.control(libc::SIOCSIFFLAGS, &mut request, "set the flags")
+    }
+
+    fn set_address(&self, number: libc::c_ulong, address: Ipv4Addr) -> Result<(), Error> {
+        let mut request = self.request();
+        request.ifr_ifru.ifru_addr = socket_address(address);
+        self.control(
+            number,
+            &mut request,
+            &format!("set the address or mask {address}"),
+        )
+    }
+
+    fn add_default_route(&self, gateway: Ipv4Addr) -> Result<(), Error> {
+        // SAFETY: all-zero bytes are a valid rtentry.
+        let mut route: libc::rtentry = unsafe { zeroed() };
+        route.rt_dst = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_genmask = socket_address(Ipv4Addr::UNSPECIFIED);
+        route.rt_gateway = socket_address(gateway);
+        route.rt_flags = libc::RTF_UP | libc::RTF_GATEWAY;
+        self.control(
+            libc::SIOCADDRT,
+            &mut route,
+            &format!("set the gateway {gateway}"),
+        )
+    }
+}
+
+fn socket_address(address: Ipv4Addr) -> libc::sockaddr {
+    // SAFETY: all-zero bytes are a valid sockaddr.
+    let mut generic: libc::sockaddr = unsafe { zeroed() };
+    generic.sa_family = libc::AF_INET as libc::sa_family_t;
+    // A sockaddr_in has its port in the first two bytes and its address in the next four.
+    for (to, from) in generic.sa_data[2..6].iter_mut().zip(address.octets()) {
+        *to = from as libc::c_char;
+    }
+    generic
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn prefixes_become_masks() {
+        assert_eq!(netmask(24).unwrap(), Ipv4Addr::new(255, 255, 255, 0));
+        assert_eq!(netmask(32).unwrap(), Ipv4Addr::BROADCAST);
+        assert_eq!(netmask(1).unwrap(), Ipv4Addr::new(128, 0, 0, 0));
+        assert!(netmask(0).is_err() && netmask(33).is_err());
+    }
+}

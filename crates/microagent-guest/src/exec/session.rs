@@ -1,0 +1,147 @@
+//! One session: read what to run, start it or say why not, pump until it ends.
+
+use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
+
+use microagent_protocol::{
+    ExecRequest, ExecRole, FrameKind, FrameReader, StartFailure, TtySize,
+    exec::ExitReport,
+    frame::write_json,
+    guest::{SessionReply, SessionRequest},
+};
+use rustix::pipe::{PipeFlags, pipe_with};
+
+use super::{
+    Server,
+    plan::Plan,
+    pump::{Pump, Sides},
+    spawn::{Stdio, null_device, spawn},
+    terminal,
+};
+use crate::{
+    console,
+    error::{Context, Error},
+    reaper::Workload,
+    vsock,
+};
+
+/// How long the host may take to say what it wants, or to hear that it cannot have it.
+const OPENING_LIMIT: Duration = Duration::from_secs(10);
+
+/// Serves one stream to its end.
+pub(crate) fn serve(stream: File, server: &Server) {
+    if let Err(error) = try_serve(stream, server) {
+        // The host knows; this is for whoever reads the console.
+        console::say(format_args!("a session failed: {error}"));
+    }
+}
+
+/// Answers a stream that cannot be served.
+pub(crate) fn refuse(mut stream: File, message: &str) {
+    let limit = Some(Duration::from_secs(1));
+    if vsock::set_timeouts(&stream, limit, limit).is_ok() {
+        // If the host does not want to hear it, the end of the stream says it too.
+        let _ = reply_failed(&mut stream, StartFailure::Guest, message.to_owned());
+    }
+}
+
+fn try_serve(stream: File, server: &Server) -> Result<(), Error> {
+    vsock::set_timeouts(&stream, Some(OPENING_LIMIT), Some(OPENING_LIMIT))
+        .context("bound the opening of a session")?;
+    let mut reader = FrameReader::new(stream);
+    let opening = reader
+        .require()
+        .and_then(|frame| frame.expect_json(FrameKind::Header, "a session request"));
+    let mut stream = reader.into_inner();
+    let SessionRequest::Exec(request) = match opening {
+        Ok(request) => request,
+        Err(error) => {
+            reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;
+            return Err(error.into());
+        }
+    };
+    let oom_kills = server.oom_kills();
+    let (child, sides) = match start(&request, server) {
+        Ok(started) => started,
+        Err(error) => {
+            let reason = match &error {
+                Error::Start { reason, .. } => *reason,
+                _ => StartFailure::Guest,
+            };
+            return reply_failed(&mut stream, reason, error.to_string());
+        }
+    };
+    let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
+    let pump = Pump::new(stream, child, sides, &server.processes);
+    pump.run(&SessionReply::Started { pid }, |status| ExitReport {
+        status: status.clone(),
+        oom_kills: server.oom_kills().saturating_sub(oom_kills),
+    })
+}
+
+fn reply_failed(stream: &mut File, reason: StartFailure, message: String) -> Result<(), Error> {
+    let reply = SessionReply::Failed { reason, message };
+    Ok(write_json(stream, FrameKind::Header, &reply)?)
+}
+
+fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child, Sides), Error> {
+    let stop_signal = stop_signal(request.stop_signal)?;
+    let plan = Plan::new(request, &server.hostname, Path::new("/"))?;
+    let (stdio, sides) = match request.tty {
+        Some(size) => with_terminal(size, plan.identity.uid, request.stdin)?,
+        None => with_pipes(request.stdin)?,
+    };
+    let members = server.group.as_ref().map(crate::cgroup::Workloads::members);
+    let child = spawn(&plan, &stdio, members, &server.processes)?;
+    if request.role == ExecRole::Workload {
+        let child = child.clone();
+        server
+            .processes
+            .set_workload(Workload { child, stop_signal });
+    }
+    Ok((child, sides))
+}
+
+fn stop_signal(number: Option<u8>) -> Result<i32, Error> {
+    match number {
+        None => Ok(libc::SIGTERM),
+        Some(number @ 1..=64) => Ok(number.into()),
+        Some(number) => Err(Error::start(
+            StartFailure::Invalid,
+            format!("{number} is no signal; use 1 to 64"),
+        )),
+    }
+}
+
+fn with_terminal(size: TtySize, uid: u32, stdin: bool) -> Result<(Stdio, Sides), Error> {
+    let (agent, stdio) = terminal::open(size, uid)?;
+    let share = |fd: &OwnedFd| fd.try_clone().context("share the terminal");
+    let sides = Sides {
+        input: if stdin { Some(share(&agent)?) } else { None },
+        outputs: vec![(FrameKind::Stdout, share(&agent)?)],
+        terminal: Some((agent, share(&stdio.streams[0])?)),
+    };
+    Ok((stdio, sides))
+}
+
+fn with_pipes(stdin: bool) -> Result<(Stdio, Sides), Error> {
+    let pipe = || pipe_with(PipeFlags::CLOEXEC).context("make a pipe");
+    let (input, stdin) = if stdin {
+        let (process, agent) = pipe()?;
+        (Some(agent), process)
+    } else {
+        (None, null_device()?)
+    };
+    let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
+    let sides = Sides {
+        input,
+        outputs: vec![(FrameKind::Stdout, stdout), (FrameKind::Stderr, stderr)],
+        terminal: None,
+    };
+    Ok((
+        Stdio {
+            streams: [stdin, stdout_end, stderr_end],
+            terminal: false,
+        },
+        sides,
+    ))
+}

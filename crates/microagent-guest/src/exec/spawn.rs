@@ -1,0 +1,290 @@
+//! From a plan to a process: fork, become it, and learn exactly what failed.
+
+use std::{
+    ffi::{CString, c_char, c_int},
+    fs::{File, OpenOptions},
+    io::{self, Read},
+    os::fd::{AsRawFd, OwnedFd, RawFd},
+    ptr::null,
+};
+
+use microagent_protocol::StartFailure;
+use rustix::{
+    pipe::{PipeFlags, pipe_with},
+    process::{Pid, WaitOptions, waitpid},
+};
+
+use super::plan::Plan;
+use crate::{
+    error::{Context, Error},
+    reaper::{Child, Processes},
+};
+
+/// The soft limit of open files a process starts with, as distributions set it.
+const SOFT_FILES: libc::rlim_t = 1024;
+
+/// The standard streams of a process, on its side.
+#[derive(Debug)]
+pub(crate) struct Stdio {
+    /// Standard input, output and error.
+    pub(crate) streams: [OwnedFd; 3],
+    /// Whether they are a terminal, which the process then controls.
+    pub(crate) terminal: bool,
+}
+
+/// The null device, for reading.
+pub(crate) fn null_device() -> Result<OwnedFd, Error> {
+    let file = OpenOptions::new()
+        .read(true)
+        .open("/dev/null")
+        .context("open /dev/null")?;
+    Ok(file.into())
+}
+
+/// Starts `plan` in a session of its own, in the control group that `members` admits to.
+pub(crate) fn spawn(
+    plan: &Plan,
+    stdio: &Stdio,
+    members: Option<RawFd>,
+    processes: &Processes,
+) -> Result<Child, Error> {
+    let pointers = Pointers::new(plan);
+    let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
+    processes.start(move || {
+        // SAFETY: the child only runs `become_it`, which keeps to what is
+        // allowed between fork and exec in a program with threads.
+        let pid = unsafe { libc::fork() };
+        if pid == 0 {
+            become_it(plan, &pointers, stdio, members, report_end.as_raw_fd());
+        }
+        let Some(pid) = Pid::from_raw(pid.max(0)) else {
+            let error = io::Error::last_os_error();
+            return Err(Error::start(
+                StartFailure::Guest,
+                format!("the guest cannot start another process: {error}"),
+            ));
+        };
+        drop(report_end);
+        let mut message = [0; 8];
+        let result = File::from(report).read_exact(&mut message);
+        if result.is_err() {
+            // The pipe closed without a word: the program runs.
+            return Ok(pid);
+        }
+        // It has exited, or is about to; nobody else may see it.
+        let _ = waitpid(Some(pid), WaitOptions::empty());
+        let [a, b, c, d, e, f, g, h] = message;
+        let errno = c_int::from_ne_bytes([e, f, g, h]);
+        Err(explain(plan, c_int::from_ne_bytes([a, b, c, d]), errno))
+    })
+}
+
+/// The steps that can fail after the fork, as they are reported.
+mod step {
+    use std::ffi::c_int;
+
+    pub(super) const SETUP: c_int = 1;
+    pub(super) const CWD: c_int = 2;
+    pub(super) const USER: c_int = 3;
+    pub(super) const EXEC: c_int = 4;
+}
+
+fn explain(plan: &Plan, step: c_int, errno: c_int) -> Error {
+    let error = io::Error::from_raw_os_error(errno);
+    let program = &plan.program;
+    match step {
+        step::CWD => Error::start(
+            StartFailure::BadWorkdir,
+            format!(
+                "the working directory {:?} cannot be entered: {error}",
+                plan.cwd
+            ),
+        ),
+        step::EXEC => {
+            let (reason, message) = explain_exec(plan, errno);
+            Error::start(reason, message)
+        }
+        step::USER => Error::start(
+            StartFailure::Guest,
+            format!("cannot become the user {}: {error}", plan.identity.uid),
+        ),
+        _ => Error::start(
+            StartFailure::Guest,
+            format!("cannot prepare the process {program:?}: {error}"),
+        ),
+    }
+}
+
+fn explain_exec(plan: &Plan, errno: c_int) -> (StartFailure, String) {
+    let program = &plan.program;
+    let there = || plan.candidates.iter().any(|path| exists(plan, path));
+    match errno {
+        libc::ENOENT | libc::ENOTDIR if there() => (
+            StartFailure::NotExecutable,
+            format!(
+                "{program:?} is there, but the interpreter or loader it names is not in the image"
+            ),
+        ),
+        libc::ENOENT | libc::ENOTDIR if program.contains('/') => (
+            StartFailure::NotFound,
+            format!("{program:?} is not in the image"),
+        ),
+        libc::ENOENT | libc::ENOTDIR => (
+            StartFailure::NotFound,
+            format!("{program:?} is in no directory of PATH in the image"),
+        ),
+        libc::ENOEXEC => (
+            StartFailure::NotExecutable,
+            format!("{program:?} is no program of this machine's kind (exec format error)"),
+        ),
+        libc::EAGAIN | libc::ENOMEM | libc::ENFILE | libc::EMFILE => (
+            StartFailure::Guest,
+            format!(
+                "the guest cannot start {program:?}: {}",
+                io::Error::from_raw_os_error(errno)
+            ),
+        ),
+        _ => (
+            StartFailure::NotExecutable,
+            format!(
+                "{program:?} cannot be executed: {}",
+                io::Error::from_raw_os_error(errno)
+            ),
+        ),
+    }
+}
+
+fn exists(plan: &Plan, candidate: &CString) -> bool {
+    use std::{ffi::OsStr, os::unix::ffi::OsStrExt, path::Path};
+    let path = |text: &CString| OsStr::from_bytes(text.to_bytes()).to_owned();
+    // A dangling link is not there.
+    Path::new(&path(&plan.cwd)).join(path(candidate)).exists()
+}
+
+/// The arrays `execve` takes, made before the fork.
+struct Pointers {
+    argv: Vec<*const c_char>,
+    env: Vec<*const c_char>,
+}
+
+impl Pointers {
+    fn new(plan: &Plan) -> Self {
+        let list = |texts: &[CString]| {
+            texts
+                .iter()
+                .map(|text| text.as_ptr())
+                .chain([null()])
+                .collect()
+        };
+        Self {
+            argv: list(&plan.argv),
+            env: list(&plan.env),
+        }
+    }
+}
+
+/// Runs in the forked child, where other threads' locks may be held for ever:
+/// plain system calls only, no allocation, no panic.
+fn become_it(
+    plan: &Plan,
+    pointers: &Pointers,
+    stdio: &Stdio,
+    members: Option<RawFd>,
+    report: RawFd,
+) -> ! {
+    let step = match prepare(plan, stdio, members) {
+        Err(step) => step,
+        Ok(()) => {
+            execute(plan, pointers);
+            step::EXEC
+        }
+    };
+    // SAFETY: reading errno, writing plain bytes, leaving at once.
+    unsafe {
+        let message = [step, *libc::__errno_location()];
+        libc::write(report, message.as_ptr().cast(), size_of_val(&message));
+        libc::_exit(127)
+    }
+}
+
+fn prepare(plan: &Plan, stdio: &Stdio, members: Option<RawFd>) -> Result<(), c_int> {
+    let check = |result: c_int, step: c_int| if result < 0 { Err(step) } else { Ok(()) };
+    let identity = &plan.identity;
+    // SAFETY: all of them are plain system calls on numbers, on descriptors
+    // that stay open, and on buffers that live through the call. The set*id
+    // calls are raw because the library's would involve the other threads.
+    unsafe {
+        check(libc::setsid(), step::SETUP)?;
+        for (number, stream) in stdio.streams.iter().enumerate() {
+            // Never equal: the agent's own standard streams are open.
+            check(libc::dup2(stream.as_raw_fd(), number as c_int), step::SETUP)?;
+        }
+        if stdio.terminal {
+            check(libc::ioctl(0, libc::TIOCSCTTY, 0), step::SETUP)?;
+        }
+        let mut none: libc::sigset_t = std::mem::zeroed();
+        libc::sigemptyset(&raw mut none);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+        libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        libc::umask(0o022);
+        // The agent's protection is not the workload's. If somebody unmounted
+        // /proc, an out-of-memory kill finds other victims.
+        let score = libc::open(
+            c"/proc/self/oom_score_adj".as_ptr(),
+            libc::O_WRONLY | libc::O_CLOEXEC,
+        );
+        if score >= 0 {
+            libc::write(score, c"0".as_ptr().cast(), 1);
+        }
+        if let Some(members) = members {
+            check(
+                libc::write(members, c"0".as_ptr().cast(), 1) as c_int,
+                step::SETUP,
+            )?;
+        }
+        let mut files: libc::rlimit = std::mem::zeroed();
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) == 0 {
+            files.rlim_cur = SOFT_FILES.min(files.rlim_max);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
+        }
+        check(libc::chdir(plan.cwd.as_ptr()), step::CWD)?;
+        let call = |result: libc::c_long| check(result as c_int, step::USER);
+        call(libc::syscall(
+            libc::SYS_setgroups,
+            identity.groups.len(),
+            identity.groups.as_ptr(),
+        ))?;
+        call(libc::syscall(libc::SYS_setgid, identity.gid))?;
+        call(libc::syscall(libc::SYS_setuid, identity.uid))?;
+        // Everything is close-on-exec already; this holds it even if something slips.
+        libc::syscall(
+            libc::SYS_close_range,
+            3,
+            c_int::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        );
+    }
+    Ok(())
+}
+
+/// Tries the candidates in order, by the rules of `execvp` but for its habit
+/// of handing anything that is no program to a shell. Returns with errno set.
+fn execute(plan: &Plan, pointers: &Pointers) {
+    let mut denied = false;
+    // SAFETY: the arrays end with a null pointer and point to strings that
+    // live as long as the plan; errno is this thread's own.
+    unsafe {
+        *libc::__errno_location() = libc::ENOENT;
+        for path in &plan.candidates {
+            libc::execve(path.as_ptr(), pointers.argv.as_ptr(), pointers.env.as_ptr());
+            match *libc::__errno_location() {
+                libc::EACCES => denied = true,
+                libc::ENOENT | libc::ENOTDIR => {}
+                _ => return,
+            }
+        }
+        if denied {
+            *libc::__errno_location() = libc::EACCES;
+        }
+    }
+}

@@ -1,0 +1,222 @@
+//! Children: every process ends up here, watched ones deliver their status to
+//! their session, orphans are only buried. Signals that ask for power-off come
+//! in here too, as PID 1 gets both by signal.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    mem::zeroed,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    ptr::null_mut,
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::Sender},
+    thread,
+};
+
+use microagent_protocol::ExitStatus;
+use rustix::{
+    event::{EventfdFlags, eventfd},
+    process::{Pid, WaitOptions, WaitStatus, waitpid},
+};
+
+use crate::{
+    control::Event,
+    error::{Context, Error},
+};
+
+/// What systemd-like `poweroff`, `reboot` and `halt` send, after the names of busybox and sysvinit.
+const REALTIME_POWER: std::ops::RangeInclusive<i32> = 3..=6;
+
+/// The end of one watched process.
+#[derive(Debug)]
+pub(crate) struct Exit {
+    status: OnceLock<ExitStatus>,
+    event: OwnedFd,
+}
+
+impl Exit {
+    /// How it ended, if it has.
+    pub(crate) fn status(&self) -> Option<&ExitStatus> {
+        self.status.get()
+    }
+
+    /// Readable once it has ended.
+    pub(crate) fn event(&self) -> BorrowedFd<'_> {
+        self.event.as_fd()
+    }
+}
+
+/// A started process.
+#[derive(Clone, Debug)]
+pub(crate) struct Child {
+    /// Its process number, which is its session's and its group's too.
+    pub(crate) pid: Pid,
+    /// Its end.
+    pub(crate) exit: Arc<Exit>,
+}
+
+/// The workload, as far as ending it goes.
+#[derive(Clone, Debug)]
+pub(crate) struct Workload {
+    /// Its process.
+    pub(crate) child: Child,
+    /// The signal that asks it to end.
+    pub(crate) stop_signal: i32,
+}
+
+/// The watched processes.
+#[derive(Debug, Default)]
+pub(crate) struct Processes(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    /// By process number.
+    watched: BTreeMap<i32, Arc<Exit>>,
+    workload: Option<Workload>,
+}
+
+impl Processes {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Starts a process by `fork` and watches it. Nothing is reaped meanwhile,
+    /// so it cannot end unseen between the two.
+    pub(crate) fn start(&self, fork: impl FnOnce() -> Result<Pid, Error>) -> Result<Child, Error> {
+        let event =
+            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("make an event")?;
+        let exit = Arc::new(Exit {
+            status: OnceLock::new(),
+            event,
+        });
+        let mut state = self.lock();
+        let pid = fork()?;
+        state.watched.insert(number(pid), Arc::clone(&exit));
+        Ok(Child { pid, exit })
+    }
+
+    /// Sends `signal` to the process's group, if the process has not ended.
+    pub(crate) fn signal(&self, child: &Child, signal: i32) {
+        let state = self.lock();
+        if state.watched.contains_key(&number(child.pid)) {
+            // SAFETY: no pointers. It is not reaped while the lock is held, so
+            // the number is still its own. It may be a zombie: then nobody is hurt.
+            unsafe { libc::kill(-number(child.pid), signal) };
+        }
+    }
+
+    /// Remembers the workload.
+    pub(crate) fn set_workload(&self, workload: Workload) {
+        self.lock().workload = Some(workload);
+    }
+
+    /// The workload, unless it has ended.
+    pub(crate) fn workload(&self) -> Option<Workload> {
+        self.lock()
+            .workload
+            .clone()
+            .filter(|workload| workload.child.exit.status().is_none())
+    }
+
+    /// Buries every process that has ended; the answer is whether any child is left.
+    pub(crate) fn reap(&self) -> bool {
+        loop {
+            let pid = match next_zombie() {
+                Ok(Some(pid)) => pid,
+                Ok(None) => return true,
+                Err(error) => return error.raw_os_error() != Some(libc::ECHILD),
+            };
+            let mut state = self.lock();
+            // While the lock was not held, a failed start may have buried it.
+            if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG)
+                && let Some(exit) = state.watched.remove(&number(pid))
+            {
+                // Set once: the entry has just been removed.
+                let _ = exit.status.set(exit_status(status));
+                // An eventfd takes one more unless somebody wrote 2^64 - 2.
+                let _ = rustix::io::write(&exit.event, &1_u64.to_ne_bytes());
+            }
+        }
+    }
+}
+
+fn number(pid: Pid) -> i32 {
+    pid.as_raw_nonzero().get()
+}
+
+fn exit_status(status: WaitStatus) -> ExitStatus {
+    let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
+    match (status.exit_status(), status.terminating_signal()) {
+        (_, Some(signal)) => ExitStatus::Signaled {
+            signal: byte(signal),
+        },
+        (code, None) => ExitStatus::Exited {
+            code: byte(code.unwrap_or(255)),
+        },
+    }
+}
+
+/// Some child that has ended, left as it is.
+fn next_zombie() -> io::Result<Option<Pid>> {
+    // SAFETY: all-zero bytes are a valid siginfo_t.
+    let mut info: libc::siginfo_t = unsafe { zeroed() };
+    let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+    // SAFETY: `info` lives through the call.
+    if unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) } < 0 {
+        return Err(io::Error::last_os_error());
+    }
+    // SAFETY: waitid has filled it in, or left it zero if there is none.
+    Ok(Pid::from_raw(unsafe { info.si_pid() }))
+}
+
+fn signals() -> libc::sigset_t {
+    // SAFETY: all-zero bytes are a valid sigset_t, and sigemptyset makes it an empty one.
+    let mut set: libc::sigset_t = unsafe { zeroed() };
+    let realtime = REALTIME_POWER.map(|number| libc::SIGRTMIN() + number);
+    let named = [
+        libc::SIGCHLD,
+        libc::SIGTERM,
+        libc::SIGINT,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGPWR,
+    ];
+    // SAFETY: `set` lives through the calls, and the numbers are valid.
+    unsafe {
+        libc::sigemptyset(&raw mut set);
+        for signal in named.into_iter().chain(realtime) {
+            libc::sigaddset(&raw mut set, signal);
+        }
+    }
+    set
+}
+
+/// Keeps the signals for [`start`]. Must be called before any other thread exists.
+pub(crate) fn hold_signals() {
+    let set = signals();
+    // SAFETY: `set` lives through the call; with valid arguments it cannot fail.
+    unsafe { libc::pthread_sigmask(libc::SIG_BLOCK, &raw const set, null_mut()) };
+}
+
+/// Reaps from now on, and reports signals that ask for power-off.
+pub(crate) fn start(processes: Arc<Processes>, events: Sender<Event>) -> Result<(), Error> {
+    thread::Builder::new()
+        .name("reaper".to_owned())
+        .stack_size(crate::THREAD_STACK)
+        .spawn(move || {
+            let set = signals();
+            loop {
+                let mut signal = 0;
+                // SAFETY: both live through the call.
+                if unsafe { libc::sigwait(&raw const set, &raw mut signal) } != 0 {
+                    continue;
+                }
+                if signal == libc::SIGCHLD {
+                    processes.reap();
+                } else if events.send(Event::PowerSignal).is_err() {
+                    return;
+                }
+            }
+        })
+        .context("start the reaper thread")?;
+    Ok(())
+}

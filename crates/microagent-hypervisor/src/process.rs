@@ -1,0 +1,472 @@
+//! The VMM as a child process: born confined, bound to this process's life,
+//! watched through a pidfd, its last words kept. Knows no VMM by name.
+
+use std::{
+    collections::VecDeque,
+    ffi::{OsStr, OsString},
+    fs, io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+        unix::process::CommandExt,
+    },
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::{Arc, Mutex, PoisonError, mpsc},
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::ProcessIdentity;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+    process::{
+        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
+    },
+};
+
+use crate::{
+    Error, Exit,
+    confine::{Confinement, Seal},
+    console::RotatingLog,
+};
+
+/// The most of the VMM's own words that are kept: the last ones.
+const WORDS_LIMIT: usize = 8 * 1024;
+
+/// How long a killed process may take to be gone.
+const REAP_LIMIT: Duration = Duration::from_secs(10);
+
+/// What to start.
+pub(crate) struct Plan {
+    /// The executable, absolute.
+    pub program: PathBuf,
+    /// Its arguments. Numbers of `descriptors` may be named in them.
+    pub arguments: Vec<OsString>,
+    /// Descriptors it inherits under their present numbers; no others.
+    pub descriptors: Vec<OwnedFd>,
+    /// What it is kept from.
+    pub seal: Seal,
+    /// Its end of the console is read here and written to the log.
+    pub console: OwnedFd,
+    /// Where the console goes.
+    pub log: RotatingLog,
+}
+
+/// A running or ended VMM. Dropping it kills and reaps it.
+pub(crate) struct Vmm {
+    program: PathBuf,
+    identity: ProcessIdentity,
+    confinement: Confinement,
+    pidfd: Arc<OwnedFd>,
+    exit: Mutex<Option<Exit>>,
+    words: Arc<Mutex<VecDeque<u8>>>,
+    keeper: Option<JoinHandle<()>>,
+}
+
+impl Vmm {
+    /// Starts it. The thread that forks lives as long as the child, because the
+    /// kernel's parent-death signal follows the forking *thread*.
+    pub(crate) fn spawn(plan: Plan) -> Result<Self, Error> {
+        let program = plan.program.clone();
+        let confinement = plan.seal.confinement();
+        let (send, receive) = mpsc::sync_channel(1);
+        let words = Arc::new(Mutex::new(VecDeque::new()));
+        let keeper_words = Arc::clone(&words);
+        let keeper = std::thread::Builder::new()
+            .name("vmm-keeper".to_owned())
+            .spawn(move || {
+                let console = match fork(plan) {
+                    Ok((child, console, log)) => {
+                        let pidfd = Arc::clone(&child.pidfd);
+                        let stderr = child.stderr;
+                        if send
+                            .send(Ok((child.identity, Arc::clone(&child.pidfd))))
+                            .is_err()
+                        {
+                            return;
+                        }
+                        (console, log, stderr, pidfd)
+                    }
+                    Err(error) => {
+                        // The receiver waits for exactly one message; nobody else can be told.
+                        let _ = send.send(Err(error));
+                        return;
+                    }
+                };
+                let (console, log, stderr, pidfd) = console;
+                pump(&console, log, &stderr, &pidfd, &keeper_words);
+            })
+            .map_err(|source| Error::Io {
+                context: "start the thread that keeps the VMM".to_owned(),
+                source,
+            })?;
+        let (identity, pidfd) = receive.recv().map_err(|_| Error::VmmStart {
+            program: program.clone(),
+            reason: "the thread that starts it ended".to_owned(),
+        })??;
+        Ok(Self {
+            program,
+            identity,
+            confinement,
+            pidfd,
+            exit: Mutex::new(None),
+            words,
+            keeper: Some(keeper),
+        })
+    }
+
+    pub(crate) fn identity(&self) -> &ProcessIdentity {
+        &self.identity
+    }
+
+    pub(crate) fn confinement(&self) -> Confinement {
+        self.confinement
+    }
+
+    pub(crate) fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// Its own last words, made safe to show.
+    pub(crate) fn words(&self) -> String {
+        let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
+        let bytes: Vec<u8> = words.iter().copied().collect();
+        printable(&bytes)
+    }
+
+    /// Waits at most `limit` for it to end.
+    pub(crate) fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
+        let known = *self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if known.is_some() {
+            return Ok(known);
+        }
+        let ended = readable_within(self.pidfd.as_fd(), limit).map_err(|source| Error::Io {
+            context: format!("wait for {}", self.program.display()),
+            source,
+        })?;
+        if !ended {
+            return Ok(None);
+        }
+        // Whoever comes first reaps; the lock makes the others find the result.
+        let mut exit = self.exit.lock().unwrap_or_else(PoisonError::into_inner);
+        if exit.is_none() {
+            let status = waitid(
+                WaitId::PidFd(self.pidfd.as_fd()),
+                WaitIdOptions::EXITED | WaitIdOptions::NOHANG,
+            )
+            .map_err(|errno| Error::Io {
+                context: format!("learn how {} ended", self.program.display()),
+                source: errno.into(),
+            })?;
+            *exit = status.map(|status| {
+                status.exit_status().map_or_else(
+                    || Exit::Signal(status.terminating_signal().unwrap_or_default()),
+                    Exit::Code,
+                )
+            });
+        }
+        Ok(*exit)
+    }
+
+    /// Kills it; a dead one is no error.
+    pub(crate) fn kill(&self) -> Result<(), Error> {
+        match pidfd_send_signal(&*self.pidfd, Signal::KILL) {
+            Ok(()) | Err(Errno::SRCH) => Ok(()),
+            Err(errno) => Err(Error::Io {
+                context: format!("kill {}", self.program.display()),
+                source: errno.into(),
+            }),
+        }
+    }
+
+    /// Kills it and waits until nothing of it is left: no process, and the
+    /// console's last bytes in the log.
+    pub(crate) fn end(&mut self) {
+        if let Err(error) = self.kill() {
+            tracing::error!(%error, "the VMM could not be killed");
+        }
+        match self.wait(REAP_LIMIT) {
+            Ok(Some(_)) => {
+                if let Some(keeper) = self.keeper.take()
+                    && keeper.join().is_err()
+                {
+                    tracing::error!("the thread that kept the VMM panicked");
+                }
+            }
+            Ok(None) => tracing::error!("the killed VMM is still there"),
+            Err(error) => tracing::error!(%error, "the VMM could not be reaped"),
+        }
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+struct Child {
+    identity: ProcessIdentity,
+    pidfd: Arc<OwnedFd>,
+    stderr: OwnedFd,
+}
+
+fn fork(plan: Plan) -> Result<(Child, OwnedFd, RotatingLog), Error> {
+    let Plan {
+        program,
+        arguments,
+        descriptors,
+        seal,
+        console,
+        log,
+    } = plan;
+    let start_error = |source: &dyn std::fmt::Display| Error::VmmStart {
+        program: program.clone(),
+        reason: source.to_string(),
+    };
+    let (stderr, stderr_write) = io::pipe().map_err(|source| start_error(&source))?;
+    let mut command = Command::new(&program);
+    command
+        .args(&arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(stderr_write.try_clone().map_err(|e| start_error(&e))?)
+        .stderr(stderr_write);
+    let keep: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let parent = rustix::process::getpid();
+    born_confined(&mut command, keep, seal, parent);
+    let spawned = command.spawn();
+    // The write ends must close here, or the keeper would never see the end.
+    drop(command);
+    drop(descriptors);
+    let child = spawned.map_err(|source| start_error(&source))?;
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .ok_or_else(|| start_error(&"it has no process number"))?;
+    // The child is not reaped before this, so its number is still its own.
+    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
+        Ok(pidfd) => pidfd,
+        Err(errno) => return Err(abandon(child, start_error(&io::Error::from(errno)))),
+    };
+    let identity = match identity_of(child.id()) {
+        Ok(identity) => identity,
+        Err(error) => return Err(abandon(child, start_error(&error))),
+    };
+    let child = Child {
+        identity,
+        pidfd: Arc::new(pidfd),
+        stderr: stderr.into(),
+    };
+    Ok((child, console, log))
+}
+
+/// Ends a child that cannot be watched.
+fn abandon(mut child: std::process::Child, error: Error) -> Error {
+    if let Err(source) = child.kill().and_then(|()| child.wait().map(drop)) {
+        tracing::error!(error = %source, "a VMM that cannot be watched could not be ended");
+    }
+    error
+}
+
+/// Everything the child does to itself between fork and exec.
+#[allow(unsafe_code)]
+fn born_confined(command: &mut Command, keep: Vec<RawFd>, seal: Seal, parent: Pid) {
+    let prepare = move || {
+        rustix::process::setsid()?;
+        // The rest of the supervisor's descriptors, whoever forgot O_CLOEXEC on them, end here.
+        // SAFETY: close_range with CLOEXEC only sets a flag on this process's descriptors.
+        let flagged = unsafe {
+            libc::syscall(
+                libc::SYS_close_range,
+                3 as libc::c_uint,
+                libc::c_uint::MAX,
+                libc::CLOSE_RANGE_CLOEXEC,
+            )
+        };
+        if flagged != 0 {
+            return Err(io::Error::last_os_error());
+        }
+        for fd in &keep {
+            // SAFETY: the parent holds these descriptors until after the fork, so they are open here.
+            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+        }
+        seal.apply()?;
+        // Last, because a change of credentials clears it.
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(Errno::SRCH));
+        }
+        Ok(())
+    };
+    // SAFETY: between fork and exec the closure only makes system calls on
+    // values made before the fork: it takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// Copies the console to the log and keeps the VMM's last words until it is gone.
+fn pump(
+    console: &OwnedFd,
+    mut log: RotatingLog,
+    stderr: &OwnedFd,
+    pidfd: &OwnedFd,
+    words: &Mutex<VecDeque<u8>>,
+) {
+    let mut buffer = vec![0; 32 * 1024];
+    let (mut console_open, mut stderr_open) = (true, true);
+    let mut lost: u64 = 0;
+    loop {
+        let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
+        if console_open {
+            fds.push(PollFd::new(console, PollFlags::IN));
+        }
+        if stderr_open {
+            fds.push(PollFd::new(stderr, PollFlags::IN));
+        }
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => {
+                tracing::error!(error = %io::Error::from(errno), "the VMM cannot be watched");
+                return;
+            }
+        }
+        let gone = fds.first().is_some_and(|fd| !fd.revents().is_empty());
+        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+        let console_ready = console_open && ready.get(1).copied().unwrap_or(false);
+        let stderr_ready = stderr_open
+            && ready.last().copied().unwrap_or(false)
+            && ready.len() > 1 + usize::from(console_open);
+        drop(fds);
+        let mut idle = true;
+        if console_ready {
+            match rustix::io::read(console, &mut *buffer) {
+                Ok(0) => console_open = false,
+                Ok(n) => {
+                    idle = false;
+                    // A full disk must not stop the guest: the bytes are lost, the count is told.
+                    if let Err(error) = log.write(&buffer[..n]) {
+                        if lost == 0 {
+                            tracing::warn!(%error, "the console log cannot be written");
+                        }
+                        lost += n as u64;
+                    }
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(_) => console_open = false,
+            }
+        }
+        if stderr_ready {
+            match rustix::io::read(stderr, &mut *buffer) {
+                Ok(0) => stderr_open = false,
+                Ok(n) => {
+                    idle = false;
+                    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+                    words.extend(&buffer[..n]);
+                    let surplus = words.len().saturating_sub(WORDS_LIMIT);
+                    words.drain(..surplus);
+                }
+                Err(Errno::INTR | Errno::AGAIN) => {}
+                Err(_) => stderr_open = false,
+            }
+        }
+        if gone && idle {
+            break;
+        }
+    }
+    if lost > 0 {
+        tracing::warn!(bytes = lost, "console output was lost");
+    }
+}
+
+/// Whether `fd` becomes readable within `limit`.
+pub(crate) fn readable_within(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
+    let deadline = Instant::now().checked_add(limit);
+    loop {
+        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
+        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
+        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
+        match poll(&mut fds, timeout.as_ref()) {
+            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(false),
+            Ok(0) | Err(Errno::INTR) => {}
+            Ok(_) => return Ok(true),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+}
+
+/// This host's boot.
+pub(crate) fn boot_id() -> io::Result<String> {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
+}
+
+/// The identity of a process that cannot be reaped meanwhile.
+fn identity_of(pid: u32) -> io::Result<ProcessIdentity> {
+    let stat = fs::read(format!("/proc/{pid}/stat"))?;
+    Ok(ProcessIdentity {
+        pid,
+        start_ticks: start_ticks(&stat)
+            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?,
+        boot_id: boot_id()?,
+    })
+}
+
+/// Field 22. The second field, the name, may hold spaces and parentheses.
+fn start_ticks(stat: &[u8]) -> Option<u64> {
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    std::str::from_utf8(&stat[name_end + 1..])
+        .ok()?
+        .split_ascii_whitespace()
+        .nth(19)?
+        .parse()
+        .ok()
+}
+
+/// Text of another program without what could steer a terminal.
+pub(crate) fn printable(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes)
+        .chars()
+        .map(|c| match c {
+            '\n' => '\n',
+            c if c.is_control() => ' ',
+            c => c,
+        })
+        .collect::<String>()
+        .trim()
+        .to_owned()
+}
+
+/// Finds an executable file on a `PATH` value.
+pub(crate) fn find_program(name: &OsStr, search_path: &OsStr) -> Option<PathBuf> {
+    std::env::split_paths(search_path)
+        .filter(|dir| dir.is_absolute())
+        .map(|dir| dir.join(name))
+        .find(|path| is_executable(path))
+}
+
+/// Whether `path` is a file this process may execute.
+pub(crate) fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_cannot_forge_a_start_time() {
+        let stat = b"7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 1";
+        assert_eq!(start_ticks(stat), Some(4242));
+        assert_eq!(start_ticks(b"7 (a"), None);
+        assert_eq!(start_ticks(b""), None);
+    }
+
+    #[test]
+    fn words_cannot_steer_a_terminal() {
+        assert_eq!(printable(b"a\x1b[2Jb\x07\nc\xff\n"), "a [2Jb \nc\u{fffd}");
+    }
+}

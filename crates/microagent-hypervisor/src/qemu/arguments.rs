@@ -1,0 +1,352 @@
+//! QEMU's command line, built from typed parts. No shell ever reads it, and
+//! no part can end its own option: commas are doubled as QEMU wants.
+
+use std::{
+    ffi::OsString,
+    os::{
+        fd::RawFd,
+        unix::ffi::{OsStrExt, OsStringExt},
+    },
+    path::Path,
+};
+
+use microagent_protocol::NetworkMode;
+use serde_json::json;
+
+use super::{Accelerator, MachineType, USER_NETWORK, kernel_line::kernel_line};
+use crate::{DiskSpec, Error, MachineSpec};
+
+/// The descriptors QEMU inherits, by number.
+pub(super) struct Descriptors {
+    pub qmp: RawFd,
+    pub console: RawFd,
+    /// One for each of [`MachineSpec::disks`], opened as the disk demands.
+    pub disks: Vec<RawFd>,
+    /// The connection to our vhost-user vsock device.
+    pub vsock: Option<RawFd>,
+}
+
+/// Files QEMU reads by name.
+pub(super) struct BootFiles<'a> {
+    pub kernel: &'a Path,
+    pub initramfs: &'a Path,
+}
+
+/// The name of the network card, for QMP's `set_link`.
+pub(super) const NETWORK_DEVICE: &str = "nic0";
+
+/// Builds the whole command line.
+pub(super) fn arguments(
+    spec: &MachineSpec,
+    machine: MachineType,
+    accelerator: Accelerator,
+    descriptors: &Descriptors,
+    files: &BootFiles<'_>,
+) -> Result<Vec<OsString>, Error> {
+    let mut line = Line::default();
+    line.option(
+        "-name",
+        Value::of("").key("process", process_name(&spec.name)),
+    );
+    line.flag("-nodefaults");
+    line.flag("-no-user-config");
+    line.flag("-no-reboot");
+    line.option("-display", Value::of("none"));
+    line.option(
+        "-sandbox",
+        Value::of("on")
+            .key("obsolete", "deny")
+            .key("elevateprivileges", "deny")
+            .key("spawn", "deny")
+            .key("resourcecontrol", "deny"),
+    );
+    line.option("-machine", machine_value(machine));
+    line.option("-accel", accelerator_value(accelerator));
+    line.option(
+        "-cpu",
+        Value::of(match accelerator {
+            Accelerator::Kvm => "host",
+            Accelerator::Tcg { .. } => "max",
+        }),
+    );
+    line.option("-smp", Value::of(&spec.vcpus.get().to_string()));
+    line.option("-m", Value::of(&format!("{}M", spec.memory.0)));
+    line.json(
+        "-object",
+        &json!({
+            "qom-type": "memory-backend-memfd",
+            "id": "ram",
+            "size": spec.memory.bytes(),
+            // The vsock device of this process maps it too.
+            "share": true,
+            "seal": true,
+        }),
+    );
+    line.option("-kernel", Value::path(files.kernel));
+    line.option("-initrd", Value::path(files.initramfs));
+    line.text("-append", &kernel_line(machine, accelerator));
+
+    line.option(
+        "-chardev",
+        Value::of("socket")
+            .key("id", "qmp")
+            .key("fd", descriptors.qmp),
+    );
+    line.option(
+        "-mon",
+        Value::of("").key("chardev", "qmp").key("mode", "control"),
+    );
+    line.option(
+        "-chardev",
+        Value::of("socket")
+            .key("id", "console")
+            .key("fd", descriptors.console),
+    );
+    line.option("-serial", Value::of("chardev:console"));
+
+    let mut bus = Bus { machine, next: 0 };
+    if descriptors.disks.len() != spec.disks.len() {
+        return Err(Error::Invalid("a disk was not opened".to_owned()));
+    }
+    for (at, (disk, fd)) in spec.disks.iter().zip(&descriptors.disks).enumerate() {
+        check_serial(disk)?;
+        line.option("-add-fd", Value::of("").key("fd", *fd).key("set", at));
+        line.json("-blockdev", &block_device(at, disk));
+        line.json(
+            "-device",
+            &bus.device(
+                "virtio-blk",
+                json!({"drive": format!("disk{at}"), "serial": disk.serial}),
+            )?,
+        );
+    }
+    if let Some(fd) = descriptors.vsock {
+        line.option(
+            "-chardev",
+            Value::of("socket").key("id", "vsock").key("fd", fd),
+        );
+        line.json(
+            "-device",
+            &bus.device("vhost-user-vsock", json!({"chardev": "vsock"}))?,
+        );
+    }
+    line.json(
+        "-object",
+        &json!({"qom-type": "rng-random", "id": "rng", "filename": "/dev/urandom"}),
+    );
+    line.json("-device", &bus.device("virtio-rng", json!({"rng": "rng"}))?);
+    if spec.network == NetworkMode::User {
+        let net = &USER_NETWORK;
+        line.option(
+            "-netdev",
+            Value::of("user")
+                .key("id", "net")
+                .key("restrict", "off")
+                .key("ipv6", "off")
+                .key("net", format!("{}/{}", net.network, net.prefix))
+                .key("host", net.gateway)
+                .key("dns", net.dns)
+                .key("dhcpstart", net.guest),
+        );
+        line.json(
+            "-device",
+            &bus.device(
+                "virtio-net",
+                json!({"id": NETWORK_DEVICE, "netdev": "net", "mac": "52:54:00:6d:61:01"}),
+            )?,
+        );
+    }
+    Ok(line.words)
+}
+
+/// The title in process lists: what the kernel keeps of a thread name is 15 bytes.
+fn process_name(name: &str) -> String {
+    let safe: String = name
+        .chars()
+        .filter(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+        .take(12)
+        .collect();
+    format!("vm-{safe}")
+}
+
+fn machine_value(machine: MachineType) -> Value {
+    match machine {
+        // Timer, interrupt controller and clock are off by default, which only
+        // works with KVM's paravirtual ones; option ROMs are for booting disks.
+        MachineType::Microvm => Value::of("microvm")
+            .key("acpi", "on")
+            .key("pit", "on")
+            .key("pic", "on")
+            .key("rtc", "on")
+            .key("isa-serial", "on")
+            .key("x-option-roms", "off")
+            .key("auto-kernel-cmdline", "off"),
+        MachineType::Q35 => Value::of("q35")
+            .key("usb", "off")
+            .key("sata", "off")
+            .key("smbus", "off")
+            .key("vmport", "off")
+            .key("hpet", "off")
+            .key("smm", "off"),
+        MachineType::Virt => Value::of("virt").key("gic-version", "max"),
+    }
+    .key("memory-backend", "ram")
+    .key("mem-merge", "off")
+    .key("dump-guest-core", "off")
+}
+
+fn accelerator_value(accelerator: Accelerator) -> Value {
+    match accelerator {
+        Accelerator::Kvm => Value::of("kvm"),
+        Accelerator::Tcg { .. } => Value::of("tcg").key("thread", "multi"),
+    }
+}
+
+fn block_device(at: usize, disk: &DiskSpec) -> serde_json::Value {
+    json!({
+        "driver": "raw",
+        "node-name": format!("disk{at}"),
+        "read-only": disk.read_only,
+        // Space the guest gives back is given back to the host.
+        "discard": if disk.read_only { "ignore" } else { "unmap" },
+        "file": {
+            "driver": "file",
+            "filename": format!("/dev/fdset/{at}"),
+            // Base disks are shared by machines: the host's page cache holds them once.
+            // Scratch disks are written back; the guest's flushes are obeyed.
+            "cache": {"direct": false, "no-flush": false},
+            "aio": "threads",
+            "read-only": disk.read_only,
+            "discard": if disk.read_only { "ignore" } else { "unmap" },
+        },
+    })
+}
+
+fn check_serial(disk: &DiskSpec) -> Result<(), Error> {
+    let serial = &disk.serial;
+    let good = (1..=20).contains(&serial.len())
+        && serial
+            .bytes()
+            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || byte == b'-');
+    if good {
+        Ok(())
+    } else {
+        Err(Error::Invalid(format!(
+            "{serial:?} is no disk serial; use 1 to 20 of a-z, 0-9 and -"
+        )))
+    }
+}
+
+/// Places for virtio devices.
+struct Bus {
+    machine: MachineType,
+    next: u32,
+}
+
+impl Bus {
+    /// virtio-mmio transports of `microvm` with its second interrupt controller
+    /// (24), less a reserve; `virt` has 32.
+    const PLACES: u32 = 16;
+
+    /// One device of a family, in this machine's form, at the next place: the
+    /// guest finds them in the order they are added.
+    fn device(
+        &mut self,
+        family: &str,
+        properties: serde_json::Value,
+    ) -> Result<serde_json::Value, Error> {
+        if self.next >= Self::PLACES {
+            return Err(Error::Invalid(format!(
+                "it has more than {} devices",
+                Self::PLACES
+            )));
+        }
+        let serde_json::Value::Object(mut device) = properties else {
+            return Err(Error::Invalid(
+                "a device's properties are no map".to_owned(),
+            ));
+        };
+        match self.machine {
+            MachineType::Microvm | MachineType::Virt => {
+                device.insert("driver".to_owned(), json!(format!("{family}-device")));
+                device.insert(
+                    "bus".to_owned(),
+                    json!(format!("virtio-mmio-bus.{}", self.next)),
+                );
+            }
+            MachineType::Q35 => {
+                device.insert("driver".to_owned(), json!(format!("{family}-pci")));
+                device.insert("addr".to_owned(), json!(format!("{:x}", self.next + 2)));
+                if family == "virtio-net" {
+                    device.insert("romfile".to_owned(), json!(""));
+                }
+                if family != "vhost-user-vsock" {
+                    device.insert("disable-legacy".to_owned(), json!("on"));
+                }
+            }
+        }
+        self.next += 1;
+        Ok(device.into())
+    }
+}
+
+#[derive(Default)]
+struct Line {
+    words: Vec<OsString>,
+}
+
+impl Line {
+    fn flag(&mut self, name: &str) {
+        self.words.push(name.into());
+    }
+
+    fn option(&mut self, name: &str, value: Value) {
+        self.words.push(name.into());
+        self.words.push(value.0);
+    }
+
+    /// A value that QEMU does not split.
+    fn text(&mut self, name: &str, value: &str) {
+        self.words.push(name.into());
+        self.words.push(value.into());
+    }
+
+    fn json(&mut self, name: &str, value: &serde_json::Value) {
+        self.text(name, &value.to_string());
+    }
+}
+
+/// One option's value: a first word and keys.
+struct Value(OsString);
+
+impl Value {
+    fn of(first: &str) -> Self {
+        Self(doubled(first.as_bytes()))
+    }
+
+    /// A whole value that is a file's name, taken as it is.
+    fn path(path: &Path) -> Self {
+        Self(path.as_os_str().to_owned())
+    }
+
+    fn key(mut self, key: &str, value: impl std::fmt::Display) -> Self {
+        if !self.0.is_empty() {
+            self.0.push(",");
+        }
+        self.0.push(key);
+        self.0.push("=");
+        self.0.push(doubled(value.to_string().as_bytes()));
+        self
+    }
+}
+
+fn doubled(value: &[u8]) -> OsString {
+    let mut out = Vec::with_capacity(value.len());
+    for byte in std::ffi::OsStr::from_bytes(value).as_bytes() {
+        out.push(*byte);
+        if *byte == b',' {
+            out.push(b',');
+        }
+    }
+    OsString::from_vec(out)
+}

@@ -1,0 +1,232 @@
+//! Which QEMU: found on a search path, its version asked for with a deadline.
+
+use std::{
+    ffi::OsStr,
+    io::Read,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use crate::{
+    Error,
+    process::{find_program, is_executable, printable, readable_within},
+};
+
+/// The system emulator for this host's own architecture.
+const PROGRAM: &str = if cfg!(target_arch = "aarch64") {
+    "qemu-system-aarch64"
+} else {
+    "qemu-system-x86_64"
+};
+
+/// What to install where it is missing.
+pub(crate) const REMEDY: &str = if cfg!(target_arch = "aarch64") {
+    "install QEMU (Debian, Ubuntu: qemu-system-arm; Fedora: qemu-system-aarch64-core; Alpine: qemu-system-aarch64)"
+} else {
+    "install QEMU (Debian, Ubuntu: qemu-system-x86; Fedora: qemu-system-x86-core; Alpine: qemu-system-x86_64)"
+};
+
+/// How long it may take to answer a question about itself.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+/// The longest answer that is read.
+const ANSWER_BYTES: usize = 1024 * 1024;
+
+/// A QEMU version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct QemuVersion {
+    /// Major.
+    pub major: u32,
+    /// Minor.
+    pub minor: u32,
+    /// Micro.
+    pub micro: u32,
+}
+
+impl QemuVersion {
+    /// The oldest that has everything this driver asks for
+    /// (`memory-backend-memfd`, microvm with ACPI, vhost-user-vsock with chardev descriptors).
+    pub const OLDEST: Self = Self {
+        major: 6,
+        minor: 2,
+        micro: 0,
+    };
+}
+
+impl std::fmt::Display for QemuVersion {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
+    }
+}
+
+/// A QEMU program that answered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QemuBinary {
+    path: PathBuf,
+    version: QemuVersion,
+}
+
+impl QemuBinary {
+    /// Finds the emulator for this architecture on a `PATH` value.
+    ///
+    /// # Errors
+    /// [`Error::ProgramMissing`], or as [`QemuBinary::at`].
+    pub fn find(search_path: &OsStr) -> Result<Self, Error> {
+        let path = find_program(OsStr::new(PROGRAM), search_path).ok_or_else(|| {
+            Error::ProgramMissing {
+                program: PROGRAM.to_owned(),
+                searched: search_path.to_string_lossy().into_owned(),
+                remedy: REMEDY.to_owned(),
+            }
+        })?;
+        Self::at(&path)
+    }
+
+    /// Takes the program at this absolute path.
+    ///
+    /// # Errors
+    /// [`Error::ProgramMissing`] if it cannot be executed, [`Error::VmmStart`]
+    /// if it does not answer like QEMU, [`Error::Unsupported`] if it is too old.
+    pub fn at(path: &Path) -> Result<Self, Error> {
+        if !path.is_absolute() || !is_executable(path) {
+            return Err(Error::ProgramMissing {
+                program: PROGRAM.to_owned(),
+                searched: path.display().to_string(),
+                remedy: REMEDY.to_owned(),
+            });
+        }
+        let answer = ask(path, &["--version"])?;
+        let version = parse_version(&answer).ok_or_else(|| Error::VmmStart {
+            program: path.to_owned(),
+            reason: format!("it does not tell its version: {:?}", first_line(&answer)),
+        })?;
+        if version < QemuVersion::OLDEST {
+            return Err(Error::Unsupported(format!(
+                "{} is QEMU {version}; {} or newer is needed; {REMEDY}",
+                path.display(),
+                QemuVersion::OLDEST
+            )));
+        }
+        Ok(Self {
+            path: path.to_owned(),
+            version,
+        })
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Its version.
+    #[must_use]
+    pub const fn version(&self) -> QemuVersion {
+        self.version
+    }
+
+    /// What it says to a question about itself, such as `-M help`.
+    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<String, Error> {
+        ask(&self.path, arguments)
+    }
+}
+
+fn first_line(text: &str) -> &str {
+    text.lines().next().unwrap_or_default()
+}
+
+/// Runs it for its answer, at most [`ANSWER_BYTES`] of it, within [`ANSWER_LIMIT`].
+fn ask(path: &Path, arguments: &[&str]) -> Result<String, Error> {
+    let fail = |reason: String| Error::VmmStart {
+        program: path.to_owned(),
+        reason,
+    };
+    let (mut output, output_write) =
+        std::io::pipe().map_err(|error| fail(format!("no pipe for its answer: {error}")))?;
+    let mut child = Command::new(path)
+        .args(arguments)
+        .env_clear()
+        .current_dir("/")
+        .stdin(Stdio::null())
+        .stdout(output_write)
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| fail(error.to_string()))?;
+    let deadline = std::time::Instant::now() + ANSWER_LIMIT;
+    let mut answer = Vec::new();
+    let mut buffer = [0; 8192];
+    let outcome = loop {
+        let left = deadline.saturating_duration_since(std::time::Instant::now());
+        match readable_within(std::os::fd::AsFd::as_fd(&output), left) {
+            Ok(true) => {}
+            Ok(false) => break Err(fail(format!("no answer within {ANSWER_LIMIT:?}"))),
+            Err(error) => break Err(fail(error.to_string())),
+        }
+        match output.read(&mut buffer) {
+            Ok(0) => break Ok(()),
+            Ok(n) if answer.len() + n <= ANSWER_BYTES => answer.extend_from_slice(&buffer[..n]),
+            Ok(_) => break Err(fail(format!("its answer is over {ANSWER_BYTES} bytes"))),
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(error) => break Err(fail(error.to_string())),
+        }
+    };
+    // It closed its output or is of no use any more; an exit code adds nothing to the answer.
+    if let Err(error) = child.kill().and_then(|()| child.wait().map(drop)) {
+        tracing::debug!(%error, "a QEMU that was asked a question could not be reaped");
+    }
+    outcome.map(|()| printable(&answer))
+}
+
+/// `QEMU emulator version 7.2.22 (Debian …)`.
+fn parse_version(answer: &str) -> Option<QemuVersion> {
+    let rest = first_line(answer).strip_prefix("QEMU emulator version ")?;
+    let digits = rest.split([' ', '(', '-']).next()?;
+    let mut numbers = digits.split('.').map(str::parse);
+    Some(QemuVersion {
+        major: numbers.next()?.ok()?,
+        minor: numbers.next()?.ok()?,
+        micro: numbers.next().and_then(Result::ok).unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_as_distributions_write_them() {
+        for (text, wanted) in [
+            (
+                "QEMU emulator version 7.2.22 (Debian 1:7.2+dfsg)\nC",
+                "7.2.22",
+            ),
+            ("QEMU emulator version 10.0.0", "10.0.0"),
+            ("QEMU emulator version 9.1.50-rc1 (v9)", "9.1.50"),
+            ("QEMU emulator version 8.2", "8.2.0"),
+        ] {
+            assert_eq!(
+                parse_version(text).map(|v| v.to_string()).as_deref(),
+                Some(wanted)
+            );
+        }
+        for text in ["", "bash 5.2", "QEMU emulator version x.y"] {
+            assert_eq!(parse_version(text), None, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_missing_program_names_the_package() {
+        let error = QemuBinary::find(OsStr::new("/nonexistent:relative")).unwrap_err();
+        let text = error.to_string();
+        assert!(
+            text.contains("qemu-system-") && text.contains("install"),
+            "{text}"
+        );
+    }
+
+    #[test]
+    fn a_program_that_is_no_qemu_is_refused() {
+        let error = QemuBinary::at(Path::new("/bin/true")).unwrap_err();
+        assert!(error.to_string().contains("version"), "{error}");
+    }
+}

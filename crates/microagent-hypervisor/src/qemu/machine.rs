@@ -1,0 +1,324 @@
+//! One QEMU process and the machine in it.
+
+use std::{
+    fs::{File, OpenOptions},
+    os::{
+        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        unix::{fs::OpenOptionsExt, net::UnixStream},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::{NetworkMode, ProcessIdentity};
+use serde_json::json;
+
+use super::{
+    Accelerator, MachineType, QemuBinary, RunState,
+    arguments::{BootFiles, Descriptors, NETWORK_DEVICE, arguments},
+    qmp::Qmp,
+};
+use crate::{
+    Error, Exit, Machine, MachineSpec,
+    confine::{Confinement, Reach, Seal},
+    console::RotatingLog,
+    process::{Plan, Vmm},
+    vsock::{VsockConfig, VsockDevice},
+};
+
+/// How long QEMU may take to obey.
+const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+/// How long it may take to end after it closed its control channel.
+const END_LIMIT: Duration = Duration::from_secs(5);
+
+/// A machine in a QEMU process.
+pub struct QemuMachine {
+    // Dropped in this order: the VMM first, so nothing it still does is waited for.
+    vmm: Vmm,
+    qmp: Qmp,
+    vsock: VsockDevice,
+    vsock_path: PathBuf,
+    network: NetworkMode,
+    machine_type: MachineType,
+}
+
+impl QemuMachine {
+    pub(super) fn launch(
+        binary: &QemuBinary,
+        accelerator: Accelerator,
+        limit: Duration,
+        spec: &MachineSpec,
+    ) -> Result<Self, Error> {
+        check(spec)?;
+        let machine_type = MachineType::for_attempt(spec.attempt);
+        let deadline = Instant::now() + limit;
+
+        let (qmp_here, qmp_there) = socket_pair("QEMU's control channel")?;
+        let (console_here, console_there) = socket_pair("the serial console")?;
+        let disks: Vec<File> = spec
+            .disks
+            .iter()
+            .map(|disk| {
+                OpenOptions::new()
+                    .read(true)
+                    .write(!disk.read_only)
+                    .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
+                    .open(&disk.path)
+                    .map_err(|source| Error::Io {
+                        context: format!("open the disk {}", disk.path.display()),
+                        source,
+                    })
+            })
+            .collect::<Result<_, _>>()?;
+        let vhost_path = spec.runtime_dir.join("vhost");
+        let vsock = VsockDevice::spawn(VsockConfig::new(
+            &vhost_path,
+            &spec.vsock.uds,
+            u64::from(spec.vsock.cid),
+        ))?;
+        // QEMU inherits the connection: it needs no right to reach a socket by name.
+        let vhost = UnixStream::connect(&vhost_path).map_err(|source| Error::Io {
+            context: format!("connect to {}", vhost_path.display()),
+            source,
+        })?;
+        let log = RotatingLog::open(&spec.console).map_err(|source| Error::Io {
+            context: format!("open the console log {}", spec.console.log.display()),
+            source,
+        })?;
+        let arguments = arguments(
+            spec,
+            machine_type,
+            accelerator,
+            &Descriptors {
+                qmp: qmp_there.as_raw_fd(),
+                console: console_there.as_raw_fd(),
+                disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
+                vsock: Some(vhost.as_raw_fd()),
+            },
+            &BootFiles {
+                kernel: &spec.kernel,
+                initramfs: &spec.initramfs,
+            },
+        )?;
+        let mut descriptors: Vec<OwnedFd> =
+            vec![qmp_there.into(), console_there.into(), vhost.into()];
+        descriptors.extend(disks.into_iter().map(OwnedFd::from));
+        tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");
+
+        let qmp = Qmp::new(qmp_here).map_err(|source| Error::Io {
+            context: "watch QEMU's control channel".to_owned(),
+            source,
+        })?;
+        let vmm = Vmm::spawn(Plan {
+            program: binary.path().to_owned(),
+            arguments,
+            descriptors,
+            seal: Seal::prepare(&reach(binary, accelerator, spec), true)?,
+            console: console_here.into(),
+            log,
+        })?;
+        let machine = Self {
+            vmm,
+            qmp,
+            vsock,
+            vsock_path: spec.vsock.uds.clone(),
+            network: spec.network,
+            machine_type,
+        };
+        match machine.qmp.greet(deadline) {
+            Ok(true) => Ok(machine),
+            Ok(false) => Err(machine.start_failure(binary)),
+            Err(Error::Timeout { what, .. }) => Err(Error::Timeout { what, limit }),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Why a QEMU that ended before it was greeted did so.
+    fn start_failure(self, binary: &QemuBinary) -> Error {
+        let ended = self.vmm.wait(END_LIMIT);
+        let mut vmm = self.vmm;
+        // Also waits for the thread that gathers its words.
+        vmm.end();
+        let words = vmm.words();
+        let how = match ended {
+            Ok(Some(Exit::Code(code))) => format!("it ended with code {code}"),
+            Ok(Some(Exit::Signal(signal))) => format!("it was ended by signal {signal}"),
+            Ok(None) => "it closed its control channel".to_owned(),
+            Err(error) => error.to_string(),
+        };
+        Error::VmmStart {
+            program: binary.path().to_owned(),
+            reason: if words.is_empty() {
+                how
+            } else {
+                format!("{words} ({how})")
+            },
+        }
+    }
+
+    /// What QEMU says the machine is doing.
+    #[must_use]
+    pub fn run_state(&self) -> RunState {
+        self.qmp.run_state()
+    }
+
+    /// What holds this VMM back.
+    #[must_use]
+    pub fn confinement(&self) -> Confinement {
+        self.vmm.confinement()
+    }
+
+    /// Which machine type it is.
+    #[must_use]
+    pub const fn machine_type(&self) -> MachineType {
+        self.machine_type
+    }
+
+    /// QEMU's own last words, if it had any.
+    #[must_use]
+    pub fn words(&self) -> String {
+        self.vmm.words()
+    }
+}
+
+impl Machine for QemuMachine {
+    fn vmm(&self) -> ProcessIdentity {
+        self.vmm.identity().clone()
+    }
+
+    fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.vmm.exit_fd()
+    }
+
+    fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
+        self.vmm.wait(limit)
+    }
+
+    fn vsock(&self) -> &Path {
+        &self.vsock_path
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        let action = "freeze its vCPUs";
+        self.qmp
+            .execute(action, "stop", &json!({}), CONTROL_LIMIT)?;
+        self.qmp.wait_for(action, CONTROL_LIMIT, |run| run.stopped)
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        let action = "thaw its vCPUs";
+        self.qmp
+            .execute(action, "cont", &json!({}), CONTROL_LIMIT)?;
+        self.qmp.wait_for(action, CONTROL_LIMIT, |run| !run.stopped)
+    }
+
+    fn sever(&self) -> Result<(), Error> {
+        self.vsock.sever();
+        match self.network {
+            NetworkMode::Isolated => Ok(()),
+            NetworkMode::User => self
+                .qmp
+                .execute(
+                    "cut the network",
+                    "set_link",
+                    &json!({"name": NETWORK_DEVICE, "up": false}),
+                    CONTROL_LIMIT,
+                )
+                .map(drop),
+        }
+    }
+
+    fn kill(&self) -> Result<(), Error> {
+        self.vmm.kill()
+    }
+}
+
+fn check(spec: &MachineSpec) -> Result<(), Error> {
+    let named = [
+        &spec.kernel,
+        &spec.initramfs,
+        &spec.console.log,
+        &spec.vsock.uds,
+        &spec.runtime_dir,
+    ];
+    let disks = spec.disks.iter().map(|disk| &disk.path);
+    if let Some(path) = named
+        .into_iter()
+        .chain(disks)
+        .find(|path| !path.is_absolute())
+    {
+        return Err(Error::Invalid(format!(
+            "{} is not an absolute path",
+            path.display()
+        )));
+    }
+    if spec.memory.0 == 0 {
+        return Err(Error::Invalid("it has no memory".to_owned()));
+    }
+    for (what, path) in [("kernel", &spec.kernel), ("initramfs", &spec.initramfs)] {
+        File::open(path).map_err(|source| Error::Io {
+            context: format!("open the {what} {}", path.display()),
+            source,
+        })?;
+    }
+    Ok(())
+}
+
+fn socket_pair(what: &str) -> Result<(UnixStream, UnixStream), Error> {
+    UnixStream::pair().map_err(|source| Error::Io {
+        context: format!("make a socket pair for {what}"),
+        source,
+    })
+}
+
+/// The files this QEMU may reach: its own program, libraries and firmware, and
+/// this machine's kernel and initramfs. Disks come as descriptors.
+fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> Reach {
+    let mut read: Vec<PathBuf> = [
+        "/usr",
+        "/lib",
+        "/lib64",
+        "/lib32",
+        "/libx32",
+        "/etc/ld.so.cache",
+        "/etc/ld.so.preload",
+        "/etc/qemu",
+        "/proc/cpuinfo",
+        "/sys/devices/system",
+    ]
+    .iter()
+    .map(PathBuf::from)
+    .collect();
+    read.push(installation(binary.path()));
+    read.push(spec.kernel.clone());
+    read.push(spec.initramfs.clone());
+    if spec.network == NetworkMode::User {
+        // Its name server forwards to the host's; the file may be a link elsewhere.
+        read.push("/etc/resolv.conf".into());
+    }
+    let mut write: Vec<PathBuf> = ["/dev/null", "/dev/urandom"].map(PathBuf::from).into();
+    if accelerator == Accelerator::Kvm {
+        write.push("/dev/kvm".into());
+    }
+    Reach {
+        read,
+        write,
+        tcp: spec.network == NetworkMode::User,
+    }
+}
+
+/// The directory that holds a program's installation: `/opt`, `/nix` and the
+/// like as a whole, elsewhere the directory above `bin`.
+fn installation(program: &Path) -> PathBuf {
+    let real = std::fs::canonicalize(program).unwrap_or_else(|_| program.to_owned());
+    for root in ["/usr", "/opt", "/nix", "/gnu", "/snap"] {
+        if real.starts_with(root) {
+            return root.into();
+        }
+    }
+    let bin = real.parent().unwrap_or(&real);
+    match bin.parent() {
+        Some(prefix) if prefix != Path::new("/") => prefix.to_owned(),
+        _ => bin.to_owned(),
+    }
+}

@@ -1,0 +1,162 @@
+//! QEMU: the `microvm` machine with KVM or software emulation, and a trimmed
+//! `q35` for a second attempt at a boot.
+//!
+//! Every descriptor QEMU needs is made here and inherited by number: its
+//! control channel (QMP), its console and its disks have no name anybody else
+//! could open.
+
+mod arguments;
+mod binary;
+mod kernel_line;
+mod machine;
+mod qmp;
+
+pub use binary::{QemuBinary, QemuVersion};
+pub use machine::QemuMachine;
+pub use qmp::RunState;
+
+use std::{
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
+};
+
+use microagent_protocol::{Backend, NetworkMode};
+
+use crate::{Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan};
+
+/// What executes the guest's instructions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Accelerator {
+    /// The processor, through `/dev/kvm`.
+    Kvm,
+    /// QEMU's translator.
+    Tcg {
+        /// The rate of the host's time-stamp counter in kHz, from
+        /// [`measure_tsc_khz`](crate::measure_tsc_khz); without it a guest on a
+        /// busy host may hang while it measures.
+        tsc_khz: Option<u64>,
+    },
+}
+
+/// A machine type.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MachineType {
+    /// `microvm` with virtio-mmio devices.
+    Microvm,
+    /// `q35` with virtio-pci devices and as little else as it allows.
+    Q35,
+    /// `virt` with virtio-mmio devices (aarch64).
+    Virt,
+}
+
+impl MachineType {
+    /// The type for an attempt at a boot.
+    #[must_use]
+    pub const fn for_attempt(attempt: u32) -> Self {
+        if cfg!(target_arch = "aarch64") {
+            Self::Virt
+        } else if attempt == 0 {
+            Self::Microvm
+        } else {
+            Self::Q35
+        }
+    }
+}
+
+/// The QEMU driver.
+#[derive(Clone, Debug)]
+pub struct Qemu {
+    binary: QemuBinary,
+    accelerator: Accelerator,
+    start_limit: Duration,
+}
+
+impl Qemu {
+    /// A driver for this QEMU and accelerator, both of which the caller proved.
+    #[must_use]
+    pub const fn new(binary: QemuBinary, accelerator: Accelerator) -> Self {
+        Self {
+            binary,
+            accelerator,
+            start_limit: Duration::from_secs(20),
+        }
+    }
+
+    /// The same with another limit for QEMU's own start, until it answers on
+    /// its control channel (20 s).
+    #[must_use]
+    pub const fn start_limit(mut self, limit: Duration) -> Self {
+        self.start_limit = limit;
+        self
+    }
+
+    /// The QEMU in use.
+    #[must_use]
+    pub const fn binary(&self) -> &QemuBinary {
+        &self.binary
+    }
+
+    /// Launches a machine, with what only QEMU's has.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::launch`].
+    pub fn launch_qemu(&self, spec: &MachineSpec) -> Result<QemuMachine, Error> {
+        QemuMachine::launch(&self.binary, self.accelerator, self.start_limit, spec)
+    }
+}
+
+impl Hypervisor for Qemu {
+    fn backend(&self) -> Backend {
+        match self.accelerator {
+            Accelerator::Kvm => Backend::QemuKvm,
+            Accelerator::Tcg { .. } => Backend::QemuTcg,
+        }
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            pause: true,
+            user_network: true,
+            sever: true,
+        }
+    }
+
+    fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {
+        match mode {
+            NetworkMode::User => Some(USER_NETWORK.plan()),
+            NetworkMode::Isolated => None,
+        }
+    }
+
+    fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {
+        Ok(Box::new(self.launch_qemu(spec)?))
+    }
+}
+
+/// QEMU's user network, told to QEMU as much as to the guest.
+struct UserNetwork {
+    network: Ipv4Addr,
+    prefix: u8,
+    guest: Ipv4Addr,
+    gateway: Ipv4Addr,
+    dns: Ipv4Addr,
+}
+
+const USER_NETWORK: UserNetwork = UserNetwork {
+    network: Ipv4Addr::new(10, 0, 2, 0),
+    prefix: 24,
+    guest: Ipv4Addr::new(10, 0, 2, 15),
+    gateway: Ipv4Addr::new(10, 0, 2, 2),
+    dns: Ipv4Addr::new(10, 0, 2, 3),
+};
+
+impl UserNetwork {
+    fn plan(&self) -> NetworkPlan {
+        NetworkPlan {
+            address: self.guest,
+            prefix: self.prefix,
+            gateway: self.gateway,
+            dns: vec![IpAddr::V4(self.dns)],
+        }
+    }
+}

@@ -1,0 +1,311 @@
+//! A virtio-vsock device in this process, for QEMU over vhost-user, shown to the host as Firecracker's hybrid socket.
+//!
+//! A host program connects to `<uds>`, writes `CONNECT <port>\n`, reads `OK <host port>\n` and then talks to the
+//! guest's port; a guest's connection to (CID 2, port P) arrives at the Unix socket `<uds>_<P>`, and is reset when
+//! nobody listens there. [`connect`] and [`listen`] are those two for host programs.
+//!
+//! One thread per device does everything: vhost-user requests, rings, sockets. It sleeps in `epoll_wait` without a
+//! timeout unless a handshake or a connection attempt is pending. Layers, each ignorant of the ones above it:
+//! `packet` (bytes), `connection` (one stream's state machine), `muxer` (tables and sockets), `device` (rings and
+//! vhost-user), `worker` (the thread). The guest is hostile throughout; the VMM is not trusted with our liveness.
+
+mod client;
+mod connection;
+mod device;
+mod muxer;
+mod packet;
+mod socket;
+mod worker;
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Sender, SyncSender, channel, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+
+pub use client::{connect, listen};
+
+// What an epoll event is about.
+const TOKEN_CONTROL: u64 = 0;
+const TOKEN_VHOST_LISTENER: u64 = 1;
+const TOKEN_FRONTEND: u64 = 2;
+const TOKEN_HOST_LISTENER: u64 = 3;
+const TOKEN_FIRST_KICK: u64 = 4;
+const TOKEN_FIRST_SOCKET: u64 = 16;
+
+/// How long a command may take before the frontend's socket is shut to free the thread.
+const COMMAND_PATIENCE: Duration = Duration::from_millis(500);
+
+/// What a device is to be.
+#[derive(Clone, Debug)]
+pub struct VsockConfig {
+    /// Where QEMU connects (`-chardev socket,path=…`). Must not exist yet; at most 107 bytes.
+    pub vhost_socket: PathBuf,
+    /// The hybrid socket. Must not exist yet; at most 96 bytes, so that `_<port>` fits behind it.
+    pub uds: PathBuf,
+    /// The guest's context id, 3 or more and below 2^32.
+    pub guest_cid: u64,
+    /// Bounds on what guest and host programs can make the device hold.
+    pub limits: Limits,
+}
+
+impl VsockConfig {
+    /// A device with the default limits.
+    pub fn new(vhost_socket: impl Into<PathBuf>, uds: impl Into<PathBuf>, guest_cid: u64) -> Self {
+        Self {
+            vhost_socket: vhost_socket.into(),
+            uds: uds.into(),
+            guest_cid,
+            limits: Limits::default(),
+        }
+    }
+}
+
+/// Bounds of one device.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Connections at once, both directions together; further ones are refused.
+    pub connections: usize,
+    /// Host programs at once that have connected but not yet said `CONNECT`; further ones are closed.
+    pub handshakes: usize,
+    /// Most bytes the guest may have under way to a host program that does not read. Granted in full to the first
+    /// connections, less to later ones, so that all of them together stay bounded: with the defaults 28 MiB.
+    pub buffer: u32,
+    /// How long a host program may take to say `CONNECT`.
+    pub handshake_timeout: Duration,
+    /// How long the guest may take to answer a connection.
+    pub connect_timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 1024,
+            handshakes: 128,
+            buffer: 256 * 1024,
+            handshake_timeout: Duration::from_secs(5),
+            connect_timeout: Duration::from_secs(10),
+        }
+    }
+}
+
+impl Limits {
+    /// The credit for a connection made when `open` others exist.
+    fn buffer_for(&self, open: usize) -> u32 {
+        let share = match open {
+            0..32 => 1,
+            32..256 => 8,
+            _ => 16,
+        };
+        (self.buffer / share).max(4096)
+    }
+}
+
+/// Why a device could not be made.
+#[derive(Debug, thiserror::Error)]
+pub enum VsockError {
+    /// The CID is reserved or too large.
+    #[error("{0} cannot be a guest's vsock CID: use a number from 3 to 4294967294")]
+    Cid(u64),
+    /// A socket could not be made.
+    #[error("cannot listen on {path}: {source}")]
+    Listen {
+        /// The socket's path.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// A thread, an epoll instance or an event counter could not be made.
+    #[error("cannot start the vsock device: {0}")]
+    Start(#[source] io::Error),
+}
+
+/// A running device. Dropping it ends it, as [`VsockDevice::shutdown`] does.
+#[derive(Debug)]
+pub struct VsockDevice {
+    shared: Arc<Shared>,
+    commands: Sender<Command>,
+    thread: Option<JoinHandle<()>>,
+    _files: [SocketFile; 2],
+}
+
+/// What can be seen of a running device from outside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VsockStats {
+    /// Connections now in the table.
+    pub connections: usize,
+    /// Times the device's thread woke since it started. An idle guest leaves it unchanged.
+    pub wakeups: u64,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    connections: AtomicUsize,
+    wakeups: AtomicU64,
+}
+
+impl Counters {
+    fn set_connections(&self, count: usize) {
+        self.connections.store(count, Ordering::Relaxed);
+    }
+}
+
+enum Command {
+    Sever(SyncSender<()>),
+    Stop,
+}
+
+/// What the caller's threads and the device's thread both hold.
+#[derive(Debug)]
+struct Shared {
+    wake: OwnedFd,
+    counters: Arc<Counters>,
+    /// The connected VMM, so that a request it left half-sent cannot hold the thread.
+    frontend: Mutex<Option<UnixStream>>,
+}
+
+/// Unlinks a socket file we made.
+#[derive(Debug)]
+struct SocketFile(PathBuf);
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        // Gone already is as good.
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+impl VsockDevice {
+    /// Makes the sockets and starts the thread. When this returns, QEMU and host programs can connect.
+    ///
+    /// The device serves one VMM at a time; when that ends, all connections end and the next VMM is awaited.
+    ///
+    /// # Errors
+    ///
+    /// When a socket cannot be made (its path exists, is too long, or its directory is missing), the CID is
+    /// reserved, or the process lacks threads or descriptors.
+    pub fn spawn(config: VsockConfig) -> Result<Self, VsockError> {
+        let VsockConfig {
+            vhost_socket,
+            uds,
+            guest_cid,
+            limits,
+        } = config;
+        if guest_cid < 3 || guest_cid >= u64::from(u32::MAX) {
+            return Err(VsockError::Cid(guest_cid));
+        }
+        let listen = |path: &PathBuf, suffixed| {
+            socket::check_path(path, suffixed)
+                .and_then(|()| socket::listen_private(path))
+                .map(|listener| (listener, SocketFile(path.clone())))
+                .map_err(|source| VsockError::Listen {
+                    path: path.clone(),
+                    source,
+                })
+        };
+        let (vhost_listener, vhost_file) = listen(&vhost_socket, false)?;
+        let (host_listener, host_file) = listen(&uds, true)?;
+
+        let start = |e: rustix::io::Errno| VsockError::Start(e.into());
+        let epoll = Arc::new(epoll::create(epoll::CreateFlags::CLOEXEC).map_err(start)?);
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(start)?;
+        let shared = Arc::new(Shared {
+            wake,
+            counters: Arc::default(),
+            frontend: Mutex::new(None),
+        });
+        let muxer = muxer::Muxer::new(
+            epoll.clone(),
+            guest_cid,
+            uds,
+            host_listener,
+            limits,
+            shared.counters.clone(),
+        )
+        .map_err(VsockError::Start)?;
+        let device = device::Device::new(epoll.clone(), guest_cid, muxer)
+            .map_err(|e| VsockError::Start(io::Error::other(e)))?;
+        let (commands, receiver) = channel();
+        let worker = worker::Worker::new(epoll, vhost_listener, device, shared.clone(), receiver)
+            .map_err(VsockError::Start)?;
+        let thread = std::thread::Builder::new()
+            .name("vsock".to_owned())
+            .stack_size(256 * 1024)
+            .spawn(move || worker.run())
+            .map_err(VsockError::Start)?;
+        Ok(Self {
+            shared,
+            commands,
+            thread: Some(thread),
+            _files: [vhost_file, host_file],
+        })
+    }
+
+    /// Closes every connection at once and refuses new ones for good, in both directions. The VMM stays attached.
+    ///
+    /// On return no byte passes any more. For quarantine: works whatever the guest and the VMM are doing.
+    pub fn sever(&self) {
+        let (done, severed) = sync_channel(1);
+        self.command(Command::Sever(done));
+        if severed.recv_timeout(COMMAND_PATIENCE).is_err() {
+            self.cut_frontend();
+            // An error means the thread has ended, and with it every connection.
+            let _ = severed.recv();
+        }
+    }
+
+    /// What the device is doing.
+    pub fn stats(&self) -> VsockStats {
+        let counters = &self.shared.counters;
+        VsockStats {
+            connections: counters.connections.load(Ordering::Relaxed),
+            wakeups: counters.wakeups.load(Ordering::Relaxed),
+        }
+    }
+
+    /// Ends the device: closes every connection, detaches the VMM, joins the thread and unlinks both sockets.
+    pub fn shutdown(mut self) {
+        self.end();
+    }
+
+    fn end(&mut self) {
+        if let Some(thread) = self.thread.take() {
+            self.command(Command::Stop);
+            self.cut_frontend();
+            if thread.join().is_err() {
+                tracing::error!("the vsock thread panicked");
+            }
+        }
+    }
+
+    fn command(&self, command: Command) {
+        // Fails only when the thread has ended, and then there is nothing left to command.
+        let _ = self.commands.send(command);
+        // Fails only when the counter is full, and then the thread is already being woken.
+        let _ = rustix::io::write(self.shared.wake.as_fd(), &1u64.to_ne_bytes());
+    }
+
+    fn cut_frontend(&self) {
+        let frontend = self
+            .shared
+            .frontend
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        if let Some(stream) = &*frontend {
+            // Fails only when the VMM is gone.
+            let _ = stream.shutdown(std::net::Shutdown::Both);
+        }
+    }
+}
+
+impl Drop for VsockDevice {
+    fn drop(&mut self) {
+        self.end();
+    }
+}

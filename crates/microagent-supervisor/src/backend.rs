@@ -1,0 +1,31 @@
+//! Choosing a backend: the one place that knows which drivers there are.
+
+use microagent_hypervisor::Hypervisor;
+use microagent_protocol::{
+    LaunchSpec,
+    supervisor::{ErrorReport, HostQuery, HostReport},
+};
+
+/// A driver that was chosen, and why.
+pub struct Chosen {
+    /// The driver.
+    pub hypervisor: Box<dyn Hypervisor>,
+    /// Why this one, for people.
+    pub reason: String,
+}
+
+/// The drivers of this host. [`crate::entry`] uses the real ones; a test can
+/// bring its own to [`crate::entry_with`].
+pub trait Backends: Send + Sync {
+    /// The driver to use for `spec`.
+    ///
+    /// # Errors
+    /// If the asked-for backend does not work here, or none does.
+    fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport>;
+
+    /// What this host can run.
+    ///
+    /// # Errors
+    /// If the question cannot be answered; an unusable host is no error.
+    fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport>;
+}

@@ -1,0 +1,421 @@
+//! The control socket: clients, their requests, and their connections' changes of use.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read},
+    net::Shutdown,
+    os::unix::net::{UnixListener, UnixStream},
+    sync::{
+        Arc, Mutex,
+        mpsc::{Sender, channel},
+    },
+    time::Duration,
+};
+
+use microagent_protocol::{
+    ExecRequest, ExecRole, FrameKind, FrameReader,
+    exec::{ExitReport, ExitStatus},
+    frame::write_json,
+    supervisor::{Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL},
+};
+use serde::Deserialize;
+
+use crate::{
+    crew::{Crew, lock},
+    engine::{Ask, Message},
+    events::{Journal, hang_up},
+    lifecycle::Input,
+    link,
+    owner::Owner,
+    peer,
+    result::Capture,
+    session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
+};
+
+/// The most connections at a time: every session has one, and some are left
+/// for control, so that sessions cannot crowd it out.
+const MAX_CLIENTS: usize = MAX_SESSIONS + 64;
+
+/// How long an answer may wait for a client that does not read.
+const ANSWER_LIMIT: Duration = Duration::from_secs(10);
+
+/// What a client's thread works with.
+#[derive(Clone)]
+pub(crate) struct Hub {
+    pub(crate) outbox: Sender<Message>,
+    pub(crate) sessions: Sessions,
+    pub(crate) journal: Journal,
+    pub(crate) owner: Owner,
+    pub(crate) owned: bool,
+    pub(crate) capture_limit: u32,
+    pub(crate) crew: Crew,
+    pub(crate) clients: Clients,
+}
+
+/// The open connections.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Clients(Arc<Mutex<Connections>>);
+
+#[derive(Debug, Default)]
+struct Connections {
+    next: u64,
+    open: HashMap<u64, UnixStream>,
+}
+
+impl Clients {
+    fn add(&self, stream: UnixStream) -> Option<Client> {
+        let mut clients = lock(&self.0);
+        if clients.open.len() >= MAX_CLIENTS {
+            return None;
+        }
+        clients.next += 1;
+        let id = clients.next;
+        clients.open.insert(id, stream);
+        Some(Client {
+            clients: self.clone(),
+            id,
+        })
+    }
+
+    /// Ends a direction of every connection.
+    pub(crate) fn hang_up(&self, how: Shutdown) {
+        for stream in lock(&self.0).open.values() {
+            hang_up(stream, how);
+        }
+    }
+}
+
+struct Client {
+    clients: Clients,
+    id: u64,
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        lock(&self.clients.0).open.remove(&self.id);
+    }
+}
+
+/// Accepts clients until `watched` is closed.
+pub(crate) fn serve(listener: &UnixListener, watched: &UnixStream, hub: &Hub) {
+    loop {
+        let stream = match link::accept(listener, watched) {
+            Ok(Some(stream)) => stream,
+            Ok(None) => return,
+            Err(error) => {
+                // Out of descriptors or memory: clients that are there go on.
+                tracing::error!("cannot accept a client: {error}");
+                std::thread::sleep(Duration::from_millis(50));
+                continue;
+            }
+        };
+        if let Err(error) = admit(stream, hub) {
+            tracing::warn!("a client is turned away: {error}");
+        }
+    }
+}
+
+fn admit(stream: UnixStream, hub: &Hub) -> io::Result<()> {
+    stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+    if let Err(error) = peer::check(&stream) {
+        refuse(
+            &stream,
+            ErrorReport::new(ErrorKind::Permanent, error.to_string()),
+        );
+        return Err(error);
+    }
+    let Some(client) = hub.clients.add(stream.try_clone()?) else {
+        refuse(
+            &stream,
+            ErrorReport::new(
+                ErrorKind::Transient,
+                format!("{MAX_CLIENTS} clients are connected, which is the most"),
+            ),
+        );
+        return Err(io::Error::other("too many clients"));
+    };
+    let served = hub.clone();
+    hub.crew.spawn("client", move || {
+        let _client = client;
+        if let Err(error) = converse(stream, &served) {
+            tracing::debug!("a client was lost: {error}");
+        }
+    })
+}
+
+fn refuse(mut stream: &UnixStream, report: ErrorReport) {
+    if let Err(error) = write_json(
+        &mut stream,
+        FrameKind::Response,
+        &Response::new("", Err(report)),
+    ) {
+        tracing::debug!("a client could not be told why it is turned away: {error}");
+    }
+}
+
+/// Reads a request's version and identifier before its command, which may be
+/// one of a later version.
+#[derive(Deserialize)]
+struct Envelope {
+    protocol: u32,
+    #[serde(default)]
+    id: String,
+}
+
+/// A request from its JSON, or the answer to what is none.
+pub(crate) fn parse(json: &[u8]) -> Result<Request, Box<Response>> {
+    let invalid = |id: &str, message: String| {
+        Box::new(Response::new(
+            id,
+            Err(ErrorReport::new(ErrorKind::Invalid, message)),
+        ))
+    };
+    let envelope: Envelope = serde_json::from_slice(json)
+        .map_err(|error| invalid("", format!("the request is not understood: {error}")))?;
+    if envelope.protocol != SUPERVISOR_PROTOCOL {
+        return Err(Box::new(Response::new(
+            envelope.id,
+            Err(ErrorReport::new(
+                ErrorKind::Unsupported,
+                format!(
+                    "the request speaks protocol {}, this supervisor {SUPERVISOR_PROTOCOL}",
+                    envelope.protocol
+                ),
+            )
+            .remedy("use the microagent-supervisor of the same version")),
+        )));
+    }
+    serde_json::from_slice(json).map_err(|error| {
+        invalid(
+            &envelope.id,
+            format!("the request is not understood: {error}"),
+        )
+    })
+}
+
+fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
+    let mut reader = FrameReader::new(stream);
+    loop {
+        let parsed = match reader.read() {
+            Ok(Some(frame)) if frame.kind == FrameKind::Request => parse(frame.payload),
+            Ok(Some(frame)) => {
+                let kind = frame.kind;
+                let report = ErrorReport::new(
+                    ErrorKind::Invalid,
+                    format!("a {kind:?} frame came where a request was due"),
+                );
+                return respond(&reader, "", Err(report));
+            }
+            Ok(None) => return Ok(()),
+            Err(error) => {
+                let report = ErrorReport::new(ErrorKind::Invalid, error.to_string());
+                return respond(&reader, "", Err(report));
+            }
+        };
+        let request = match parsed {
+            Ok(request) => request,
+            Err(response) => {
+                send(&reader, &response)?;
+                continue;
+            }
+        };
+        let id = request.id;
+        let ask = match request.command {
+            Command::Inspect => Ask::Inspect,
+            Command::Halt { grace_ms } => Ask::Halt { grace_ms },
+            Command::Stop { grace_ms } => Ask::Stop { grace_ms },
+            Command::Kill => Ask::Kill,
+            Command::Pause => Ask::Pause,
+            Command::Resume => Ask::Resume,
+            Command::Quarantine => Ask::Quarantine,
+            Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
+            Command::Exec(request) => match exec(reader, &id, request, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::Host(_) | Command::Check(_) | Command::Launch(_) => {
+                let report = ErrorReport::new(
+                    ErrorKind::Invalid,
+                    "host, check and launch are asked on a new supervisor's standard input",
+                );
+                respond(&reader, &id, Err(report))?;
+                continue;
+            }
+        };
+        let (reply, answer) = channel();
+        let outcome = deliver(hub, Message::Ask { ask, reply })
+            .and_then(|()| answer.recv().map_err(|_| gone())?)
+            .map(|status| Answer::Status(Box::new(status)));
+        respond(&reader, &id, outcome)?;
+    }
+}
+
+fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
+    hub.outbox.send(message).map_err(|_| gone())
+}
+
+fn gone() -> ErrorReport {
+    ErrorReport::new(ErrorKind::Conflict, "the machine has ended")
+}
+
+fn respond(
+    reader: &FrameReader<UnixStream>,
+    id: &str,
+    outcome: Result<Answer, ErrorReport>,
+) -> io::Result<()> {
+    send(reader, &Response::new(id, outcome))
+}
+
+fn send(reader: &FrameReader<UnixStream>, response: &Response) -> io::Result<()> {
+    write_json(&mut reader.get_ref(), FrameKind::Response, response).map_err(io::Error::other)
+}
+
+fn subscribe(
+    reader: FrameReader<UnixStream>,
+    id: &str,
+    as_owner: bool,
+    hub: &Hub,
+) -> io::Result<()> {
+    if as_owner && !hub.owner.claim() {
+        let report = ErrorReport::new(ErrorKind::Conflict, "the machine has an owner already");
+        return respond(&reader, id, Err(report));
+    }
+    let followed = respond(&reader, id, Ok(Answer::Subscribed)).and_then(|()| {
+        // A follower may be slow; a bounded queue stands between it and the machine.
+        reader.get_ref().set_write_timeout(None)?;
+        hub.journal.follow(reader.get_ref(), &hub.crew)
+    });
+    let mut stream = reader.into_inner();
+    if followed.is_ok() {
+        // Nothing more is said on this side; what matters is when it ends.
+        let mut nothing = [0_u8; 512];
+        loop {
+            match stream.read(&mut nothing) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+    }
+    if as_owner {
+        hub.owner.connection_gone();
+    }
+    let id = followed?;
+    hub.journal.unfollow(id);
+    Ok(())
+}
+
+/// Runs a session on this connection; gives the connection back if none came of it.
+fn exec(
+    reader: FrameReader<UnixStream>,
+    id: &str,
+    request: ExecRequest,
+    hub: &Hub,
+) -> io::Result<Option<FrameReader<UnixStream>>> {
+    let is_workload = request.role == ExecRole::Workload;
+    let stdin = request.stdin;
+    let seat = match hub.sessions.admit() {
+        Ok(seat) => seat,
+        Err(report) => {
+            respond(&reader, id, Err(report))?;
+            return Ok(Some(reader));
+        }
+    };
+    let (reply, ticket) = channel();
+    let role = request.role;
+    let vsock = deliver(hub, Message::Exec { role, reply })
+        .and_then(|()| ticket.recv().map_err(|_| gone())?);
+    let vsock = match vsock {
+        Ok(vsock) => vsock,
+        Err(report) => {
+            respond(&reader, id, Err(report))?;
+            return Ok(Some(reader));
+        }
+    };
+    let capture = is_workload.then(|| Arc::new(Mutex::new(Capture::new(hub.capture_limit))));
+    let (pid, guest) = match session::open(&seat, &vsock, request) {
+        Ok(Opened::Started { pid, guest }) => (pid, guest),
+        Ok(Opened::Failed(status)) => {
+            if let Some(capture) = &capture {
+                lock(capture).exited(ExitReport {
+                    status: status.clone(),
+                    oom_kills: 0,
+                });
+                // An engine that is gone has recorded the end already.
+                let _ = deliver(hub, Message::WorkloadFailed(Arc::clone(capture)));
+            }
+            let outcome = match status {
+                ExitStatus::FailedToStart { reason, message } => {
+                    Ok(Answer::FailedToStart { reason, message })
+                }
+                ExitStatus::Exited { .. } | ExitStatus::Signaled { .. } => Err(ErrorReport::new(
+                    ErrorKind::Internal,
+                    "a process that never ran has an exit status",
+                )),
+            };
+            let told = respond(&reader, id, outcome);
+            if is_workload {
+                // As above.
+                let _ = deliver(hub, Message::Happened(Input::WorkloadDelivered));
+            }
+            told?;
+            return Ok(Some(reader));
+        }
+        Err(report) => {
+            if is_workload {
+                // As above.
+                let _ = deliver(hub, Message::WorkloadAbandoned);
+            }
+            respond(&reader, id, Err(report))?;
+            return Ok(Some(reader));
+        }
+    };
+    if let Some(capture) = &capture {
+        // As above.
+        let _ = deliver(hub, Message::WorkloadStarted(Arc::clone(capture)));
+    }
+    let orphan = if is_workload && !hub.owned {
+        Orphan::Detach
+    } else {
+        Orphan::End
+    };
+    let kills = is_workload && hub.owned;
+    let told = respond(&reader, id, Ok(Answer::Started { pid }));
+    if let Err(error) = told
+        && orphan == Orphan::End
+    {
+        if kills {
+            // As above.
+            let _ = deliver(hub, Message::Happened(Input::OwnerGone));
+        }
+        return Err(error);
+    }
+    // From here on a slow client slows its process down and is no error.
+    reader.get_ref().set_write_timeout(None)?;
+    let relay = Relay {
+        client: reader,
+        guest,
+        orphan,
+        stdin,
+        capture,
+        seat,
+    };
+    let outbox = hub.outbox.clone();
+    relay.run(&hub.crew, move |notice| {
+        let input = match notice {
+            Notice::Exiting(report) if is_workload => Input::WorkloadEnded { report },
+            Notice::Over(Outcome::Exited) if is_workload => Input::WorkloadDelivered,
+            Notice::Over(Outcome::Lost) if is_workload => Input::WorkloadLost,
+            Notice::Over(Outcome::Violation(detail)) => Input::Violation { detail },
+            Notice::ClientGone if kills => Input::OwnerGone,
+            Notice::Exiting(_) | Notice::Over(_) | Notice::ClientGone => return,
+        };
+        // As above.
+        let _ = outbox.send(Message::Happened(input));
+    })?;
+    Ok(None)
+}

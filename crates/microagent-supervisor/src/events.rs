@@ -1,0 +1,355 @@
+//! The workspace's history: `events.jsonl`, and everybody who follows it.
+
+use std::{
+    fs::File,
+    io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    sync::{
+        Arc, Mutex,
+        mpsc::{SyncSender, TrySendError, sync_channel},
+    },
+    time::SystemTime,
+};
+
+use microagent_protocol::{
+    FrameKind, State, Timestamp,
+    frame::{MAX_JSON, write_frame},
+    supervisor::{Event, EventKind},
+};
+
+use crate::{
+    Error,
+    crew::{Crew, lock},
+    files,
+};
+
+/// Events a subscriber may be behind before it is dropped.
+const QUEUE: usize = 256;
+
+/// How much of the file's end is searched for the last whole event.
+const TAIL: u64 = 256 * 1024;
+
+/// The recorded history and its followers.
+#[derive(Clone, Debug)]
+pub(crate) struct Journal {
+    shared: Arc<Mutex<Inner>>,
+    path: PathBuf,
+    /// Where this boot's events start.
+    boot_offset: u64,
+}
+
+#[derive(Debug)]
+struct Inner {
+    file: File,
+    /// The length up to which the file holds whole lines.
+    length: u64,
+    sequence: u64,
+    followers: Vec<Follower>,
+    next_follower: u64,
+    closed: bool,
+}
+
+#[derive(Debug)]
+struct Follower {
+    id: u64,
+    queue: SyncSender<Arc<[u8]>>,
+    stream: UnixStream,
+}
+
+impl Journal {
+    /// Opens the history in `directory`, and says in which state it ends.
+    /// A torn last line, left by a crash of the host, is cut off.
+    pub(crate) fn open(directory: &Path) -> Result<(Self, State), Error> {
+        let path = directory.join("events.jsonl");
+        let mut file = files::append(&path).map_err(Error::file("open", &path))?;
+        let end = find_end(&mut file).map_err(Error::file("read", &path))?;
+        file.set_len(end.length)
+            .map_err(Error::file("repair", &path))?;
+        let journal = Self {
+            shared: Arc::new(Mutex::new(Inner {
+                file,
+                length: end.length,
+                sequence: end.sequence,
+                followers: Vec::new(),
+                next_follower: 0,
+                closed: false,
+            })),
+            path,
+            boot_offset: end.length,
+        };
+        Ok((journal, end.state))
+    }
+
+    /// What was recorded until now belongs to an earlier boot.
+    pub(crate) fn boot_starts_here(&mut self) {
+        self.boot_offset = lock(&self.shared).length;
+    }
+
+    /// The last event's number.
+    pub(crate) fn sequence(&self) -> u64 {
+        lock(&self.shared).sequence
+    }
+
+    /// Appends an event and tells everybody. A full disk does not stop the
+    /// machine: followers are told all the same, and the log says what failed.
+    pub(crate) fn record(&self, state: State, kind: EventKind) {
+        let mut inner = lock(&self.shared);
+        inner.sequence += 1;
+        let event = Event {
+            sequence: inner.sequence,
+            at: Timestamp(SystemTime::now()),
+            state,
+            kind,
+        };
+        let mut line = match serde_json::to_vec(&event) {
+            Ok(line) => line,
+            Err(error) => {
+                tracing::error!("an event could not be written as JSON: {error}");
+                return;
+            }
+        };
+        let mut frame = Vec::with_capacity(line.len() + 5);
+        if let Err(error) = write_frame(&mut frame, FrameKind::Event, &line) {
+            tracing::error!("an event could not be framed: {error}");
+            return;
+        }
+        line.push(b'\n');
+        if let Err(error) = inner.append(&line) {
+            tracing::error!("cannot append to {}: {error}", self.path.display());
+        }
+        inner.broadcast(&Arc::from(frame));
+    }
+
+    /// Makes what was recorded survive a crash of the host.
+    pub(crate) fn sync(&self) {
+        // The lock is not held meanwhile: a slow disk delays no event.
+        let file = lock(&self.shared).file.try_clone();
+        if let Err(error) = file.and_then(|file| file.sync_data()) {
+            tracing::error!("cannot sync {}: {error}", self.path.display());
+        }
+    }
+
+    /// Sends this boot's events to `stream`, those recorded already first.
+    /// Gives the number to unfollow by.
+    pub(crate) fn follow(&self, stream: &UnixStream, crew: &Crew) -> io::Result<u64> {
+        let mut history = File::open(&self.path)?;
+        history.seek(SeekFrom::Start(self.boot_offset))?;
+        let (queue, events) = sync_channel::<Arc<[u8]>>(QUEUE);
+        let mut writer = stream.try_clone()?;
+        let (id, recorded) = {
+            let mut inner = lock(&self.shared);
+            if inner.closed {
+                return Err(io::Error::other("the machine ended"));
+            }
+            inner.next_follower += 1;
+            let id = inner.next_follower;
+            inner.followers.push(Follower {
+                id,
+                queue,
+                stream: stream.try_clone()?,
+            });
+            (id, inner.length.saturating_sub(self.boot_offset))
+        };
+        let journal = self.clone();
+        let spawned = crew.spawn("events", move || {
+            let sent = send_history(history, recorded, &mut writer).and_then(|()| {
+                for frame in events {
+                    writer.write_all(&frame)?;
+                }
+                Ok(())
+            });
+            if let Err(error) = sent {
+                tracing::debug!("a subscriber was lost: {error}");
+            }
+            journal.unfollow(id);
+            // Reading stays open: an owner holds the machine by it.
+            hang_up(&writer, Shutdown::Write);
+        });
+        if let Err(error) = spawned {
+            self.unfollow(id);
+            return Err(error);
+        }
+        Ok(id)
+    }
+
+    /// Forgets a follower.
+    pub(crate) fn unfollow(&self, id: u64) {
+        lock(&self.shared)
+            .followers
+            .retain(|follower| follower.id != id);
+    }
+
+    /// Lets every follower go once it has everything.
+    pub(crate) fn close(&self) {
+        let mut inner = lock(&self.shared);
+        inner.closed = true;
+        inner.followers.clear();
+    }
+}
+
+impl Inner {
+    fn append(&mut self, line: &[u8]) -> io::Result<()> {
+        let written = self.file.write_all(line);
+        match written {
+            Ok(()) => {
+                self.length += line.len() as u64;
+                Ok(())
+            }
+            Err(error) => {
+                // Half a line must not swallow the next one.
+                self.file.set_len(self.length)?;
+                Err(error)
+            }
+        }
+    }
+
+    fn broadcast(&mut self, frame: &Arc<[u8]>) {
+        self.followers.retain(
+            |follower| match follower.queue.try_send(Arc::clone(frame)) {
+                Ok(()) => true,
+                Err(TrySendError::Full(_)) => {
+                    tracing::warn!("a subscriber was too slow and is dropped");
+                    hang_up(&follower.stream, Shutdown::Write);
+                    false
+                }
+                Err(TrySendError::Disconnected(_)) => false,
+            },
+        );
+    }
+}
+
+/// Ends a direction of a connection; one that ended already is no error.
+pub(crate) fn hang_up(stream: &UnixStream, how: Shutdown) {
+    if let Err(error) = stream.shutdown(how)
+        && error.kind() != io::ErrorKind::NotConnected
+    {
+        tracing::debug!("a connection could not be shut down: {error}");
+    }
+}
+
+fn send_history(file: File, length: u64, writer: &mut UnixStream) -> io::Result<()> {
+    let mut reader = BufReader::new(file.take(length));
+    let mut line = Vec::new();
+    loop {
+        line.clear();
+        if reader.read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        if line.last() == Some(&b'\n') {
+            line.pop();
+        }
+        if line.len() <= MAX_JSON {
+            write_frame(writer, FrameKind::Event, &line).map_err(io::Error::other)?;
+        }
+    }
+}
+
+struct End {
+    length: u64,
+    sequence: u64,
+    state: State,
+}
+
+fn find_end(file: &mut File) -> io::Result<End> {
+    let size = file.metadata()?.len();
+    let start = size.saturating_sub(TAIL);
+    file.seek(SeekFrom::Start(start))?;
+    let mut tail = Vec::new();
+    file.take(TAIL).read_to_end(&mut tail)?;
+    let whole = tail
+        .iter()
+        .rposition(|byte| *byte == b'\n')
+        .map_or(0, |at| at + 1);
+    let last = tail[..whole]
+        .split(|byte| *byte == b'\n')
+        .rev()
+        .find_map(|line| serde_json::from_slice::<Event>(line).ok());
+    Ok(End {
+        // A tail without any line end is one endless torn line.
+        length: start + whole as u64,
+        sequence: last.as_ref().map_or(0, |event| event.sequence),
+        state: last.map_or(State::Prepared, |event| event.state),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent_protocol::FrameReader;
+
+    use super::*;
+
+    fn follow(journal: &Journal, crew: &Crew) -> FrameReader<UnixStream> {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        journal.follow(&ours, crew).unwrap();
+        FrameReader::new(theirs)
+    }
+
+    fn next(reader: &mut FrameReader<UnixStream>) -> Option<Event> {
+        reader.read().unwrap().map(|frame| frame.json().unwrap())
+    }
+
+    #[test]
+    fn numbers_go_on_across_boots_and_a_torn_line_is_cut() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("events.jsonl");
+        let (journal, state) = Journal::open(directory.path()).unwrap();
+        assert_eq!((journal.sequence(), state), (0, State::Prepared));
+        journal.record(State::Starting, EventKind::Paused);
+        journal.record(State::Running, EventKind::Resumed);
+        drop(journal);
+        let whole = std::fs::read(&path).unwrap();
+        for cut in 0..=30 {
+            let mut torn = whole.clone();
+            torn.extend_from_slice(&whole[..cut]);
+            std::fs::write(&path, &torn).unwrap();
+            let (journal, state) = Journal::open(directory.path()).unwrap();
+            assert_eq!((journal.sequence(), state), (2, State::Running));
+            journal.record(State::Paused, EventKind::Paused);
+            let text = std::fs::read_to_string(&path).unwrap();
+            let numbers: Vec<_> = text
+                .lines()
+                .map(|line| serde_json::from_str::<Event>(line).unwrap().sequence)
+                .collect();
+            assert_eq!(numbers, [1, 2, 3]);
+        }
+    }
+
+    #[test]
+    fn a_follower_gets_this_boots_past_first_and_then_the_rest() {
+        let directory = tempfile::tempdir().unwrap();
+        let crew = Crew::default();
+        let (journal, _) = Journal::open(directory.path()).unwrap();
+        journal.record(State::Starting, EventKind::Paused);
+        drop(journal);
+        let (journal, _) = Journal::open(directory.path()).unwrap();
+        journal.record(State::Running, EventKind::Resumed);
+        let mut reader = follow(&journal, &crew);
+        journal.record(State::Paused, EventKind::Paused);
+        assert_eq!(next(&mut reader).unwrap().sequence, 2);
+        assert_eq!(next(&mut reader).unwrap().sequence, 3);
+        journal.close();
+        assert!(next(&mut reader).is_none());
+        assert!(crew.wait_idle(std::time::Duration::from_secs(5)));
+    }
+
+    #[test]
+    fn a_slow_follower_is_dropped_and_blocks_nobody() {
+        let directory = tempfile::tempdir().unwrap();
+        let crew = Crew::default();
+        let (journal, _) = Journal::open(directory.path()).unwrap();
+        let mut slow = follow(&journal, &crew);
+        let reason = "x".repeat(64 * 1024);
+        for _ in 0..QUEUE + 64 {
+            let reason = reason.clone();
+            journal.record(State::Starting, EventKind::BootRetried { reason });
+        }
+        assert!(lock(&journal.shared).followers.is_empty());
+        let mut seen = 0;
+        while let Ok(Some(_)) = slow.read() {
+            seen += 1;
+        }
+        assert!(seen < QUEUE + 64, "{seen} events were kept for it");
+    }
+}

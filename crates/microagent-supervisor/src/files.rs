@@ -1,0 +1,51 @@
+//! Private files: mode 0600 from birth, replaced whole or not at all.
+
+use std::{
+    fs::{File, OpenOptions},
+    io::{self, Write},
+    os::unix::fs::OpenOptionsExt,
+    path::Path,
+};
+
+use crate::Error;
+
+/// Opens a file for appending, made 0600 if it is not there.
+pub(crate) fn append(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .read(true)
+        .append(true)
+        .create(true)
+        .mode(0o600)
+        .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+}
+
+/// Replaces `path` by `bytes`: temp, fsync, rename, fsync of the directory.
+pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+    let mut temp = path.as_os_str().to_owned();
+    temp.push(".tmp");
+    let temp = Path::new(&temp);
+    // One supervisor per workspace: a leftover is of a killed one.
+    match std::fs::remove_file(temp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(Error::file("remove", temp)(error));
+        }
+        _ => {}
+    }
+    let mut file = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(temp)
+        .map_err(Error::file("create", temp))?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .map_err(Error::file("write", temp))?;
+    std::fs::rename(temp, path).map_err(Error::file("replace", path))?;
+    if let Some(parent) = path.parent() {
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .map_err(Error::file("sync", parent))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,562 @@
+//! The life of one machine as a pure state machine: inputs go in, actions come out.
+//!
+//! Everything that happens to a machine is decided here and nowhere else. This
+//! module knows no files, sockets, threads or clocks, so all of it is tested
+//! without any.
+
+use std::time::Duration;
+
+use microagent_protocol::{
+    EndCause, ExitStatus, ProcessIdentity, State, exec::ExitReport, supervisor::EventKind,
+};
+
+/// How long a workload that finished leaves to what else runs in the guest.
+pub(crate) const AFTER_WORKLOAD_GRACE_MS: u64 = 1_000;
+
+/// How long syncing, unmounting and powering off may take beyond the grace.
+const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long a VMM may live on after its guest let go of the control connection.
+const LINK_LOST_LIMIT: Duration = Duration::from_secs(3);
+
+/// Asks longer than this are shortened: nobody waits a day for a halt.
+const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
+
+/// A deadline that can be armed; each kind at most once at a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Timer {
+    /// The guest must be ready.
+    Boot,
+    /// The machine must be gone after a shutdown.
+    Shutdown,
+    /// The machine's whole life.
+    Lifetime,
+    /// The VMM must end after the guest link broke.
+    LinkLost,
+}
+
+/// What the console says about an end nobody announced.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ConsoleVerdict {
+    /// The kernel panicked.
+    pub(crate) panicked: bool,
+    /// It did for lack of memory.
+    pub(crate) out_of_memory: bool,
+}
+
+/// What can happen.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Input {
+    /// The VMM runs.
+    VmmStarted { vmm: ProcessIdentity },
+    /// The driver could not launch it.
+    LaunchFailed { reason: String, may_retry: bool },
+    /// The agent said hello.
+    Hello {
+        kernel_release: String,
+        kernel_ms: u64,
+    },
+    /// The agent serves sessions.
+    Ready,
+    /// The agent gave up.
+    GuestBootFailed { reason: String },
+    /// The guest announced its end.
+    GoingDown { requested: bool, clean: bool },
+    /// The guest broke the protocol.
+    Violation { detail: String },
+    /// The control connection ended.
+    LinkLost,
+    /// The VMM ended.
+    VmmExited {
+        exit: String,
+        console: ConsoleVerdict,
+    },
+    /// The workload runs.
+    WorkloadStarted,
+    /// The workload ended; its client is about to be told.
+    WorkloadEnded { report: ExitReport },
+    /// Its client was told, or is gone.
+    WorkloadDelivered,
+    /// The workload's session ended without a word.
+    WorkloadLost,
+    /// A clean end is asked for.
+    Halt { grace_ms: u64 },
+    /// An end is asked for.
+    Stop { grace_ms: u64 },
+    /// An end at once is asked for.
+    Kill,
+    /// The vCPUs were frozen.
+    Paused,
+    /// The vCPUs were thawed.
+    Resumed,
+    /// The vCPUs were frozen and all connections cut.
+    Quarantined,
+    /// The owner ended or let go.
+    OwnerGone,
+    /// A deadline passed.
+    Timer(Timer),
+}
+
+/// What is to be done about it, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Action {
+    /// Launch the machine; answered by `VmmStarted` or `LaunchFailed`.
+    Launch { attempt: u32 },
+    /// Kill and reap what there is of the machine of this attempt.
+    Discard,
+    /// Record an event.
+    Record { state: State, kind: EventKind },
+    /// Freeze nothing any more: a shutdown needs running vCPUs.
+    Thaw,
+    /// Ask the guest to shut down.
+    Shutdown { grace_ms: u64 },
+    /// Kill the VMM; answered by `VmmExited`.
+    Kill,
+    /// Set a deadline.
+    Arm(Timer, Duration),
+    /// Forget a deadline.
+    Disarm(Timer),
+    /// The guest is ready: let sessions through.
+    OpenSessions,
+    /// The machine is gone. The last action.
+    Finish {
+        state: State,
+        cause: EndCause,
+        detail: Option<String>,
+        /// Whether the console's last lines explain the end.
+        with_console: bool,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Ending {
+    cause: EndCause,
+    detail: Option<String>,
+    /// Whether somebody asked for less than a clean end.
+    forced: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Workload {
+    None,
+    Running,
+    Ended(ExitReport),
+}
+
+/// One boot of one workspace.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    state: State,
+    attempt: u32,
+    boot_timeout: Duration,
+    greeted: bool,
+    /// The VMM of this attempt was launched and has not ended.
+    machine: bool,
+    clean: bool,
+    workload: Workload,
+    ending: Option<Ending>,
+    finished: bool,
+}
+
+impl Lifecycle {
+    /// A machine about to be launched, and the first actions.
+    pub(crate) fn start(
+        boot_timeout: Duration,
+        time_limit: Option<Duration>,
+    ) -> (Self, Vec<Action>) {
+        let life = Self {
+            state: State::Starting,
+            attempt: 0,
+            boot_timeout,
+            greeted: false,
+            machine: false,
+            clean: false,
+            workload: Workload::None,
+            ending: None,
+            finished: false,
+        };
+        let mut actions = Vec::new();
+        if let Some(limit) = time_limit {
+            actions.push(Action::Arm(Timer::Lifetime, limit));
+        }
+        actions.push(Action::Launch { attempt: 0 });
+        (life, actions)
+    }
+
+    pub(crate) fn state(&self) -> State {
+        self.state
+    }
+
+    pub(crate) fn attempt(&self) -> u32 {
+        self.attempt
+    }
+
+    /// Why it ends, once that is decided.
+    pub(crate) fn cause(&self) -> Option<EndCause> {
+        self.ending.as_ref().map(|ending| ending.cause)
+    }
+
+    /// Whether the workload of this boot was started.
+    pub(crate) fn has_workload(&self) -> bool {
+        self.workload != Workload::None
+    }
+
+    /// Takes one input, `ms` milliseconds after the launch.
+    pub(crate) fn on(&mut self, input: Input, ms: u64) -> Vec<Action> {
+        if self.finished {
+            return Vec::new();
+        }
+        let mut out = Vec::new();
+        match input {
+            Input::VmmStarted { vmm } => {
+                self.machine = true;
+                out.push(self.record(EventKind::VmmStarted { vmm, ms }));
+                if self.ending.is_some() {
+                    out.push(Action::Kill);
+                } else {
+                    out.push(Action::Arm(Timer::Boot, self.boot_timeout));
+                }
+            }
+            Input::LaunchFailed { reason, may_retry } => {
+                self.boot_failed(reason, may_retry, &mut out);
+            }
+            Input::Hello {
+                kernel_release,
+                kernel_ms,
+            } => {
+                if self.greeted {
+                    self.violation("it said hello twice".to_owned(), &mut out);
+                } else {
+                    self.greeted = true;
+                    out.push(self.record(EventKind::GuestHello {
+                        kernel_release,
+                        ms,
+                        kernel_ms,
+                    }));
+                }
+            }
+            Input::Ready => self.ready(ms, &mut out),
+            Input::GuestBootFailed { reason } => {
+                if self.state == State::Starting {
+                    self.boot_failed(reason, false, &mut out);
+                } else {
+                    self.violation(
+                        format!("it reported a failed boot after it was ready: {reason}"),
+                        &mut out,
+                    );
+                }
+            }
+            Input::GoingDown { requested, clean } => self.going_down(requested, clean, &mut out),
+            Input::Violation { detail } => self.violation(detail, &mut out),
+            Input::LinkLost => {
+                // A severed guest loses its link by our own hand.
+                // A guest that is ending anyway has its deadline already.
+                if self.state != State::Quarantined && self.machine && self.ending.is_none() {
+                    out.push(Action::Arm(Timer::LinkLost, LINK_LOST_LIMIT));
+                }
+            }
+            Input::VmmExited { exit, console } => self.vmm_exited(&exit, console, &mut out),
+            Input::WorkloadStarted => {
+                self.workload = Workload::Running;
+                out.push(self.record(EventKind::WorkloadStarted { ms }));
+            }
+            Input::WorkloadEnded { report } => self.workload_ended(report, ms, &mut out),
+            Input::WorkloadDelivered => {
+                if matches!(
+                    self.cause(),
+                    Some(EndCause::WorkloadFinished | EndCause::OutOfMemory)
+                ) {
+                    self.thaw_and_shut_down(AFTER_WORKLOAD_GRACE_MS, &mut out);
+                }
+            }
+            Input::WorkloadLost => {
+                // The machine is most likely about to end by itself and say more.
+                if self.ending.is_none() && self.state != State::Quarantined {
+                    out.push(Action::Arm(Timer::LinkLost, LINK_LOST_LIMIT));
+                }
+            }
+            Input::Halt { grace_ms } => self.asked_to_end(grace_ms, false, &mut out),
+            Input::Stop { grace_ms } => self.asked_to_end(grace_ms, true, &mut out),
+            Input::Kill => self.end_now(EndCause::Killed, None, &mut out),
+            Input::OwnerGone => self.end_now(EndCause::OwnerGone, None, &mut out),
+            Input::Paused => self.moved(State::Paused, EventKind::Paused, &mut out),
+            Input::Resumed => self.moved(State::Running, EventKind::Resumed, &mut out),
+            Input::Quarantined => {
+                // Evidence is kept until somebody decides otherwise.
+                out.push(Action::Disarm(Timer::Lifetime));
+                out.push(Action::Disarm(Timer::LinkLost));
+                self.moved(State::Quarantined, EventKind::Quarantined, &mut out);
+            }
+            Input::Timer(timer) => self.timer(timer, &mut out),
+        }
+        out
+    }
+
+    fn record(&self, kind: EventKind) -> Action {
+        Action::Record {
+            state: self.state,
+            kind,
+        }
+    }
+
+    fn moved(&mut self, next: State, kind: EventKind, out: &mut Vec<Action>) {
+        if self.state.may_become(next) {
+            self.state = next;
+            out.push(self.record(kind));
+        }
+    }
+
+    /// The first cause stands; later ones only make the end come sooner.
+    fn because(&mut self, cause: EndCause, detail: Option<String>) {
+        if self.ending.is_none() {
+            self.ending = Some(Ending {
+                cause,
+                detail,
+                forced: false,
+            });
+        }
+    }
+
+    fn ready(&mut self, ms: u64, out: &mut Vec<Action>) {
+        if !self.greeted || self.state != State::Starting {
+            self.violation("it said ready out of turn".to_owned(), out);
+        } else if self.ending.is_none() {
+            out.push(Action::Disarm(Timer::Boot));
+            self.state = State::Running;
+            out.push(self.record(EventKind::GuestReady { ms }));
+            out.push(Action::OpenSessions);
+        }
+    }
+
+    fn boot_failed(&mut self, reason: String, may_retry: bool, out: &mut Vec<Action>) {
+        out.push(Action::Disarm(Timer::Boot));
+        if self.ending.is_none() && may_retry && self.attempt == 0 {
+            out.push(self.record(EventKind::BootRetried { reason }));
+            out.push(Action::Discard);
+            out.push(Action::Disarm(Timer::LinkLost));
+            self.machine = false;
+            self.greeted = false;
+            self.attempt = 1;
+            out.push(Action::Launch { attempt: 1 });
+            return;
+        }
+        self.because(EndCause::BootFailed, Some(reason));
+        if self.machine {
+            out.push(Action::Kill);
+        } else {
+            self.finish(out);
+        }
+    }
+
+    fn violation(&mut self, detail: String, out: &mut Vec<Action>) {
+        let cause = if self.state == State::Starting {
+            EndCause::BootFailed
+        } else {
+            EndCause::GuestPanicked
+        };
+        self.end_now(
+            cause,
+            Some(format!("the guest broke the protocol: {detail}")),
+            out,
+        );
+    }
+
+    fn end_now(&mut self, cause: EndCause, detail: Option<String>, out: &mut Vec<Action>) {
+        self.because(cause, detail);
+        if let Some(ending) = &mut self.ending {
+            ending.forced = true;
+        }
+        if self.machine {
+            out.push(Action::Kill);
+        }
+    }
+
+    fn asked_to_end(&mut self, grace_ms: u64, forced: bool, out: &mut Vec<Action>) {
+        let quarantined = self.state == State::Quarantined;
+        self.because(EndCause::Requested, None);
+        if let Some(ending) = &mut self.ending {
+            ending.forced |= forced;
+        }
+        match self.state {
+            State::Running | State::Paused => self.thaw_and_shut_down(grace_ms, out),
+            // A guest that is not ready has nothing to lose; a quarantined one is not to run again.
+            _ => {
+                if let Some(ending) = &mut self.ending {
+                    ending.forced |= !quarantined;
+                }
+                self.clean |= quarantined;
+                if self.machine {
+                    out.push(Action::Kill);
+                }
+            }
+        }
+    }
+
+    fn thaw_and_shut_down(&mut self, grace_ms: u64, out: &mut Vec<Action>) {
+        if self.state == State::Paused {
+            out.push(Action::Thaw);
+            self.moved(State::Running, EventKind::Resumed, out);
+        }
+        if self.state != State::Running {
+            return;
+        }
+        let grace = Duration::from_millis(grace_ms).min(MAX_GRACE);
+        out.push(Action::Shutdown {
+            grace_ms: grace.as_millis() as u64,
+        });
+        out.push(Action::Arm(Timer::Shutdown, grace + POWER_OFF_LIMIT));
+    }
+
+    fn going_down(&mut self, requested: bool, clean: bool, out: &mut Vec<Action>) {
+        self.clean = clean;
+        // The workload that a power-off from inside took with it did not fail.
+        if !requested
+            && let Workload::Ended(report) = &self.workload
+            && taken_by_signal(&report.status)
+            && let Some(ending) = &mut self.ending
+            && ending.cause == EndCause::WorkloadFinished
+        {
+            ending.cause = EndCause::GuestPoweredOff;
+        }
+        self.because(EndCause::GuestPoweredOff, None);
+        out.push(Action::Arm(Timer::Shutdown, POWER_OFF_LIMIT));
+    }
+
+    fn workload_ended(&mut self, report: ExitReport, ms: u64, out: &mut Vec<Action>) {
+        if matches!(self.workload, Workload::Ended(_)) {
+            return;
+        }
+        out.push(self.record(EventKind::WorkloadExited {
+            exit: report.status.clone(),
+            ms,
+        }));
+        if self.ending.is_none() {
+            let cause = if report.oom_kills > 0 && was_killed(&report.status) {
+                EndCause::OutOfMemory
+            } else {
+                EndCause::WorkloadFinished
+            };
+            self.because(cause, None);
+        }
+        self.workload = Workload::Ended(report);
+    }
+
+    fn vmm_exited(&mut self, exit: &str, console: ConsoleVerdict, out: &mut Vec<Action>) {
+        self.machine = false;
+        if self.ending.is_none() && self.state == State::Starting {
+            let reason = if console.panicked {
+                format!("the guest's kernel panicked before the guest was ready ({exit})")
+            } else {
+                format!("the VMM ended before the guest was ready ({exit})")
+            };
+            self.boot_failed(reason, true, out);
+            return;
+        }
+        if self.ending.is_none() {
+            let (cause, detail) = if console.out_of_memory {
+                (EndCause::OutOfMemory, None)
+            } else if console.panicked {
+                (EndCause::GuestPanicked, None)
+            } else {
+                (EndCause::VmmDied, Some(format!("the VMM ended: {exit}")))
+            };
+            self.because(cause, detail);
+        }
+        self.finish(out);
+    }
+
+    fn timer(&mut self, timer: Timer, out: &mut Vec<Action>) {
+        match timer {
+            Timer::Boot => {
+                if self.state == State::Starting && self.ending.is_none() {
+                    let reason = format!(
+                        "the guest was not ready within {:.1} s",
+                        self.boot_timeout.as_secs_f64()
+                    );
+                    self.boot_failed(reason, true, out);
+                }
+            }
+            Timer::Shutdown => {
+                if let Some(ending) = &mut self.ending {
+                    ending.detail.get_or_insert_with(|| {
+                        "the guest did not power off in time and was killed".to_owned()
+                    });
+                    ending.forced |= !self.clean;
+                }
+                if self.machine {
+                    out.push(Action::Kill);
+                }
+            }
+            Timer::Lifetime => self.end_now(EndCause::TimedOut, None, out),
+            Timer::LinkLost => {
+                if self.state == State::Starting && self.ending.is_none() {
+                    self.boot_failed("the guest agent went away".to_owned(), true, out);
+                } else if self.state != State::Quarantined && self.ending.is_none() {
+                    self.end_now(
+                        EndCause::GuestPanicked,
+                        Some("the guest agent went away".to_owned()),
+                        out,
+                    );
+                }
+            }
+        }
+    }
+
+    fn finish(&mut self, out: &mut Vec<Action>) {
+        let ending = self.ending.clone().unwrap_or(Ending {
+            cause: EndCause::VmmDied,
+            detail: None,
+            forced: true,
+        });
+        let state = self.end_state(&ending);
+        self.state = state;
+        self.finished = true;
+        out.push(Action::Finish {
+            state,
+            cause: ending.cause,
+            detail: ending.detail,
+            with_console: matches!(
+                ending.cause,
+                EndCause::BootFailed
+                    | EndCause::GuestPanicked
+                    | EndCause::VmmDied
+                    | EndCause::OutOfMemory
+            ),
+        });
+    }
+
+    fn end_state(&self, ending: &Ending) -> State {
+        let calm = if self.clean && !ending.forced {
+            State::Halted
+        } else {
+            State::Stopped
+        };
+        let wanted = match ending.cause {
+            EndCause::WorkloadFinished => match &self.workload {
+                Workload::Ended(report) if report.status.code() != 0 => State::Failed,
+                _ => calm,
+            },
+            EndCause::GuestPoweredOff | EndCause::Requested => calm,
+            EndCause::Killed | EndCause::OwnerGone => State::Stopped,
+            EndCause::GuestPanicked
+            | EndCause::BootFailed
+            | EndCause::VmmDied
+            | EndCause::TimedOut
+            | EndCause::OutOfMemory => State::Failed,
+        };
+        if self.state.may_become(wanted) {
+            wanted
+        } else {
+            // Every live state may become stopped.
+            State::Stopped
+        }
+    }
+}
+
+fn was_killed(status: &ExitStatus) -> bool {
+    status.code() == 137
+}
+
+fn taken_by_signal(status: &ExitStatus) -> bool {
+    matches!(status, ExitStatus::Signaled { .. }) || matches!(status.code(), 137 | 143)
+}

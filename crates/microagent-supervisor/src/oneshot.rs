@@ -1,0 +1,173 @@
+//! The one-shot form: one request on standard input, one answer on standard output.
+
+use std::{
+    fs::File,
+    io::{self, BufReader, Read, Write},
+    time::Instant,
+};
+
+use microagent_protocol::{
+    LaunchSpec,
+    frame::MAX_JSON,
+    supervisor::{Answer, Command, ErrorKind, ErrorReport, Response},
+};
+use serde_json::value::RawValue;
+
+use crate::{
+    Error,
+    backend::Backends,
+    control, launch,
+    launch::Supervisor,
+    log, process,
+    process::{Judge, Side},
+};
+
+/// Answers the request on standard input. Gives the exit code.
+pub(crate) fn run(backends: &dyn Backends) -> i32 {
+    let started = Instant::now();
+    process::close_inherited();
+    let response = match request() {
+        Err(response) => *response,
+        Ok(request) => {
+            let id = request.id;
+            let outcome = match request.command {
+                Command::Host(query) => backends.host(&query).map(Answer::Host),
+                Command::Check(spec) => check(&spec, backends),
+                Command::Launch(spec) => return start(id, *spec, backends, started),
+                Command::Inspect
+                | Command::Subscribe { .. }
+                | Command::Exec(_)
+                | Command::Halt { .. }
+                | Command::Stop { .. }
+                | Command::Kill
+                | Command::Pause
+                | Command::Resume
+                | Command::Quarantine => Err(ErrorReport::new(
+                    ErrorKind::Invalid,
+                    "only host, check and launch are asked on standard input",
+                )
+                .remedy("ask the workspace's supervisor at its control socket")),
+            };
+            Response::new(id, outcome)
+        }
+    };
+    i32::from(!(answer(&mut io::stdout(), &response) && response.ok))
+}
+
+/// Reads one JSON value and no further: whoever asks need not close the stream.
+fn request() -> Result<microagent_protocol::supervisor::Request, Box<Response>> {
+    let input = BufReader::new(io::stdin().take(MAX_JSON as u64 + 1));
+    let json: Box<RawValue> = serde_json::Deserializer::from_reader(input)
+        .into_iter()
+        .next()
+        .unwrap_or_else(|| Err(serde::de::Error::custom("there is none")))
+        .map_err(|error| {
+            Box::new(Response::new(
+                "",
+                Err(ErrorReport::new(
+                    ErrorKind::Invalid,
+                    format!("the request on standard input is not understood: {error}"),
+                )),
+            ))
+        })?;
+    control::parse(json.get().as_bytes())
+}
+
+fn check(spec: &LaunchSpec, backends: &dyn Backends) -> Result<Answer, ErrorReport> {
+    launch::validate(spec).map_err(|error| error.report())?;
+    let chosen = backends.choose(spec)?;
+    Ok(Answer::Accepted(chosen.hypervisor.backend()))
+}
+
+/// Gives whether the answer was taken.
+fn answer(output: &mut impl Write, response: &Response) -> bool {
+    let Ok(mut line) = serde_json::to_vec(response) else {
+        return false;
+    };
+    line.push(b'\n');
+    output
+        .write_all(&line)
+        .and_then(|()| output.flush())
+        .is_ok()
+}
+
+fn start(id: String, spec: LaunchSpec, backends: &dyn Backends, started: Instant) -> i32 {
+    let refuse = |error: &Error| {
+        answer(
+            &mut io::stdout(),
+            &Response::new(id.clone(), Err(error.report())),
+        );
+        1
+    };
+    if let Err(error) = launch::validate(&spec) {
+        return refuse(&error);
+    }
+    // Taken before the fork: the parent is still the launching process.
+    let launcher = match spec.owned.then(process::launcher).transpose() {
+        Ok(launcher) => launcher,
+        Err(error) => return refuse(&error),
+    };
+    match process::detach() {
+        Err(error) => refuse(&error),
+        Ok(Side::Launched(verdict)) => i32::from(!verdict.wait()),
+        Ok(Side::Supervisor(judge)) => {
+            let logged = || -> Result<File, Error> {
+                let output = process::take_stdout()?;
+                let log = spec.directory.join("supervisor.log");
+                log::bound(&log).map_err(Error::file("bound", &log))?;
+                process::redirect_stdio(&log)?;
+                log::start();
+                Ok(output)
+            };
+            match logged() {
+                Ok(output) => supervise(&id, spec, backends, launcher, started, output, judge),
+                Err(error) => {
+                    let code = refuse(&error);
+                    judge.tell(false);
+                    code
+                }
+            }
+        }
+    }
+}
+
+fn supervise(
+    id: &str,
+    spec: LaunchSpec,
+    backends: &dyn Backends,
+    launcher: Option<std::os::fd::OwnedFd>,
+    started: Instant,
+    mut output: File,
+    judge: Judge,
+) -> i32 {
+    let owned = spec.owned;
+    let prepared = backends
+        .choose(&spec)
+        .map_err(|report| Error::Backend(Box::new(report)))
+        .and_then(|chosen| Supervisor::prepare(spec, chosen, launcher, started))
+        .and_then(|supervisor| {
+            launch::heed_signals(supervisor.outbox())?;
+            Ok(supervisor)
+        });
+    match prepared {
+        Ok(supervisor) => {
+            let launched = Answer::Launched(supervisor.launched().clone());
+            let heard = answer(&mut output, &Response::new(id, Ok(launched)));
+            drop(output);
+            judge.tell(heard);
+            if !heard && owned {
+                tracing::warn!("whoever launched this machine did not wait for the answer");
+                return 1;
+            }
+            let cause = supervisor.run();
+            tracing::info!("the machine ended: {cause:?}");
+            0
+        }
+        Err(error) => {
+            tracing::error!("the launch failed: {error}");
+            answer(&mut output, &Response::new(id, Err(error.report())));
+            judge.tell(false);
+            1
+        }
+    }
+}

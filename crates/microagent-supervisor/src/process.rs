@@ -1,0 +1,149 @@
+//! The supervisor's own process: identity, session, descriptors, the process that launched it.
+#![allow(unsafe_code)]
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::{AsFd, OwnedFd},
+    path::Path,
+};
+
+use microagent_protocol::ProcessIdentity;
+use rustix::process::{Pid, PidfdFlags};
+
+use crate::{Error, files};
+
+/// Which process `pid` is, told from all others before and after it.
+pub(crate) fn identity(pid: u32) -> Result<ProcessIdentity, Error> {
+    let path = format!("/proc/{pid}/stat");
+    let stat = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    let boot = "/proc/sys/kernel/random/boot_id";
+    let boot_id = std::fs::read_to_string(boot).map_err(Error::file("read", boot))?;
+    // The name in parentheses may hold anything; field 3 follows the last one.
+    let start_ticks = stat
+        .rsplit_once(')')
+        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(22 - 3))
+        .and_then(|field| field.parse().ok())
+        .ok_or_else(|| Error::file("understand", &path)(io::ErrorKind::InvalidData.into()))?;
+    Ok(ProcessIdentity {
+        pid,
+        start_ticks,
+        boot_id: boot_id.trim().to_owned(),
+    })
+}
+
+/// A descriptor that becomes readable when the process that launched this one ends.
+pub(crate) fn launcher() -> Result<OwnedFd, Error> {
+    let parent = rustix::process::getppid().ok_or_else(|| {
+        Error::system("find the launching process")(io::ErrorKind::NotFound.into())
+    })?;
+    pidfd(parent)
+}
+
+fn pidfd(pid: Pid) -> Result<OwnedFd, Error> {
+    rustix::process::pidfd_open(pid, PidfdFlags::empty())
+        .map_err(|error| Error::system("watch the launching process")(error.into()))
+}
+
+/// Closes every descriptor but the standard three. Must come before this
+/// process opens any: what is closed here belongs to whoever launched it.
+pub(crate) fn close_inherited() {
+    // SAFETY: called first thing in the process, before any Rust value owns a
+    // descriptor above 2; closing those of the launcher breaks no owner.
+    let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    if closed != 0 {
+        // A kernel before 5.9: the descriptors stay open, which costs the
+        // launcher an early end-of-file and nothing else.
+        tracing::warn!(
+            "inherited descriptors stay open: {}",
+            io::Error::last_os_error()
+        );
+    }
+}
+
+/// What [`detach`] returned as.
+pub(crate) enum Side {
+    /// The process that was launched: it passes the verdict on and ends.
+    Launched(Verdict),
+    /// Its child in a session of its own: the supervisor to be.
+    Supervisor(Judge),
+}
+
+/// Waits for the supervisor's word on whether it came up.
+pub(crate) struct Verdict(File);
+
+impl Verdict {
+    /// Whether it did; a supervisor that died did not.
+    pub(crate) fn wait(mut self) -> bool {
+        let mut byte = [0_u8; 1];
+        matches!(self.0.read(&mut byte), Ok(1)) && byte == [1]
+    }
+}
+
+/// Tells the launched process whether the supervisor came up.
+pub(crate) struct Judge(File);
+
+impl Judge {
+    pub(crate) fn tell(mut self, up: bool) {
+        if let Err(error) = self.0.write_all(&[u8::from(up)]) {
+            tracing::debug!("the launched process did not wait: {error}");
+        }
+    }
+}
+
+/// Forks; the child leads a new session. Must be called while the process has
+/// one thread.
+pub(crate) fn detach() -> Result<Side, Error> {
+    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
+        .map_err(|error| Error::system("make a pipe")(error.into()))?;
+    // SAFETY: the process has one thread (`entry` is called first in `main`),
+    // so the child's copy of every lock and allocator state is consistent.
+    match unsafe { libc::fork() } {
+        -1 => Err(Error::system("fork")(io::Error::last_os_error())),
+        0 => {
+            drop(reader);
+            rustix::process::setsid()
+                .map_err(|error| Error::system("start a session")(error.into()))?;
+            Ok(Side::Supervisor(Judge(File::from(writer))))
+        }
+        _ => {
+            drop(writer);
+            Ok(Side::Launched(Verdict(File::from(reader))))
+        }
+    }
+}
+
+/// Where the answer to the launch goes once standard output is a log.
+pub(crate) fn take_stdout() -> Result<File, Error> {
+    io::stdout()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(File::from)
+        .map_err(Error::system("keep the standard output"))
+}
+
+/// Turns the standard three into `/dev/null` and the log at `path`.
+pub(crate) fn redirect_stdio(path: &Path) -> Result<(), Error> {
+    let null = File::open("/dev/null").map_err(Error::file("open", "/dev/null"))?;
+    let log = files::append(path).map_err(Error::file("open", path))?;
+    let redirect = || -> rustix::io::Result<()> {
+        rustix::stdio::dup2_stdin(&null)?;
+        rustix::stdio::dup2_stdout(&log)?;
+        rustix::stdio::dup2_stderr(&log)
+    };
+    redirect().map_err(|error| Error::system("redirect the standard streams")(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_knows_itself() {
+        let me = identity(std::process::id()).unwrap();
+        assert_eq!(me.pid, std::process::id());
+        assert!(me.start_ticks > 0);
+        assert_eq!(me.boot_id.len(), 36);
+        assert!(identity(u32::MAX).is_err());
+    }
+}

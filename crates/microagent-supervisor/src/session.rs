@@ -1,0 +1,448 @@
+//! Relaying exec sessions between clients and the guest.
+//!
+//! One session is one stream on either side and two threads. Frames are passed
+//! on as they come, one at a time: nothing is buffered here but the frame in
+//! hand, so whoever does not read slows only the one who writes to it.
+
+use std::{
+    collections::HashMap,
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::{fd::AsFd, unix::net::UnixStream},
+    path::Path,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use microagent_protocol::{
+    ExecRequest, Frame, FrameError, FrameKind, FrameReader,
+    exec::{ExitReport, ExitStatus},
+    frame::{write_frame, write_json},
+    guest::{AGENT_PORT, SessionReply, SessionRequest},
+    supervisor::{ErrorKind, ErrorReport},
+};
+use rustix::event::{PollFd, PollFlags, poll};
+
+use crate::{
+    crew::{Crew, lock},
+    events::hang_up,
+    result::Capture,
+    text::harmless,
+};
+
+/// The most sessions of one machine at a time.
+pub(crate) const MAX_SESSIONS: usize = 128;
+
+/// How long the guest may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the guest may take to start a process.
+const START_LIMIT: Duration = Duration::from_secs(60);
+
+/// The sessions of one machine.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Sessions(Arc<Mutex<Open>>);
+
+#[derive(Debug, Default)]
+struct Open {
+    next: u64,
+    guests: HashMap<u64, Option<UnixStream>>,
+    closed: bool,
+}
+
+impl Sessions {
+    /// A place among the sessions.
+    pub(crate) fn admit(&self) -> Result<Seat, ErrorReport> {
+        let mut open = lock(&self.0);
+        if open.closed {
+            return Err(closed());
+        }
+        if open.guests.len() >= MAX_SESSIONS {
+            return Err(ErrorReport::new(
+                ErrorKind::Transient,
+                format!("{MAX_SESSIONS} sessions are open in this workspace, which is the most"),
+            )
+            .remedy("wait for one of them to end"));
+        }
+        open.next += 1;
+        let id = open.next;
+        open.guests.insert(id, None);
+        Ok(Seat {
+            sessions: self.clone(),
+            id,
+        })
+    }
+
+    /// Ends every session and refuses new ones.
+    pub(crate) fn close(&self) {
+        let mut open = lock(&self.0);
+        open.closed = true;
+        for stream in open.guests.values().flatten() {
+            hang_up(stream, Shutdown::Both);
+        }
+    }
+}
+
+fn closed() -> ErrorReport {
+    ErrorReport::new(
+        ErrorKind::Conflict,
+        "the machine ended or was cut off before the process was started",
+    )
+}
+
+/// A place among the sessions, free again when dropped.
+#[derive(Debug)]
+pub(crate) struct Seat {
+    sessions: Sessions,
+    id: u64,
+}
+
+impl Seat {
+    /// Hands over the guest's side, so that it can be ended from outside.
+    fn hold(&self, stream: UnixStream) -> Result<(), ErrorReport> {
+        let mut open = lock(&self.sessions.0);
+        if open.closed {
+            return Err(closed());
+        }
+        open.guests.insert(self.id, Some(stream));
+        Ok(())
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        lock(&self.sessions.0).guests.remove(&self.id);
+    }
+}
+
+/// What became of an opening.
+#[derive(Debug)]
+pub(crate) enum Opened {
+    /// It runs.
+    Started {
+        pid: u32,
+        guest: FrameReader<UnixStream>,
+    },
+    /// It never ran.
+    Failed(ExitStatus),
+}
+
+/// Asks the guest to run `request`.
+pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Opened, ErrorReport> {
+    let failed = |what: &str| {
+        let what = format!("the guest {what}");
+        move |error: &dyn std::fmt::Display| {
+            ErrorReport::new(
+                ErrorKind::Transient,
+                format!("{what}: {}", harmless(&error.to_string(), 500)),
+            )
+        }
+    };
+    let unreachable = failed("could not be reached");
+    let stream = connect(seat, vsock).map_err(|error| match error {
+        Connect::Closed(report) => report,
+        Connect::Io(error) => unreachable(&error),
+    })?;
+    let mut reader = FrameReader::new(stream);
+    let prepare = |reader: &FrameReader<UnixStream>, limit| {
+        reader
+            .get_ref()
+            .set_read_timeout(limit)
+            .and_then(|()| reader.get_ref().set_write_timeout(limit))
+    };
+    prepare(&reader, Some(START_LIMIT)).map_err(|error| unreachable(&error))?;
+    let silent = failed("did not answer the request to run a process");
+    write_json(
+        &mut reader.get_ref(),
+        FrameKind::Header,
+        &SessionRequest::Exec(request),
+    )
+    .map_err(|error| silent(&error))?;
+    let reply = reader
+        .require()
+        .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
+        .map_err(|error| silent(&error))?;
+    Ok(match reply {
+        SessionReply::Started { pid } => {
+            // A process may be quiet, and a client slow, for as long as they like.
+            prepare(&reader, None).map_err(|error| unreachable(&error))?;
+            Opened::Started { pid, guest: reader }
+        }
+        SessionReply::Failed { reason, message } => Opened::Failed(ExitStatus::FailedToStart {
+            reason,
+            message: harmless(&message, 2_000),
+        }),
+    })
+}
+
+enum Connect {
+    Closed(ErrorReport),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Connect {
+    fn from(error: io::Error) -> Self {
+        Self::Io(error)
+    }
+}
+
+/// The hybrid vsock's handshake.
+fn connect(seat: &Seat, vsock: &Path) -> Result<UnixStream, Connect> {
+    let mut stream = UnixStream::connect(vsock)?;
+    seat.hold(stream.try_clone()?).map_err(Connect::Closed)?;
+    stream.set_read_timeout(Some(CONNECT_LIMIT))?;
+    stream.set_write_timeout(Some(CONNECT_LIMIT))?;
+    stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
+    // Byte by byte: what follows the line is the guest's.
+    let mut line = Vec::with_capacity(16);
+    let mut byte = [0_u8; 1];
+    while line.last() != Some(&b'\n') {
+        match stream.read(&mut byte) {
+            Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
+            Ok(_) => line.extend_from_slice(&byte),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+        if line.len() > 32 {
+            break;
+        }
+    }
+    if line.starts_with(b"OK ") && line.ends_with(b"\n") {
+        Ok(stream)
+    } else {
+        Err(io::Error::other("the vsock device answered something else than OK").into())
+    }
+}
+
+/// What a session tells while it goes on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Notice {
+    /// The process ended; the client is told next. It comes first so that
+    /// whatever the client does about it comes second.
+    Exiting(ExitReport),
+    /// The session is over.
+    Over(Outcome),
+    /// The client went away before the process ended.
+    ClientGone,
+}
+
+/// How a session ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Outcome {
+    /// The process ended and the client was told, unless it was gone.
+    Exited,
+    /// The guest's side ended without a word, or the client's did first.
+    Lost,
+    /// The guest sent what it must not.
+    Violation(String),
+}
+
+/// What to do when the client is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Orphan {
+    /// End the session: the agent ends the process.
+    End,
+    /// Let the process run on; its output goes to the capture alone.
+    Detach,
+}
+
+/// One session under way.
+pub(crate) struct Relay {
+    pub(crate) client: FrameReader<UnixStream>,
+    pub(crate) guest: FrameReader<UnixStream>,
+    pub(crate) orphan: Orphan,
+    /// Whether the process has a standard input to close.
+    pub(crate) stdin: bool,
+    pub(crate) capture: Option<Arc<Mutex<Capture>>>,
+    /// Kept until the guest's side is over.
+    pub(crate) seat: Seat,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    /// The guest's side is over and the client was told what there was to tell.
+    done: AtomicBool,
+    /// The client went away.
+    detached: AtomicBool,
+}
+
+impl Relay {
+    /// Relays until the client's side is over.
+    pub(crate) fn run(
+        self,
+        crew: &Crew,
+        notify: impl Fn(Notice) + Send + Sync + 'static,
+    ) -> io::Result<()> {
+        let notify = Arc::new(notify);
+        let Self {
+            mut client,
+            mut guest,
+            orphan,
+            stdin,
+            capture,
+            seat,
+        } = self;
+        let shared = Arc::new(Shared::default());
+        let mut to_client = client.get_ref().try_clone()?;
+        let mut to_guest = guest.get_ref().try_clone()?;
+        let down = Down {
+            shared: Arc::clone(&shared),
+            orphan,
+            capture,
+            notify: Arc::clone(&notify),
+        };
+        crew.spawn("session", move || {
+            let outcome = down.run(&mut guest, &mut to_client);
+            down.shared.done.store(true, Ordering::SeqCst);
+            hang_up(guest.get_ref(), Shutdown::Both);
+            (down.notify)(Notice::Over(outcome));
+            hang_up(&to_client, Shutdown::Both);
+            drop(seat);
+        })?;
+        let gone = up(&mut client, &mut to_guest, stdin) && !shared.done.load(Ordering::SeqCst);
+        if gone {
+            shared.detached.store(true, Ordering::SeqCst);
+            match orphan {
+                Orphan::End => hang_up(&to_guest, Shutdown::Both),
+                Orphan::Detach => {}
+            }
+            notify(Notice::ClientGone);
+        }
+        Ok(())
+    }
+}
+
+/// Guest to client.
+struct Down<N> {
+    shared: Arc<Shared>,
+    orphan: Orphan,
+    capture: Option<Arc<Mutex<Capture>>>,
+    notify: Arc<N>,
+}
+
+impl<N: Fn(Notice)> Down<N> {
+    fn run(&self, guest: &mut FrameReader<UnixStream>, client: &mut UnixStream) -> Outcome {
+        loop {
+            let frame = match guest.read() {
+                Ok(Some(frame)) => frame,
+                Ok(None) | Err(FrameError::Io(_) | FrameError::Truncated) => return Outcome::Lost,
+                Err(error) => return Outcome::Violation(harmless(&error.to_string(), 500)),
+            };
+            match frame.kind {
+                FrameKind::Stdout => self.keep(|capture| capture.stdout(frame.payload)),
+                FrameKind::Stderr => self.keep(|capture| capture.stderr(frame.payload)),
+                FrameKind::StdinCredit if frame.payload.len() == 4 => {}
+                FrameKind::Exit => {
+                    return match exit(frame) {
+                        Ok(report) => self.exit(report, client),
+                        Err(detail) => Outcome::Violation(detail),
+                    };
+                }
+                kind => {
+                    return Outcome::Violation(format!("it sent a {kind:?} frame in a session"));
+                }
+            }
+            if !self.pass(frame, client) {
+                return Outcome::Lost;
+            }
+        }
+    }
+
+    fn keep(&self, keep: impl FnOnce(&mut Capture)) {
+        if let Some(capture) = &self.capture {
+            keep(&mut lock(capture));
+        }
+    }
+
+    /// Gives whether the session goes on.
+    fn pass(&self, frame: Frame<'_>, client: &mut UnixStream) -> bool {
+        if self.shared.detached.load(Ordering::SeqCst)
+            || write_frame(client, frame.kind, frame.payload).is_ok()
+        {
+            return true;
+        }
+        // Its reader finds out as well and says so; here only the bytes are let go.
+        hang_up(client, Shutdown::Both);
+        self.orphan == Orphan::Detach
+    }
+
+    fn exit(&self, report: ExitReport, client: &mut UnixStream) -> Outcome {
+        self.keep(|capture| capture.exited(report.clone()));
+        // A client that leaves on the exit frame was not lost.
+        self.shared.done.store(true, Ordering::SeqCst);
+        (self.notify)(Notice::Exiting(report.clone()));
+        if !self.shared.detached.load(Ordering::SeqCst)
+            && let Err(error) = write_json(client, FrameKind::Exit, &report)
+        {
+            tracing::debug!("a client did not wait for the exit: {error}");
+        }
+        Outcome::Exited
+    }
+}
+
+/// The guest's word on an exit, made harmless.
+fn exit(frame: Frame<'_>) -> Result<ExitReport, String> {
+    let mut report: ExitReport = frame
+        .json()
+        .map_err(|error| harmless(&error.to_string(), 500))?;
+    if let ExitStatus::FailedToStart { message, .. } = &mut report.status {
+        *message = harmless(message, 2_000);
+    }
+    Ok(report)
+}
+
+/// Client to guest. Gives whether the client is gone for good; a guest's side
+/// that is over is the other direction's to tell.
+fn up(client: &mut FrameReader<UnixStream>, guest: &mut UnixStream, stdin: bool) -> bool {
+    let mut open = stdin;
+    loop {
+        let frame = match client.read() {
+            Ok(Some(frame)) => frame,
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!("a client's session failed: {error}");
+                hang_up(client.get_ref(), Shutdown::Both);
+                break;
+            }
+        };
+        let allowed = match frame.kind {
+            FrameKind::Stdin => open,
+            FrameKind::StdinEof => std::mem::take(&mut open),
+            FrameKind::Signal => matches!(frame.payload, [1..=64]),
+            FrameKind::Resize => frame.payload.len() == 4,
+            _ => false,
+        };
+        if !allowed {
+            tracing::warn!("a client sent a {:?} frame out of turn", frame.kind);
+            hang_up(client.get_ref(), Shutdown::Both);
+            break;
+        }
+        if write_frame(guest, frame.kind, frame.payload).is_err() {
+            // No more of it matters, but whether the client stays still does.
+            break;
+        }
+    }
+    if open && let Err(error) = write_frame(guest, FrameKind::StdinEof, &[]) {
+        tracing::debug!("the end of the input could not be passed on: {error}");
+    }
+    wait_hangup(client.get_ref());
+    true
+}
+
+/// Waits until both directions of a connection are over.
+fn wait_hangup(stream: &UnixStream) {
+    loop {
+        let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
+        match poll(&mut ready, None) {
+            Ok(_) => return,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => {
+                tracing::warn!("cannot wait for a client to hang up: {error}");
+                return;
+            }
+        }
+    }
+}

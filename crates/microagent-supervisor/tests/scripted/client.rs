@@ -1,0 +1,250 @@
+//! The other side: a program that launches a supervisor and talks to it.
+
+use std::{
+    io::Write,
+    os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use microagent_protocol::{
+    BackendChoice, EndCause, ExecRequest, ExecRole, FrameKind, FrameReader, LaunchSpec, Mebibytes,
+    NetworkMode, State,
+    exec::ExitReport,
+    frame::{write_frame, write_json},
+    supervisor::{
+        Answer, Command as Ask, ErrorReport, Event, EventKind, Launched, Request, Response,
+        WorkloadResult,
+    },
+};
+
+/// A workspace on disk, and a spec to launch it by.
+pub(crate) struct Workspace {
+    pub(crate) root: tempfile::TempDir,
+    pub(crate) spec: LaunchSpec,
+}
+
+impl Workspace {
+    pub(crate) fn new(script: &str) -> Self {
+        let root = tempfile::Builder::new()
+            .prefix("sv")
+            .tempdir_in("/tmp")
+            .unwrap();
+        let at = |name: &str| root.path().join(name);
+        for name in ["directory", "run"] {
+            std::fs::create_dir(at(name)).unwrap();
+            std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o700)).unwrap();
+        }
+        std::fs::write(at("kernel"), script).unwrap();
+        for name in ["initramfs", "base", "scratch"] {
+            std::fs::write(at(name), "").unwrap();
+        }
+        let spec = LaunchSpec {
+            workspace: "test".parse().unwrap(),
+            directory: at("directory"),
+            runtime_dir: at("run"),
+            backend: BackendChoice::Auto,
+            memory: Mebibytes(128),
+            vcpus: 1.try_into().unwrap(),
+            kernel: at("kernel"),
+            initramfs: at("initramfs"),
+            base_disk: at("base"),
+            scratch_disk: at("scratch"),
+            network: NetworkMode::User,
+            hostname: "fake".to_owned(),
+            boot_timeout_ms: 5_000,
+            time_limit_ms: None,
+            owned: false,
+            capture_limit: 1024,
+            console_limit: 65_536,
+        };
+        Self { root, spec }
+    }
+
+    pub(crate) fn launch(&self) -> Launched {
+        match one_shot(Ask::Launch(Box::new(self.spec.clone()))) {
+            (Ok(Answer::Launched(launched)), true) => launched,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    /// Launches and subscribes.
+    pub(crate) fn boot(&self, owner: bool) -> Machine {
+        let launched = self.launch();
+        let mut client = Client::connect(&launched.socket);
+        assert_eq!(
+            client.ask(Ask::Subscribe { owner }).unwrap(),
+            Answer::Subscribed
+        );
+        Machine {
+            launched,
+            events: client,
+        }
+    }
+
+    pub(crate) fn events(&self) -> Vec<Event> {
+        let text = std::fs::read_to_string(self.spec.directory.join("events.jsonl")).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    pub(crate) fn result(&self) -> WorkloadResult {
+        let path = self.spec.directory.join("result.json");
+        assert_eq!(
+            std::fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.spec.directory.join("supervisor.log")).unwrap_or_default()
+    }
+}
+
+/// One request on a new supervisor's standard input: the answer, and whether
+/// the process ended with 0.
+pub(crate) fn one_shot(command: Ask) -> (Result<Answer, ErrorReport>, bool) {
+    one_shot_json(&serde_json::to_vec(&Request::new(command)).unwrap())
+}
+
+pub(crate) fn one_shot_json(json: &[u8]) -> (Result<Answer, ErrorReport>, bool) {
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .arg0("/some/where/microagent-supervisor")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    // The input stays open: one value is all that is read.
+    let mut input = child.stdin.take().unwrap();
+    let _ = input.write_all(json);
+    if json.is_empty() {
+        drop(input);
+    }
+    let output = child.wait_with_output().unwrap();
+    let text = String::from_utf8(output.stdout).unwrap();
+    assert_eq!(text.matches('\n').count(), 1, "one line: {text:?}");
+    let response: Response = serde_json::from_str(&text).unwrap();
+    (response.into_result(), output.status.success())
+}
+
+/// A connection to a control socket.
+pub(crate) struct Client(pub(crate) FrameReader<UnixStream>);
+
+impl Client {
+    pub(crate) fn connect(socket: &PathBuf) -> Self {
+        let stream = UnixStream::connect(socket).unwrap();
+        stream
+            .set_read_timeout(Some(Duration::from_secs(30)))
+            .unwrap();
+        Self(FrameReader::new(stream))
+    }
+
+    pub(crate) fn stream(&self) -> &UnixStream {
+        self.0.get_ref()
+    }
+
+    pub(crate) fn ask(&mut self, command: Ask) -> Result<Answer, ErrorReport> {
+        let mut request = Request::new(command);
+        request.id = "7".to_owned();
+        write_json(&mut self.stream(), FrameKind::Request, &request).unwrap();
+        let response: Response = self
+            .0
+            .require()
+            .unwrap()
+            .expect_json(FrameKind::Response, "a response")
+            .unwrap();
+        assert_eq!(response.id, "7");
+        response.into_result()
+    }
+
+    pub(crate) fn send(&self, kind: FrameKind, payload: &[u8]) {
+        write_frame(&mut self.stream(), kind, payload).unwrap();
+    }
+
+    /// Everything until the session's end.
+    pub(crate) fn finish(&mut self) -> (Vec<u8>, Vec<u8>, Option<ExitReport>) {
+        let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
+        loop {
+            let Ok(Some(frame)) = self.0.read() else {
+                return (stdout, stderr, None);
+            };
+            match frame.kind {
+                FrameKind::Stdout => stdout.extend_from_slice(frame.payload),
+                FrameKind::Stderr => stderr.extend_from_slice(frame.payload),
+                FrameKind::StdinCredit => {}
+                FrameKind::Exit => return (stdout, stderr, Some(frame.json().unwrap())),
+                other => panic!("a {other:?} frame in a session"),
+            }
+        }
+    }
+}
+
+pub(crate) struct Machine {
+    pub(crate) launched: Launched,
+    pub(crate) events: Client,
+}
+
+impl Machine {
+    pub(crate) fn client(&self) -> Client {
+        Client::connect(&self.launched.socket)
+    }
+
+    pub(crate) fn event(&mut self) -> Option<Event> {
+        let frame = self.events.0.read().unwrap()?;
+        Some(frame.expect_json(FrameKind::Event, "an event").unwrap())
+    }
+
+    /// The first event that `wanted` says yes to.
+    pub(crate) fn until(&mut self, wanted: impl Fn(&EventKind) -> bool) -> Event {
+        loop {
+            let event = self.event().expect("the events ended");
+            if wanted(&event.kind) {
+                return event;
+            }
+        }
+    }
+
+    pub(crate) fn ready(&mut self) {
+        self.until(|kind| matches!(kind, EventKind::GuestReady { .. }));
+    }
+
+    /// The end: its state, cause and detail.
+    pub(crate) fn end(&mut self) -> (State, EndCause, String) {
+        let event = self.until(|kind| matches!(kind, EventKind::Ended { .. }));
+        assert!(self.event().is_none(), "an event after the end");
+        let EventKind::Ended { cause, detail, .. } = event.kind else {
+            unreachable!();
+        };
+        (event.state, cause, detail.unwrap_or_default())
+    }
+
+    pub(crate) fn exec(&self, role: ExecRole, stdin: bool, argv: &[&str]) -> Client {
+        let mut client = self.client();
+        match client.ask(Ask::Exec(request(role, stdin, argv))) {
+            Ok(Answer::Started { .. }) => client,
+            other => panic!("{argv:?}: {other:?}"),
+        }
+    }
+}
+
+pub(crate) fn request(role: ExecRole, stdin: bool, argv: &[&str]) -> ExecRequest {
+    ExecRequest {
+        role,
+        argv: argv.iter().map(|&argument| argument.to_owned()).collect(),
+        env: Vec::new(),
+        cwd: None,
+        user: None,
+        tty: None,
+        stdin,
+        stop_signal: None,
+    }
+}
+
+/// Whether a process is there and no zombie.
+pub(crate) fn alive(pid: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/stat"))
+        .is_ok_and(|stat| !stat.rsplit_once(')').unwrap().1.starts_with(" Z"))
+}

@@ -1,0 +1,472 @@
+//! A VMM that is none: a child process that speaks the guest's side of the
+//! guest protocol over the sockets a real driver makes, as told by a script.
+//!
+//! It tests the supervisor's logic. What a guest and a VMM really do, the
+//! tests on real machines show.
+
+use std::{
+    io::{Read, Write},
+    net::Shutdown,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::{
+            net::{UnixListener, UnixStream},
+            process::{CommandExt, ExitStatusExt},
+        },
+    },
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use microagent_hypervisor::{
+    Capabilities, Error, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
+};
+use microagent_protocol::{
+    Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, NetworkMode, ProcessIdentity,
+    StartFailure,
+    exec::ExitReport,
+    frame::{write_frame, write_json},
+    guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
+    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
+};
+use microagent_supervisor::{Backends, Chosen};
+
+/// The argument that makes the test program a VMM.
+pub(crate) const MARKER: &str = "__vmm";
+
+/// The kernel file names the script.
+pub(crate) struct Scripted;
+
+impl Backends for Scripted {
+    fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport> {
+        if script(&spec.kernel) == "no-backend" {
+            return Err(
+                ErrorReport::new(ErrorKind::Unsupported, "nothing works here")
+                    .remedy("install something"),
+            );
+        }
+        Ok(Chosen {
+            hypervisor: Box::new(Self),
+            reason: "it is scripted".to_owned(),
+        })
+    }
+
+    fn host(&self, _: &HostQuery) -> Result<HostReport, ErrorReport> {
+        Ok(HostReport {
+            os: "linux".to_owned(),
+            architecture: "x86_64".to_owned(),
+            chosen: Some(Backend::QemuTcg),
+            reason: "it is scripted".to_owned(),
+            checks: Vec::new(),
+        })
+    }
+}
+
+fn script(kernel: &Path) -> String {
+    std::fs::read_to_string(kernel).unwrap()
+}
+
+impl Hypervisor for Scripted {
+    fn backend(&self) -> Backend {
+        Backend::QemuTcg
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            pause: true,
+            user_network: true,
+            sever: true,
+        }
+    }
+
+    fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {
+        (mode == NetworkMode::User).then(|| NetworkPlan {
+            address: [10, 0, 2, 15].into(),
+            prefix: 24,
+            gateway: [10, 0, 2, 2].into(),
+            dns: vec![[10, 0, 2, 3].into()],
+        })
+    }
+
+    fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {
+        let script = script(&spec.kernel);
+        if script == "no-launch" {
+            return Err(Error::VmmStart {
+                program: "scripted".into(),
+                reason: format!("attempt {} is refused", spec.attempt),
+            });
+        }
+        let parent = rustix::process::getpid();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command
+            .arg(MARKER)
+            .arg(&script)
+            .arg(spec.attempt.to_string())
+            .arg(&spec.vsock.uds)
+            .arg(&spec.console.log);
+        // SAFETY: both calls are async-signal-safe.
+        unsafe {
+            command.pre_exec(move || {
+                rustix::process::set_parent_process_death_signal(Some(
+                    rustix::process::Signal::KILL,
+                ))?;
+                if rustix::process::getppid() != Some(parent) {
+                    return Err(std::io::Error::other("orphaned"));
+                }
+                Ok(())
+            });
+        }
+        let child = command.spawn().unwrap();
+        let pid = rustix::process::Pid::from_child(&child);
+        // A driver returns once its vsock listens.
+        wait_for(Duration::from_secs(5), || spec.vsock.uds.exists());
+        Ok(Box::new(ScriptedMachine {
+            pidfd: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap(),
+            pid,
+            child: Mutex::new(child),
+            vsock: spec.vsock.uds.clone(),
+        }))
+    }
+}
+
+struct ScriptedMachine {
+    pidfd: OwnedFd,
+    pid: rustix::process::Pid,
+    child: Mutex<Child>,
+    vsock: PathBuf,
+}
+
+impl ScriptedMachine {
+    fn signal(&self, signal: rustix::process::Signal) {
+        let _ = rustix::process::pidfd_send_signal(&self.pidfd, signal);
+    }
+}
+
+impl Machine for ScriptedMachine {
+    fn vmm(&self) -> ProcessIdentity {
+        ProcessIdentity {
+            pid: self.pid.as_raw_nonzero().get().cast_unsigned(),
+            start_ticks: 1,
+            boot_id: "test".to_owned(),
+        }
+    }
+
+    fn exit_fd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
+        let timeout = rustix::event::Timespec {
+            tv_sec: limit.as_secs().cast_signed(),
+            tv_nsec: limit.subsec_nanos().into(),
+        };
+        let mut ready = [rustix::event::PollFd::new(
+            &self.pidfd,
+            rustix::event::PollFlags::IN,
+        )];
+        let _ = rustix::event::poll(&mut ready, Some(&timeout));
+        let status = self.child.lock().unwrap().try_wait().unwrap();
+        Ok(status.map(|status| match status.code() {
+            Some(code) => Exit::Code(code),
+            None => Exit::Signal(status.signal().unwrap()),
+        }))
+    }
+
+    fn vsock(&self) -> &Path {
+        &self.vsock
+    }
+
+    fn pause(&self) -> Result<(), Error> {
+        self.signal(rustix::process::Signal::STOP);
+        Ok(())
+    }
+
+    fn resume(&self) -> Result<(), Error> {
+        self.signal(rustix::process::Signal::CONT);
+        Ok(())
+    }
+
+    fn sever(&self) -> Result<(), Error> {
+        let _ = std::fs::remove_file(&self.vsock);
+        Ok(())
+    }
+
+    fn kill(&self) -> Result<(), Error> {
+        self.signal(rustix::process::Signal::KILL);
+        Ok(())
+    }
+}
+
+impl Drop for ScriptedMachine {
+    fn drop(&mut self) {
+        self.signal(rustix::process::Signal::KILL);
+        let _ = self.child.lock().unwrap().wait();
+        let _ = std::fs::remove_file(&self.vsock);
+    }
+}
+
+pub(crate) fn wait_for(limit: Duration, mut what: impl FnMut() -> bool) {
+    let deadline = Instant::now() + limit;
+    while !what() {
+        assert!(Instant::now() < deadline, "it did not come in {limit:?}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// The VMM's and guest's main.
+pub(crate) fn main(arguments: &[String]) -> ! {
+    let [script, attempt, uds, console] = arguments else {
+        panic!("the VMM was started wrongly: {arguments:?}");
+    };
+    let script = match script.split_once("-once") {
+        Some((what, _)) if attempt == "0" => what,
+        Some(_) => "normal",
+        None => script,
+    };
+    let say = |text: &str| {
+        let mut file = std::fs::OpenOptions::new()
+            .append(true)
+            .create(true)
+            .open(console)
+            .unwrap();
+        writeln!(file, "{text}").unwrap();
+    };
+    say("the guest boots\u{1b}[2J");
+    let _ = std::fs::remove_file(uds);
+    let listener = UnixListener::bind(uds).unwrap();
+    match script {
+        "hang" => loop {
+            std::thread::park();
+        },
+        "die" => std::process::exit(3),
+        "panic-early" => {
+            say("Kernel panic - not syncing: no init found");
+            std::process::exit(0);
+        }
+        _ => {}
+    }
+    let link = UnixStream::connect(format!("{uds}_1023")).unwrap();
+    let send = |message: &GuestMessage| {
+        write_json(&mut &link, FrameKind::Control, message).unwrap();
+    };
+    if script == "garbage" {
+        (&link).write_all(b"\xff\xff\xff\xff\xff garbage").unwrap();
+        std::thread::sleep(Duration::from_secs(600));
+    }
+    if script != "rude" {
+        send(&GuestMessage::Hello {
+            protocol: GUEST_PROTOCOL,
+            kernel_release: "6.1-\u{1b}]test".to_owned(),
+            kernel_ms: 1,
+        });
+        let mut reader = FrameReader::new(link.try_clone().unwrap());
+        let configure: HostMessage = reader.require().unwrap().json().unwrap();
+        let HostMessage::Configure(config) = configure else {
+            panic!("no configuration came first");
+        };
+        assert_eq!(config.entropy.len(), 128);
+        assert_eq!(config.network.unwrap().prefix, 24);
+        assert_eq!(config.hostname, "fake");
+    }
+    if script == "boot-failed" {
+        send(&GuestMessage::BootFailed {
+            stage: "mount the base disk".to_owned(),
+            message: "no such\u{7} device".to_owned(),
+        });
+        std::process::exit(0);
+    }
+    send(&GuestMessage::Ready { uptime_ms: 2 });
+    let control = link.try_clone().unwrap();
+    let script = script.to_owned();
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let control = control.try_clone().unwrap();
+            std::thread::spawn(move || session(stream.unwrap(), &control));
+        }
+    });
+    if script == "deaf" {
+        std::thread::sleep(Duration::from_secs(600));
+    }
+    let mut reader = FrameReader::new(link.try_clone().unwrap());
+    loop {
+        let Ok(Some(frame)) = reader.read() else {
+            std::process::exit(0);
+        };
+        if let HostMessage::Shutdown { .. } = frame.json().unwrap() {
+            send(&GuestMessage::GoingDown {
+                requested: true,
+                clean: true,
+            });
+            std::process::exit(0);
+        }
+    }
+}
+
+/// One exec session, run as a process of the host.
+fn session(mut stream: UnixStream, control: &UnixStream) {
+    let mut line = Vec::new();
+    let mut byte = [0];
+    while line.last() != Some(&b'\n') {
+        stream.read_exact(&mut byte).unwrap();
+        line.push(byte[0]);
+    }
+    assert_eq!(line, b"CONNECT 1024\n");
+    stream.write_all(b"OK 1234\n").unwrap();
+    let mut reader = FrameReader::new(stream.try_clone().unwrap());
+    let SessionRequest::Exec(request) = reader
+        .require()
+        .unwrap()
+        .expect_json(FrameKind::Header, "a header")
+        .unwrap();
+    match request.argv[0].as_str() {
+        "violate" => {
+            write_json(
+                &mut stream,
+                FrameKind::Header,
+                &SessionReply::Started { pid: 1 },
+            )
+            .unwrap();
+            write_frame(&mut stream, FrameKind::Stdin, b"x").unwrap();
+            return;
+        }
+        "vanish" => {
+            write_json(
+                &mut stream,
+                FrameKind::Header,
+                &SessionReply::Started { pid: 1 },
+            )
+            .unwrap();
+            stream.shutdown(Shutdown::Both).unwrap();
+            return;
+        }
+        "panic" => {
+            let console = std::env::args().nth(5).unwrap();
+            std::fs::write(console, "Kernel panic - not syncing: told to\n").unwrap();
+            std::process::exit(0);
+        }
+        "poweroff" => {
+            write_json(
+                &mut &*control,
+                FrameKind::Control,
+                &GuestMessage::GoingDown {
+                    requested: false,
+                    clean: true,
+                },
+            )
+            .unwrap();
+            std::process::exit(0);
+        }
+        "oom" => {
+            write_json(
+                &mut stream,
+                FrameKind::Header,
+                &SessionReply::Started { pid: 1 },
+            )
+            .unwrap();
+            let report = ExitReport {
+                status: ExitStatus::Signaled { signal: 9 },
+                oom_kills: 1,
+            };
+            write_json(&mut stream, FrameKind::Exit, &report).unwrap();
+            return;
+        }
+        _ => {}
+    }
+    let mut command = Command::new(&request.argv[0]);
+    // SAFETY: the call is async-signal-safe.
+    unsafe {
+        // What runs in a guest ends with it.
+        command.pre_exec(|| {
+            rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
+            Ok(())
+        });
+    }
+    let spawned = command
+        .args(&request.argv[1..])
+        .stdin(if request.stdin {
+            Stdio::piped()
+        } else {
+            Stdio::null()
+        })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .spawn();
+    let mut child = match spawned {
+        Ok(child) => child,
+        Err(error) => {
+            let reply = SessionReply::Failed {
+                reason: StartFailure::NotFound,
+                message: format!("{}: {error}", request.argv[0]),
+            };
+            write_json(&mut stream, FrameKind::Header, &reply).unwrap();
+            return;
+        }
+    };
+    let pid = child.id();
+    write_json(
+        &mut stream,
+        FrameKind::Header,
+        &SessionReply::Started { pid },
+    )
+    .unwrap();
+    let writer = Arc::new(Mutex::new(stream.try_clone().unwrap()));
+    let pump = |mut from: Box<dyn Read + Send>, kind| {
+        let writer = Arc::clone(&writer);
+        std::thread::spawn(move || {
+            let mut buffer = vec![0; 64 * 1024];
+            while let Ok(count @ 1..) = from.read(&mut buffer) {
+                if write_frame(&mut *writer.lock().unwrap(), kind, &buffer[..count]).is_err() {
+                    return;
+                }
+            }
+        })
+    };
+    let pumps = [
+        pump(Box::new(child.stdout.take().unwrap()), FrameKind::Stdout),
+        pump(Box::new(child.stderr.take().unwrap()), FrameKind::Stderr),
+    ];
+    let mut stdin = child.stdin.take();
+    let credit = Arc::clone(&writer);
+    std::thread::spawn(move || {
+        let group = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
+        while let Ok(Some(frame)) = reader.read() {
+            match frame.kind {
+                FrameKind::Stdin => {
+                    stdin.as_mut().unwrap().write_all(frame.payload).unwrap();
+                    let taken = u32::try_from(frame.payload.len()).unwrap().to_be_bytes();
+                    let _ =
+                        write_frame(&mut *credit.lock().unwrap(), FrameKind::StdinCredit, &taken);
+                }
+                FrameKind::StdinEof => stdin = None,
+                FrameKind::Signal => {
+                    let signal =
+                        rustix::process::Signal::from_named_raw(frame.payload[0].into()).unwrap();
+                    let _ = rustix::process::kill_process_group(group, signal);
+                }
+                _ => {}
+            }
+        }
+        // The host let go of the session.
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+    });
+    let status = child.wait().unwrap();
+    for pump in pumps {
+        pump.join().unwrap();
+    }
+    let status = match status.code() {
+        Some(code) => ExitStatus::Exited {
+            code: u8::try_from(code).unwrap(),
+        },
+        None => ExitStatus::Signaled {
+            signal: u8::try_from(status.signal().unwrap()).unwrap(),
+        },
+    };
+    let report = ExitReport {
+        status,
+        oom_kills: 0,
+    };
+    let _ = write_json(&mut *writer.lock().unwrap(), FrameKind::Exit, &report);
+}
