@@ -194,7 +194,9 @@ impl Error {
         matches!(self, Self::Cancelled { .. } | Self::TimedOut { .. })
     }
 
-    fn kind(&self) -> ErrorKind {
+    /// What kind of failure it is, for programs.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
             Self::NameTaken { .. } => ErrorKind::Conflict,

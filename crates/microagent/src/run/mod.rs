@@ -286,6 +286,7 @@ fn launch_spec(
         boot_timeout_ms: millis(config.timeouts.boot),
         time_limit_ms: options.timeout.map(millis),
         owned: true,
+        ephemeral: !options.keep,
         capture_limit: config.capture_limit,
         console_limit: config.console_limit,
     }

@@ -17,7 +17,7 @@ use microagent_protocol::{
 use super::{Happening, output::Output};
 use crate::{
     error::{Error, Result},
-    supervisor::client::Exec,
+    supervisor::client::{Begun, Exec},
 };
 
 /// Input is read in pieces of this size.
@@ -60,14 +60,20 @@ impl Session {
             credit: Arc::clone(&credit),
         };
         thread::spawn(move || {
-            let ended = exec.start().and_then(|reader| {
-                tell(&sender, Happening::SessionStarted);
-                if let Some(stdin) = stdin {
-                    let credit = Arc::clone(&credit);
-                    thread::spawn(move || send_stdin(stdin, &stream, &credit));
+            let ended = exec.start().and_then(|begun| match begun {
+                Begun::Failed(status) => Ok(ExitReport {
+                    status,
+                    oom_kills: 0,
+                }),
+                Begun::Running(reader) => {
+                    tell(&sender, Happening::SessionStarted);
+                    if let Some(stdin) = stdin {
+                        let credit = Arc::clone(&credit);
+                        thread::spawn(move || send_stdin(stdin, &stream, &credit));
+                    }
+                    receive(reader, &sinks, &credit, &sender)
+                        .map_err(|error| Error::connection("the session", &error))
                 }
-                receive(reader, &sinks, &credit, &sender)
-                    .map_err(|error| Error::connection("the session", &error))
             });
             credit.close();
             tell(&sender, Happening::SessionEnded(ended));

@@ -9,7 +9,7 @@ use std::{
 
 use microagent_protocol::{
     FrameError, FrameKind, FrameReader,
-    exec::ExecRequest,
+    exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response},
 };
@@ -120,6 +120,14 @@ impl Events {
     }
 }
 
+/// How an exec began.
+pub(crate) enum Begun {
+    /// It runs; the stream is its session.
+    Running(UnixStream),
+    /// It never ran.
+    Failed(ExitStatus),
+}
+
 /// A session about to be opened.
 pub(crate) struct Exec {
     subject: String,
@@ -128,11 +136,14 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    /// Waits until the process runs; the stream is a session from then on.
-    pub(crate) fn start(mut self) -> Result<UnixStream> {
+    /// Waits until the process runs, or cannot.
+    pub(crate) fn start(mut self) -> Result<Begun> {
         let command = Command::Exec(self.request);
         match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(self.stream),
+            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
+            Answer::FailedToStart { reason, message } => {
+                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
+            }
             _ => Err(unexpected(&self.subject)),
         }
     }
