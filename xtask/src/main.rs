@@ -1,1 +1,78 @@
-fn main() {}
+//! Everything a contributor runs: the demo, the tests, the benchmarks, the installation.
+#![forbid(unsafe_code)]
+#![allow(clippy::print_stdout)]
+
+mod bench;
+mod bench_image;
+mod bench_run;
+mod debian;
+mod demo;
+mod fuzz;
+mod install;
+mod packages;
+mod process;
+mod test;
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "cargo xtask",
+    about = "Demo, tests, benchmarks and installation of microagent"
+)]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Install what is missing, build, and run a real Debian image in its own microVM.
+    Demo {
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Install what the tests need and run them all.
+    Test {
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+        /// Only these stages (fmt, clippy, docs, unit, vm, fuzz); all by default.
+        stages: Vec<String>,
+    },
+    /// Measure what SPECIFICATION.md promises; prints medians of interleaved runs.
+    Bench {
+        /// Only benchmarks whose name has this text.
+        filter: Option<String>,
+        /// How many runs of each.
+        #[arg(long, default_value_t = 9)]
+        runs: usize,
+    },
+    /// Run every fuzz target.
+    Fuzz {
+        /// Only this target.
+        target: Option<String>,
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60)]
+        seconds: u32,
+    },
+    /// Build and install the one executable and its symlink.
+    Install {
+        /// Where to: `DIR/bin/microagent`.
+        #[arg(long, default_value = "/usr/local")]
+        prefix: PathBuf,
+    },
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().task {
+        Task::Demo { yes } => demo::run(yes),
+        Task::Test { yes, stages } => test::run(yes, &stages),
+        Task::Bench { filter, runs } => bench::run(filter.as_deref().unwrap_or_default(), runs),
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
+        Task::Install { prefix } => install::run(&prefix),
+    }
+}

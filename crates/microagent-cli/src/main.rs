@@ -1,1 +1,21 @@
-fn main() {}
+//! The `microagent` command: it parses, calls the library and draws. It has no logic of its own.
+//!
+//! The same executable is the supervisor when it is started under that name.
+
+mod cli;
+mod commands;
+mod output;
+mod progress;
+mod refusals;
+mod signals;
+mod surroundings;
+mod terminal;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    // Returns only if this process is not to be a supervisor.
+    microagent_supervisor::entry();
+    terminal::restore_on_panic();
+    cli::main()
+}

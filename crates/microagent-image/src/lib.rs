@@ -1,1 +1,35 @@
-//! Registries, content store, archives, and layers to disk.
+//! Registries, content store, archives, and layers to disk: from an image reference to a base disk.
+//!
+//! Knows nothing of machines, workspaces or terminals, and reads neither environment nor home directory:
+//! where the store is, who asks, and which registries may be spoken to in plain HTTP come in as arguments.
+//! Everything that comes from a registry or a file is hostile until it is verified: documents are bounded
+//! and checked ([`manifest::parse`], [`ImageConfig::parse`]), content is hashed before it gets a name.
+
+#![forbid(unsafe_code)]
+
+mod choose;
+pub mod config;
+mod digest;
+pub mod disk;
+mod error;
+mod event;
+mod import;
+pub mod manifest;
+mod platform;
+mod pull;
+mod reference;
+mod registry;
+mod store;
+
+pub use config::ImageConfig;
+pub use digest::Digest;
+pub use error::{ImageError, Result};
+pub use event::ImageEvent;
+pub use import::ImportOptions;
+pub use platform::Platform;
+pub use pull::{PullOptions, PullPolicy};
+pub use reference::Reference;
+pub use registry::{Credential, Credentials, RegistryOptions};
+pub use store::{
+    BaseDisk, BaseDiskGuard, ImageDetails, ImageRecord, ImageStore, Reclaimed, Removed,
+};

@@ -1,1 +1,114 @@
 //! AI agent workspaces, each in its own Linux microVM: the library.
+//!
+//! A [`Microagent`] runs a command of an OCI image in a machine of its own and tells how it went:
+//!
+//! ```no_run
+//! use microagent::{Config, Microagent, RunIo, RunOptions, SupervisorProgram};
+//!
+//! let supervisor = SupervisorProgram::At("/usr/local/bin/microagent".into());
+//! let microagent = Microagent::new(Config::new("/var/lib/agents", "/run/agents", supervisor));
+//! let options = RunOptions::new("debian:12").command(["uname", "-a"]).env("GREETING", "hello");
+//! let result = microagent.run(&options, RunIo::captured())?;
+//! println!("{} (exit code {})", result.stdout.data, result.exit_code);
+//! # Ok::<(), microagent::Error>(())
+//! ```
+//!
+//! This crate owns workspaces and the way of a run. It never talks to a virtual machine monitor:
+//! it starts a supervisor program for each machine and speaks the supervisor protocol with it. It
+//! reads no environment, no home directory and no terminal: all of that is in [`Config`],
+//! [`RunOptions`] and [`RunIo`].
+#![forbid(unsafe_code)]
+
+mod auth;
+mod command;
+mod config;
+mod doctor;
+pub mod env_file;
+mod error;
+mod event;
+mod files;
+mod images;
+mod io;
+mod kernels;
+mod name;
+mod options;
+mod result;
+mod run;
+pub mod signal;
+mod supervisor;
+mod workspace;
+
+pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use doctor::{DoctorOptions, DoctorReport};
+pub use error::{Error, Result};
+pub use event::RunEvent;
+pub use images::Images;
+pub use io::{RunController, RunIo};
+pub use kernels::Kernels;
+pub use microagent_image::{
+    Digest, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord, ImportOptions,
+    Platform, PullPolicy, Reclaimed, Reference, Removed,
+};
+pub use microagent_kernel::{
+    GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
+};
+pub use microagent_protocol::{
+    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
+    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    exec::InvalidEnvVar,
+    launch::InvalidNetworkMode,
+    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
+};
+pub use options::{KernelChoice, Profile, Resources, RunOptions};
+pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+
+/// Runs workspaces; the way in.
+#[derive(Clone, Debug)]
+pub struct Microagent {
+    config: Config,
+}
+
+impl Microagent {
+    /// Works with these settings. Nothing is touched yet.
+    #[must_use]
+    pub fn new(config: Config) -> Self {
+        Self { config }
+    }
+
+    /// The settings.
+    #[must_use]
+    pub fn config(&self) -> &Config {
+        &self.config
+    }
+
+    /// Runs a command in a machine of its own, and returns when the machine is gone.
+    ///
+    /// The image is pulled and a kernel installed first where they are missing. Unless
+    /// [`RunOptions::keep`] was set, nothing of the workspace is left, however the run ended.
+    ///
+    /// # Errors
+    /// When the command never started. How it ended, once it had, is in the result.
+    pub fn run(&self, options: &RunOptions, io: RunIo) -> Result<RunResult> {
+        run::run(&self.config, options, io)
+    }
+
+    /// The images.
+    #[must_use]
+    pub fn images(&self) -> Images<'_> {
+        Images::new(&self.config)
+    }
+
+    /// The kernels.
+    #[must_use]
+    pub fn kernels(&self) -> Kernels<'_> {
+        Kernels::new(&self.config)
+    }
+
+    /// What this host can run; boots a small probe where that was not proved yet.
+    ///
+    /// # Errors
+    /// None at present: what is wrong is in the report.
+    pub fn doctor(&self, options: &DoctorOptions) -> Result<DoctorReport> {
+        doctor::run(&self.config, options)
+    }
+}

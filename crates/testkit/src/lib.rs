@@ -1,1 +1,68 @@
 //! Guests, registries, fixtures and kills, so that a VM test is ten lines.
+//!
+//! For tests only: everything here panics with what was expected and what was
+//! seen, and names the Debian package where a program is missing.
+#![forbid(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod command;
+mod fixture;
+mod leftovers;
+mod pty;
+pub mod registry;
+mod sandbox;
+
+pub use command::{Finished, Invocation, Running, sha256};
+pub use fixture::image_with_config;
+pub use leftovers::Leftovers;
+pub use pty::Terminal;
+pub use sandbox::Sandbox;
+
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+/// Asks `done` again and again until it gives something, or panics after `limit`.
+pub fn eventually<T>(limit: Duration, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+    let start = Instant::now();
+    loop {
+        if let Some(value) = done() {
+            return value;
+        }
+        assert!(
+            start.elapsed() < limit,
+            "{what} did not happen within {limit:?}"
+        );
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// Where what is slow to make is kept between runs.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
+    let dir = std::env::var_os("MICROAGENT_TEST_CACHE").map_or_else(
+        || {
+            PathBuf::from(concat!(
+                env!("CARGO_MANIFEST_DIR"),
+                "/../../target/test-cache"
+            ))
+        },
+        PathBuf::from,
+    );
+    std::fs::create_dir_all(&dir)
+        .unwrap_or_else(|error| panic!("cannot make {}: {error}", dir.display()));
+    dir
+}
+
+/// Panics unless `program` is installed, naming its Debian package.
+pub fn require(program: &str, package: &str) {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let found = std::env::split_paths(&path)
+        .chain(["/usr/sbin".into(), "/sbin".into()])
+        .any(|dir| dir.join(program).is_file());
+    assert!(
+        found,
+        "{program} is missing; install the package {package}, or run `cargo xtask test`"
+    );
+}

@@ -519,3 +519,6 @@ impl<S: HostStream> Connection<S> {
         self.guest_eof = true;
     }
 }
+
+#[cfg(test)]
+mod tests;

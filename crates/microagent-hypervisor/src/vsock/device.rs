@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::SealFlags;
+use rustix::mm::Advice;
 use tracing::{debug, warn};
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
@@ -20,7 +21,7 @@ use vhost::vhost_user::message::{
 };
 use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::TOKEN_FIRST_KICK;
 use super::muxer::Muxer;
@@ -39,7 +40,15 @@ const MAX_BUFFERS: usize = 32;
 /// Largest payload of one packet (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux drivers).
 const MAX_PAYLOAD: usize = 64 * 1024;
 /// Packets taken from the guest before other events get their turn.
-const TX_BURST: usize = 256;
+const TX_BURST: usize = 64;
+
+/// Guest memory this process keeps mapped in before it lets go of it again: it is the VMM's and counted there, but a
+/// page we touched counts as ours too.
+const MAX_MAPPED_IN: usize = 4 * 1024 * 1024;
+/// What reading a packet may map in at least: the kernel maps the 16 pages around a read fault.
+const READ_FAULT: usize = 64 * 1024;
+/// What writing one maps in at least: a page for the header, one for the payload.
+const WRITE_FAULT: usize = 8 * 1024;
 
 const VIRTIO_RING_F_INDIRECT_DESC: u64 = 1 << 28;
 const VIRTIO_RING_F_EVENT_IDX: u64 = 1 << 29;
@@ -85,6 +94,8 @@ pub(crate) struct Device {
     /// Where the receive ring stood when it was last stopped: a driver that starts over is told from a resumed one.
     stopped_at: u16,
     scratch: Vec<u8>,
+    /// Estimate of guest memory mapped in since it was last let go.
+    mapped_in: usize,
 }
 
 impl Device {
@@ -109,6 +120,7 @@ impl Device {
             acked_features: 0,
             stopped_at: 0,
             scratch: vec![0; MAX_PAYLOAD],
+            mapped_in: 0,
         })
     }
 
@@ -134,7 +146,24 @@ impl Device {
     pub(crate) fn process(&mut self) -> bool {
         let more = self.process_tx();
         self.process_rx();
+        if self.mapped_in > MAX_MAPPED_IN {
+            self.let_go();
+        }
         more
+    }
+
+    /// Unmaps the guest's pages from this process until they are touched again.
+    fn let_go(&mut self) {
+        self.mapped_in = 0;
+        for region in self.mem.iter() {
+            let (start, len) = (region.as_ptr().cast(), region.size());
+            // SAFETY: the range is a shared file mapping we own, so its bytes stay in the file and come back at the
+            // next access; nothing holds a reference into it, guest memory is only ever copied from and to.
+            let done = unsafe { rustix::mm::madvise(start, len, Advice::LinuxDontNeed) };
+            if let Err(e) = done {
+                debug!("vsock: cannot let go of guest memory: {e}");
+            }
+        }
     }
 
     fn process_tx(&mut self) -> bool {
@@ -153,6 +182,7 @@ impl Device {
                 None => debug!("vsock: the guest sent a malformed packet"),
             }
             self.push_used(TX, head, 0);
+            self.mapped_in += READ_FAULT;
             used = true;
         }
         self.scratch = scratch;
@@ -184,6 +214,7 @@ impl Device {
             let payload = &scratch[..header.len as usize];
             let written = buffers.write(&self.mem, &header, payload);
             self.push_used(RX, head, written);
+            self.mapped_in += WRITE_FAULT.max(payload.len());
             used = true;
         }
         self.scratch = scratch;

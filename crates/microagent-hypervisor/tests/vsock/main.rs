@@ -334,6 +334,7 @@ fn soak() {
         "64-byte echo p50 {:?}, p99 {:?}, max {:?}",
         times[2500], times[4950], times[4999]
     );
+    drop(stream);
 
     let began = Instant::now();
     for round in 0..rounds {

@@ -1,0 +1,7 @@
+//! One file per command, named as the command.
+
+pub(crate) mod doctor;
+pub(crate) mod images;
+pub(crate) mod kernel;
+pub(crate) mod run;
+pub(crate) mod version;

@@ -1,0 +1,176 @@
+//! `microagent run`.
+
+mod args;
+
+use std::{
+    fs::File,
+    io::{self, Read, Write},
+    os::fd::AsFd,
+    process::ExitCode,
+    sync::Arc,
+};
+
+use microagent::{
+    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunEvent, RunIo,
+    RunResult,
+};
+
+pub(crate) use self::args::RunArgs;
+use crate::{
+    cli::{EXIT_USAGE, Form, Globals},
+    output::Screen,
+    progress::Progress,
+    signals, surroundings,
+    terminal::{self, RawMode},
+};
+
+pub(crate) fn run(args: RunArgs, globals: &Globals, screen: &Screen) -> ExitCode {
+    if args.wants_tty() && !terminal::is_terminal(args.wants_stdin()) {
+        let report = Error::Invalid {
+            option: "--tty",
+            reason: "standard input and output are not a terminal; leave -t out in a pipe".to_owned(),
+        };
+        screen.error(&report.report());
+        return ExitCode::from(EXIT_USAGE);
+    }
+    if args.wants_tty() && screen.form == Form::Json {
+        let reason = "a terminal's output does not go into JSON; leave one of the two out".to_owned();
+        screen.error(&Error::Invalid { option: "--tty", reason }.report());
+        return ExitCode::from(EXIT_USAGE);
+    }
+    match try_run(args, globals, screen) {
+        Ok(code) => ExitCode::from(code),
+        Err(error) => {
+            screen.error(&error.report());
+            ExitCode::from(match error {
+                // As a shell says of a command that a signal ended.
+                Error::Cancelled { signal } => signals::exit_code(signal),
+                Error::TimedOut { .. } => microagent::EXIT_TIMED_OUT,
+                _ => EXIT_FAILED,
+            })
+        }
+    }
+}
+
+fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
+    let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
+    let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
+    let size = tty.then(terminal::size).flatten();
+    let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
+
+    let progress = Arc::new(Progress::new(screen));
+    let raw = Arc::new(RawMode::default());
+    let mut io = match screen.form {
+        Form::Json => RunIo::new(io::sink(), io::sink()),
+        Form::Text => RunIo::new(unbuffered(io::stdout())?, unbuffered(io::stderr())?),
+    };
+    if stdin {
+        io = io.stdin(unbuffered(io::stdin())?);
+    }
+    let io = io.on_event(listener(*screen, Arc::clone(&progress), Arc::clone(&raw), stdin && tty));
+    let torn_down = signals::forward(io.controller())?;
+
+    let outcome = microagent.run(&options, io);
+    progress.clear();
+    raw.restore();
+    let result = outcome?;
+    let code = match (result.end_cause, torn_down.signal()) {
+        (EndCause::Killed, Some(signal)) => signals::exit_code(signal),
+        _ => result.exit_code,
+    };
+    report(&RunResult { exit_code: code, ..result }, screen);
+    Ok(code)
+}
+
+fn report(result: &RunResult, screen: &Screen) {
+    match (screen.form, &result.error) {
+        (Form::Json, _) => screen.result(result, |_| String::new()),
+        // Whoever tore it down knows why.
+        (Form::Text, Some(_)) if result.end_cause == EndCause::Killed => {}
+        (Form::Text, Some(error)) => screen.error(error),
+        (Form::Text, None) => {}
+    }
+    if result.kept {
+        screen.notice(&format!("The workspace {} was kept.", result.workspace));
+    }
+}
+
+/// The stream without a buffer of ours: what the guest writes goes out at once, byte for byte.
+fn unbuffered(stream: impl AsFd) -> Result<Unbuffered, Error> {
+    let copy = stream.as_fd().try_clone_to_owned().map_err(|source| Error::Io {
+        doing: "use",
+        path: "a standard stream".into(),
+        source,
+    })?;
+    Ok(Unbuffered(File::from(copy)))
+}
+
+/// A standard stream, read and written directly.
+struct Unbuffered(File);
+
+impl Read for Unbuffered {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.0.read(buffer)
+    }
+}
+
+impl Write for Unbuffered {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                // Somebody else made the shared terminal or pipe non-blocking: wait, lose nothing.
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.0)?,
+                done => return done,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn wait_writable(file: &File) -> io::Result<()> {
+    use rustix::event::{PollFd, PollFlags, poll};
+    match poll(&mut [PollFd::new(file, PollFlags::OUT)], None) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Draws progress until the command runs; then the terminal is the command's.
+fn listener(
+    screen: Screen,
+    progress: Arc<Progress>,
+    raw: Arc<RawMode>,
+    use_raw: bool,
+) -> impl Fn(RunEvent) + Send + Sync + 'static {
+    move |event| {
+        tracing::debug!(?event, "run");
+        match event {
+            RunEvent::Image(event) => progress.image(&event),
+            RunEvent::Kernel(event) => progress.kernel(&event),
+            RunEvent::Workspace { name } => progress.say(format!("Booting {name}")),
+            RunEvent::Machine(event) => machine(&event, &screen, &progress),
+            RunEvent::Setup { command } => progress.note(&format!("Setup: {command}")),
+            RunEvent::Started => {
+                progress.clear();
+                if use_raw {
+                    raw.enter();
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn machine(event: &Event, screen: &Screen, progress: &Progress) {
+    match &event.kind {
+        EventKind::Starting { backend: Backend::QemuTcg, .. } if screen.lively => progress.note(
+            "No hardware virtualisation: software emulation is slower, and a larger attack \
+             surface, though the guest still has a kernel of its own (microagent doctor says more).",
+        ),
+        EventKind::BootRetried { reason } => progress.note(&format!("Booting again: {reason}")),
+        _ => {}
+    }
+}

@@ -1,0 +1,238 @@
+//! Printing: results on standard output, everything else on standard error, and nothing foreign
+//! reaches a terminal unclean.
+
+use std::io::{self, IsTerminal, Write};
+
+use microagent::ErrorReport;
+use serde::Serialize;
+
+use crate::{
+    cli::{Form, Globals},
+    surroundings,
+};
+
+/// The most lines of detail shown under an error.
+const DETAIL_LINES: usize = 12;
+
+/// How to print, decided once.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Screen {
+    pub(crate) form: Form,
+    /// Whether notices and progress may be drawn: standard error is a terminal and wanted.
+    pub(crate) lively: bool,
+    quiet: bool,
+    colour: bool,
+}
+
+/// The colours of words.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Colour {
+    Green,
+    Yellow,
+    Red,
+    Dim,
+}
+
+impl Screen {
+    pub(crate) fn new(globals: &Globals) -> Self {
+        let form = globals.form();
+        let terminal = io::stderr().is_terminal();
+        Self {
+            form,
+            lively: terminal && !globals.quiet && form == Form::Text,
+            quiet: globals.quiet,
+            colour: io::stdout().is_terminal() && !globals.no_color && !surroundings::no_color(),
+        }
+    }
+
+    /// `text` in a colour, where there are colours.
+    pub(crate) fn paint(&self, colour: Colour, text: &str) -> String {
+        if !self.colour {
+            return text.to_owned();
+        }
+        let code = match colour {
+            Colour::Green => "32",
+            Colour::Yellow => "33",
+            Colour::Red => "31",
+            Colour::Dim => "2",
+        };
+        format!("\x1b[{code}m{text}\x1b[0m")
+    }
+
+    /// A line on standard error for whoever watches.
+    pub(crate) fn notice(&self, text: &str) {
+        if self.lively {
+            to_stderr(&format!("{}\n", clean(text)));
+        }
+    }
+
+    /// A line on standard error that is worth seeing in a log, too.
+    pub(crate) fn announce(&self, text: &str) {
+        if !self.quiet && self.form == Form::Text {
+            to_stderr(&format!("{}\n", clean(text)));
+        }
+    }
+
+    /// An error on standard error: a sentence for people, one object for programs.
+    pub(crate) fn error(&self, report: &ErrorReport) {
+        let text = match self.form {
+            Form::Json => json(report, false),
+            Form::Text => error_text(report),
+        };
+        to_stderr(&text);
+    }
+
+    /// A result: one JSON document, or what `text` makes of it.
+    pub(crate) fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
+        let printed = match self.form {
+            Form::Json => json(value, io::stdout().is_terminal()),
+            Form::Text => clean(&text(value)),
+        };
+        to_stdout(&printed);
+    }
+}
+
+fn error_text(report: &ErrorReport) -> String {
+    let mut text = format!("microagent: {}\n", clean(&report.message));
+    if let Some(remedy) = &report.remedy {
+        text.push_str(&format!("  {}\n", clean(remedy)));
+    }
+    if let Some(detail) = &report.detail {
+        let lines: Vec<_> = detail.lines().filter(|line| !line.trim().is_empty()).collect();
+        for line in &lines[lines.len().saturating_sub(DETAIL_LINES)..] {
+            text.push_str(&format!("  | {}\n", clean(line)));
+        }
+    }
+    text
+}
+
+fn json<T: Serialize>(value: &T, pretty: bool) -> String {
+    let written =
+        if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    match written {
+        Ok(json) => json + "\n",
+        Err(error) => format!("{{\"kind\":\"internal\",\"message\":{:?}}}\n", error.to_string()),
+    }
+}
+
+/// Text that may hold anything, made harmless for a terminal. Our own colours stay.
+pub(crate) fn clean(text: &str) -> String {
+    let mut cleaned = String::with_capacity(text.len());
+    let mut rest = text;
+    while let Some(character) = rest.chars().next() {
+        if let Some(colour) = OWN_COLOURS.iter().find(|colour| rest.starts_with(**colour)) {
+            cleaned.push_str(colour);
+            rest = &rest[colour.len()..];
+            continue;
+        }
+        cleaned.push(match character {
+            '\n' | '\t' => character,
+            c if c.is_control() => '\u{fffd}',
+            c => c,
+        });
+        rest = &rest[character.len_utf8()..];
+    }
+    cleaned
+}
+
+const OWN_COLOURS: [&str; 5] = ["\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
+
+/// Writes to standard output; a reader that went away wants no more, which is no error.
+pub(crate) fn to_stdout(text: &str) {
+    let mut stdout = io::stdout().lock();
+    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+}
+
+/// Writes to standard error; there is nowhere to tell that it failed.
+pub(crate) fn to_stderr(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Tells on standard error what is being done, if that was asked for.
+pub(crate) fn trace(globals: &Globals) {
+    if !globals.verbose {
+        return;
+    }
+    let subscriber = tracing_subscriber::fmt()
+        .with_max_level(tracing::Level::DEBUG)
+        .with_writer(io::stderr)
+        .with_ansi(io::stderr().is_terminal() && !globals.no_color && !surroundings::no_color())
+        .finish();
+    // Set once, first thing: nobody can have set another.
+    let _ = tracing::subscriber::set_global_default(subscriber);
+}
+
+/// Rows under headings, in columns as wide as they need to be.
+pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
+    let width = |column: usize| {
+        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        cells.chain([headings[column].len()]).max().unwrap_or(0)
+    };
+    let widths: Vec<_> = (0..headings.len()).map(width).collect();
+    let line = |cells: &mut dyn Iterator<Item = &str>| {
+        let mut line = String::new();
+        for (cell, width) in cells.zip(&widths) {
+            line.push_str(cell);
+            line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
+        }
+        line.trim_end().to_owned() + "\n"
+    };
+    let mut text = line(&mut headings.iter().copied());
+    for row in rows {
+        text.push_str(&line(&mut row.iter().map(String::as_str)));
+    }
+    text
+}
+
+/// A number of bytes for people.
+pub(crate) fn size(bytes: u64) -> String {
+    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
+    if bytes < 1024 {
+        return format!("{bytes} B");
+    }
+    let (mut value, mut unit) = (bytes as f64 / 1024.0, 0);
+    while value >= 1024.0 && unit + 1 < UNITS.len() {
+        value /= 1024.0;
+        unit += 1;
+    }
+    format!("{value:.1} {}", UNITS[unit])
+}
+
+/// The first 12 digits of a digest.
+pub(crate) fn short(digest: &str) -> &str {
+    let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+    hex.get(..12).unwrap_or(hex)
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent::ErrorKind;
+
+    use super::*;
+
+    #[test]
+    fn nothing_foreign_reaches_the_terminal() {
+        assert_eq!(clean("a\x1b]0;x\x07\r\nb\u{9b}c\t"), "a\u{fffd}]0;x\u{fffd}\u{fffd}\nb\u{fffd}c\t");
+        assert_eq!(clean("\x1b[31mred\x1b[0m"), "\x1b[31mred\x1b[0m");
+    }
+
+    #[test]
+    fn errors_are_told_with_remedy_and_the_end_of_the_detail() {
+        let detail: String = (0..20).map(|n| format!("line {n}\n")).collect();
+        let report = ErrorReport::new(ErrorKind::Permanent, "It broke.").remedy("Mend it.").detail(detail);
+        let text = error_text(&report);
+        assert!(text.starts_with("microagent: It broke.\n  Mend it.\n  | line 8\n"), "{text}");
+        assert!(text.ends_with("  | line 19\n"));
+    }
+
+    #[test]
+    fn tables_line_up() {
+        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
+        assert_eq!(table(&["X", "N"], &rows), "X     N\na     1\nlong  2\n");
+    }
+
+    #[test]
+    fn sizes_are_readable() {
+        assert_eq!([0, 1023, 1024, 1536, 5 << 30].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB"]);
+    }
+}

@@ -1,0 +1,132 @@
+//! Progress on standard error, drawn only on a terminal and gone when it is over.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use microagent::{ImageEvent, KernelProgress};
+
+use crate::output::{Screen, clean, size};
+
+/// One line that says what is being done.
+pub(crate) struct Progress {
+    screen: Screen,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    bar: Option<ProgressBar>,
+    /// Bytes of each layer so far.
+    layers: HashMap<String, u64>,
+    total: u64,
+    announced: bool,
+}
+
+impl Progress {
+    pub(crate) fn new(screen: &Screen) -> Self {
+        Self { screen: *screen, state: Mutex::default() }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says what is being done.
+    pub(crate) fn say(&self, text: String) {
+        self.draw(&mut self.state(), text);
+    }
+
+    /// A line that stays, above the progress.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.state().bar {
+            Some(bar) => bar.suspend(|| self.screen.notice(text)),
+            None => self.screen.notice(text),
+        }
+    }
+
+    /// Wipes the line away.
+    pub(crate) fn clear(&self) {
+        if let Some(bar) = self.state().bar.take() {
+            bar.finish_and_clear();
+        }
+    }
+
+    fn draw(&self, state: &mut State, text: String) {
+        if !self.screen.lively {
+            return;
+        }
+        let bar = state.bar.get_or_insert_with(|| {
+            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
+            bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
+            bar.enable_steady_tick(Duration::from_millis(120));
+            bar
+        });
+        bar.set_message(clean(&text));
+    }
+
+    /// A step of a pull, an import or a disk build.
+    pub(crate) fn image(&self, event: &ImageEvent) {
+        let mut state = self.state();
+        let text = match event {
+            ImageEvent::Resolving { reference } => format!("Looking for {reference}"),
+            ImageEvent::Resolved { bytes, .. } => {
+                state.layers.clear();
+                state.total = *bytes;
+                pulled(&state)
+            }
+            ImageEvent::LayerExists { digest, bytes }
+            | ImageEvent::LayerProgress { digest, bytes, .. } => {
+                state.layers.insert(digest.to_string(), *bytes);
+                pulled(&state)
+            }
+            ImageEvent::Retrying { doing, reason, .. } => {
+                format!("Trying again: {doing} ({reason})")
+            }
+            ImageEvent::Importing { bytes, total } => {
+                format!("Importing: {} of {}", size(*bytes), size(*total))
+            }
+            ImageEvent::Waiting { .. } => "Waiting for another process with the same image".to_owned(),
+            ImageEvent::BuildingDisk { finishing: true, .. } => "Finishing the disk".to_owned(),
+            ImageEvent::BuildingDisk { reference, bytes, .. } => {
+                format!("Building the disk of {reference}: {}", size(*bytes))
+            }
+            _ => return,
+        };
+        self.draw(&mut state, text);
+    }
+
+    /// A step of a kernel's installation. The first is worth a line in a log, too.
+    pub(crate) fn kernel(&self, step: &KernelProgress) {
+        let mut state = self.state();
+        let text = match step {
+            KernelProgress::Waiting => "Waiting for another process with the kernels".to_owned(),
+            KernelProgress::Resolving => "Looking for the distribution's kernel".to_owned(),
+            KernelProgress::Downloading { package, bytes } => {
+                format!("Downloading {package} ({})", size(*bytes))
+            }
+            KernelProgress::Unpacking { package } => format!("Unpacking {package}"),
+            KernelProgress::Extracting => "Extracting the kernel and its modules".to_owned(),
+            KernelProgress::Storing { release } => format!("Storing kernel {release}"),
+            _ => return,
+        };
+        if !state.announced && !matches!(step, KernelProgress::Waiting) {
+            state.announced = true;
+            let line = "Installing a kernel for the machines (it is not installed on this host).";
+            match &state.bar {
+                Some(bar) => bar.suspend(|| self.screen.announce(line)),
+                None => self.screen.announce(line),
+            }
+        }
+        self.draw(&mut state, text);
+    }
+}
+
+fn pulled(state: &State) -> String {
+    let bytes: u64 = state.layers.values().sum();
+    format!("Pulling: {} of {}", size(bytes), size(state.total))
+}

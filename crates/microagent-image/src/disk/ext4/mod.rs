@@ -1,0 +1,648 @@
+//! Writes a merged tree as a read-only ext4 file system behind content that is already in place.
+//!
+//! Block 0 and the group descriptors' reserve come first, then the content as it streamed in, then directories, long
+//! symlinks, attribute blocks and extent trees, then all bitmaps and inode tables (`flex_bg` lets them lie anywhere),
+//! and nothing else: no journal, no backup superblocks (`sparse_super2` without any), no free tail. Checksummed
+//! (`metadata_csum`), large directories hashed. It knows blocks and inodes, nothing of layers or archives.
+//!
+//! Structures and checksums are encoded by `mkext4`; its own builder is not used here because it wants every size
+//! before the first byte (so content would be written twice), always adds a journal, and cannot hold byte names.
+//! Format: the kernel's `Documentation/filesystems/ext4`.
+
+mod directory;
+mod extents;
+
+use std::collections::HashMap;
+use std::io;
+
+use mkext4::csum;
+use mkext4::dirhash::seed_from_uuid;
+use mkext4::spec::{GroupDesc, Inode, Superblock, bg_flags, iflags};
+
+use super::content::{Appender, BLOCK, Extent};
+use super::tree::{Kind, Node, NodeId, ROOT, Tree};
+
+/// Blocks kept behind block 0 for group descriptors: 2048 groups, 256 GiB.
+pub(crate) const DESCRIPTOR_BLOCKS: u32 = 16;
+/// Where content begins.
+pub(crate) const FIRST_CONTENT_BLOCK: u32 = 1 + DESCRIPTOR_BLOCKS;
+/// The largest disk the descriptors describe.
+pub(crate) const MAX_DISK_BYTES: u64 =
+    DESCRIPTOR_BLOCKS as u64 * 128 * GROUP_BLOCKS as u64 * BLOCK as u64;
+
+const GROUP_BLOCKS: u32 = 32768;
+const INODE_SIZE: usize = 256;
+const INODES_PER_BLOCK: u32 = (BLOCK / INODE_SIZE) as u32;
+const ROOT_INODE: u32 = 2;
+const FIRST_INODE: u32 = 11;
+const MAX_GROUP_INODES: u32 = 32768;
+/// Directories with more links than this say 1 (`dir_nlink`).
+const LINK_MAX: u32 = 65_000;
+const SPARSE_SUPER2: u32 = 0x200;
+const MODE_TYPES: [(u8, u16); 7] = [
+    (1, 0o100_000),
+    (2, 0o040_000),
+    (3, 0o020_000),
+    (4, 0o060_000),
+    (5, 0o010_000),
+    (6, 0o140_000),
+    (7, 0o120_000),
+];
+
+/// Identity of the file system; all of it is input, so equal input gives equal bytes.
+#[derive(Debug, Clone)]
+pub(crate) struct Identity {
+    pub(crate) uuid: [u8; 16],
+    pub(crate) label: [u8; 16],
+}
+
+/// Why the file system could not be laid out.
+pub(crate) enum LayoutError {
+    Output(io::Error),
+    Full,
+    Impossible(String),
+}
+
+impl From<io::Error> for LayoutError {
+    fn from(error: io::Error) -> Self {
+        LayoutError::Output(error)
+    }
+}
+
+/// What [`write`] made.
+pub(crate) struct Written {
+    /// Blocks of the whole disk.
+    pub(crate) blocks: u32,
+    pub(crate) inodes: u32,
+}
+
+/// Where one inode's own blocks are.
+#[derive(Debug, Clone, Copy, Default)]
+struct Placed {
+    attributes: u32,
+    /// First block and number of blocks of a directory or a long symlink.
+    start: u32,
+    length: u32,
+}
+
+/// Writes everything but content; content must have been appended through the same appender.
+pub(crate) fn write(
+    tree: &mut Tree<'_>,
+    appender: &mut Appender<'_>,
+    identity: &Identity,
+) -> Result<Written, LayoutError> {
+    let order = number_inodes(tree)?;
+    let mut writer = Writer {
+        seed: csum::fs_seed(&identity.uuid),
+        hash_seed: seed_from_uuid(&identity.uuid),
+        identity,
+        tree,
+        appender,
+        numbers: order.numbers,
+        placed: Vec::new(),
+        roots: HashMap::new(),
+        order: order.order,
+    };
+    writer.place_blocks()?;
+    writer.finish()
+}
+
+struct Order {
+    /// Node of each inode, from inode 11 on (the root, inode 2, apart).
+    order: Vec<NodeId>,
+    /// Inode of each node.
+    numbers: Vec<u32>,
+}
+
+/// Breadth first, names sorted: a directory's inodes lie together.
+fn number_inodes(tree: &Tree<'_>) -> Result<Order, LayoutError> {
+    let mut numbers = vec![0u32; tree.nodes.len()];
+    let mut order: Vec<NodeId> = Vec::with_capacity(tree.nodes.len());
+    numbers[ROOT as usize] = ROOT_INODE;
+    let mut next = FIRST_INODE;
+    let mut visited = 0;
+    let mut current = ROOT;
+    loop {
+        if let Some(directory) = tree.directory(current) {
+            for child in directory.children.values() {
+                if numbers[child.node as usize] == 0 {
+                    numbers[child.node as usize] = next;
+                    next = next
+                        .checked_add(1)
+                        .ok_or_else(|| LayoutError::Impossible("too many inodes".to_owned()))?;
+                    order.push(child.node);
+                }
+            }
+        }
+        match order.get(visited) {
+            Some(node) => current = *node,
+            None => return Ok(Order { order, numbers }),
+        }
+        visited += 1;
+    }
+}
+
+struct Writer<'a, 't, 'o> {
+    seed: u32,
+    hash_seed: [u32; 4],
+    identity: &'a Identity,
+    tree: &'a mut Tree<'t>,
+    appender: &'a mut Appender<'o>,
+    order: Vec<NodeId>,
+    numbers: Vec<u32>,
+    /// By position in `order`, the root at the end.
+    placed: Vec<Placed>,
+    /// Extent roots of the few inodes that need a tree, and the tree's blocks.
+    roots: HashMap<NodeId, ([u8; 60], u32)>,
+}
+
+impl Writer<'_, '_, '_> {
+    fn append(&mut self, blocks: &[u8]) -> Result<u32, LayoutError> {
+        let start = self.appender.next_block();
+        if self.appender.append(blocks)? {
+            Ok(start)
+        } else {
+            Err(LayoutError::Full)
+        }
+    }
+
+    fn place_blocks(&mut self) -> Result<(), LayoutError> {
+        self.placed.reserve_exact(self.order.len() + 1);
+        for index in 0..=self.order.len() {
+            let id = self.order.get(index).copied().unwrap_or(ROOT);
+            let placed = self.place(id)?;
+            self.placed.push(placed);
+        }
+        Ok(())
+    }
+
+    fn place(&mut self, id: NodeId) -> Result<Placed, LayoutError> {
+        let mut placed = Placed::default();
+        let number = self.numbers[id as usize];
+        let set = &self.tree.xattrs[self.tree.nodes[id as usize].xattrs as usize];
+        if set.needs_block() {
+            let block = set.block(self.seed, self.appender.next_block());
+            placed.attributes = self.append(&block)?;
+        }
+        match &self.tree.nodes[id as usize].kind {
+            Kind::Directory(directory) => {
+                let entries: Vec<directory::Entry<'_>> = directory
+                    .children
+                    .iter()
+                    .map(|(name, child)| directory::Entry {
+                        name,
+                        inode: self.numbers[child.node as usize],
+                        kind: kind_of(&self.tree.nodes[child.node as usize]),
+                    })
+                    .collect();
+                let parent = self.numbers[directory.parent as usize];
+                let blocks = directory::render(number, parent, &entries, self.hash_seed, self.seed)
+                    .ok_or_else(|| {
+                        LayoutError::Impossible("a directory has too many entries".to_owned())
+                    })?;
+                drop(entries);
+                placed.length = (blocks.len() / BLOCK) as u32;
+                placed.start = self.append(&blocks)?;
+                let run = [Extent {
+                    logical: 0,
+                    start: placed.start,
+                    length: placed.length,
+                }];
+                self.place_extents(id, number, &run)?;
+            }
+            Kind::Symlink(target) if target.len() >= 60 => {
+                let mut block = vec![0; BLOCK];
+                block[..target.len()].copy_from_slice(target);
+                placed.length = 1;
+                placed.start = self.append(&block)?;
+            }
+            Kind::File { extents, .. } => {
+                // Cloned only where there is more than one run.
+                let extents = extents.clone();
+                self.place_extents(id, number, extents.as_slice())?;
+            }
+            _ => {}
+        }
+        Ok(placed)
+    }
+
+    /// Writes an extent tree where the inode's own four extents are too few.
+    fn place_extents(
+        &mut self,
+        id: NodeId,
+        number: u32,
+        extents: &[Extent],
+    ) -> Result<(), LayoutError> {
+        if extents::fits_inode(extents) {
+            return Ok(());
+        }
+        let checksum_seed = csum::inode_seed(self.seed, number, 0);
+        let first = self.appender.next_block();
+        let (blocks, root) = extents::tree(extents, checksum_seed, first)
+            .ok_or_else(|| LayoutError::Impossible("a file has too many holes".to_owned()))?;
+        self.append(&blocks)?;
+        self.roots.insert(id, (root, (blocks.len() / BLOCK) as u32));
+        Ok(())
+    }
+
+    fn finish(mut self) -> Result<Written, LayoutError> {
+        let used_inodes = FIRST_INODE - 1 + self.order.len() as u32;
+        let geometry = Geometry::new(self.appender.next_block(), used_inodes).ok_or_else(|| {
+            LayoutError::Impossible("the disk would be larger than 256 GiB".to_owned())
+        })?;
+        let content_end = self.appender.next_block();
+        let bitmaps = Bitmaps {
+            used_end: geometry.metadata_end,
+            descriptor_blocks: geometry.descriptor_blocks(),
+        };
+        self.tree.freed.sort_unstable();
+        let mut descriptors = Vec::with_capacity(geometry.groups as usize);
+        let mut free_blocks = 0u64;
+        for group in 0..geometry.groups {
+            let (bitmap, free) = bitmaps.render(&geometry, group, &self.tree.freed);
+            self.append(&bitmap)?;
+            free_blocks += u64::from(free);
+            descriptors.push(GroupDesc {
+                block_bitmap: u64::from(content_end + group),
+                inode_bitmap: u64::from(content_end + geometry.groups + group),
+                inode_table: u64::from(
+                    content_end + 2 * geometry.groups + group * geometry.table_blocks(),
+                ),
+                free_blocks_count: free,
+                block_bitmap_csum: u32::from(csum::block_bitmap(self.seed, &bitmap)),
+                ..GroupDesc::default()
+            });
+        }
+        for (group, descriptor) in descriptors.iter_mut().enumerate() {
+            let first = group as u32 * geometry.group_inodes;
+            let used = used_inodes.saturating_sub(first).min(geometry.group_inodes);
+            let bitmap = inode_bitmap(used, geometry.group_inodes);
+            self.append(&bitmap)?;
+            descriptor.free_inodes_count = geometry.group_inodes - used;
+            descriptor.itable_unused = geometry.group_inodes - used;
+            descriptor.flags = bg_flags::INODE_ZEROED;
+            if used == 0 {
+                descriptor.flags |= bg_flags::INODE_UNINIT;
+            } else {
+                descriptor.inode_bitmap_csum = u32::from(csum::inode_bitmap(
+                    self.seed,
+                    &bitmap,
+                    geometry.group_inodes,
+                ));
+            }
+        }
+        self.inode_tables(&geometry, &mut descriptors)?;
+        self.appender.flush()?;
+        self.superblock(&geometry, &descriptors, free_blocks, used_inodes)?;
+        Ok(Written {
+            blocks: geometry.blocks,
+            inodes: used_inodes,
+        })
+    }
+
+    fn inode_tables(
+        &mut self,
+        geometry: &Geometry,
+        descriptors: &mut [GroupDesc],
+    ) -> Result<(), LayoutError> {
+        let total = geometry.groups * geometry.group_inodes;
+        let mut block = Vec::with_capacity(BLOCK);
+        for number in 1..=total {
+            let raw = match number {
+                ROOT_INODE => self.inode(ROOT, self.order.len()),
+                1..FIRST_INODE => reserved_inode(self.seed, number),
+                _ => {
+                    let index = (number - FIRST_INODE) as usize;
+                    match self.order.get(index) {
+                        Some(id) => self.inode(*id, index),
+                        None => [0; INODE_SIZE],
+                    }
+                }
+            };
+            if raw[1] & 0xf0 == 0x40 {
+                descriptors[((number - 1) / geometry.group_inodes) as usize].used_dirs_count += 1;
+            }
+            block.extend_from_slice(&raw);
+            if block.len() == BLOCK {
+                self.append(&block)?;
+                block.clear();
+            }
+        }
+        Ok(())
+    }
+
+    fn inode(&self, id: NodeId, index: usize) -> [u8; INODE_SIZE] {
+        let node = &self.tree.nodes[id as usize];
+        let number = self.numbers[id as usize];
+        let placed = self.placed[index];
+        let set = &self.tree.xattrs[node.xattrs as usize];
+        let (seconds, extra) = Inode::encode_timestamp(
+            node.mtime.0.clamp(-(1 << 31), (3 << 32) + (1 << 31) - 1),
+            node.mtime.1,
+        );
+        let kind = kind_of(node);
+        let type_bits = MODE_TYPES
+            .iter()
+            .find(|(k, _)| *k == kind)
+            .map_or(0, |(_, bits)| *bits);
+        let mut inode = Inode {
+            mode: type_bits | (node.mode & 0o7777),
+            uid: node.uid,
+            gid: node.gid,
+            atime: seconds,
+            ctime: seconds,
+            mtime: seconds,
+            crtime: seconds,
+            atime_extra: extra,
+            ctime_extra: extra,
+            mtime_extra: extra,
+            crtime_extra: extra,
+            links_count: node.links as u16,
+            extra_isize: 32,
+            file_acl: u64::from(placed.attributes),
+            ibody: set.inode_area(),
+            ..Inode::default()
+        };
+        let mut blocks = u64::from(placed.attributes != 0);
+        let own_run = [Extent {
+            logical: 0,
+            start: placed.start,
+            length: placed.length,
+        }];
+        let mut map = |inode: &mut Inode, extents: &[Extent]| {
+            inode.flags |= iflags::EXTENTS;
+            blocks += extents.iter().map(|e| u64::from(e.length)).sum::<u64>();
+            match self.roots.get(&id) {
+                Some((root, tree)) => {
+                    inode.block = *root;
+                    blocks += u64::from(*tree);
+                }
+                None => inode.block = extents::root(extents),
+            }
+        };
+        match &node.kind {
+            Kind::Directory(directory) => {
+                let subdirectories = directory
+                    .children
+                    .values()
+                    .filter(|child| self.tree.directory(child.node).is_some())
+                    .count() as u32;
+                inode.links_count = if subdirectories + 2 > LINK_MAX {
+                    1
+                } else {
+                    (subdirectories + 2) as u16
+                };
+                inode.size = u64::from(placed.length) * BLOCK as u64;
+                if placed.length > 1 {
+                    inode.flags |= iflags::INDEX;
+                }
+                map(&mut inode, &own_run);
+            }
+            Kind::File { size, extents } => {
+                inode.size = *size;
+                map(&mut inode, extents.as_slice());
+            }
+            Kind::Symlink(target) => {
+                inode.size = target.len() as u64;
+                if placed.length > 0 {
+                    map(&mut inode, &own_run);
+                } else {
+                    inode.block[..target.len()].copy_from_slice(target);
+                }
+            }
+            Kind::Character(major, minor) | Kind::Block(major, minor) => {
+                device(&mut inode.block, *major, *minor)
+            }
+            Kind::Fifo | Kind::Free => {}
+        }
+        inode.blocks = blocks * (BLOCK as u64 / 512);
+        let mut raw = [0; INODE_SIZE];
+        inode.encode(&mut raw);
+        inode.checksum = csum::inode(self.seed, number, 0, &raw);
+        inode.encode(&mut raw);
+        raw
+    }
+
+    fn superblock(
+        &mut self,
+        geometry: &Geometry,
+        descriptors: &[GroupDesc],
+        free_blocks: u64,
+        used_inodes: u32,
+    ) -> Result<(), LayoutError> {
+        let mut front = vec![0u8; (1 + geometry.descriptor_blocks()) as usize * BLOCK];
+        for (group, descriptor) in descriptors.iter().enumerate() {
+            let mut raw = [0; 32];
+            descriptor.encode32(&mut raw);
+            let checksum = csum::group_desc(self.seed, group as u32, &raw);
+            raw[30..].copy_from_slice(&checksum.to_le_bytes());
+            let at = BLOCK + group * 32;
+            front[at..at + 32].copy_from_slice(&raw);
+        }
+        let mut superblock = Superblock {
+            inodes_count: geometry.groups * geometry.group_inodes,
+            blocks_count: u64::from(geometry.blocks),
+            r_blocks_count: 0,
+            free_blocks_count: free_blocks,
+            free_inodes_count: geometry.groups * geometry.group_inodes - used_inodes,
+            first_data_block: 0,
+            log_block_size: 2,
+            log_cluster_size: 2,
+            blocks_per_group: GROUP_BLOCKS,
+            clusters_per_group: GROUP_BLOCKS,
+            inodes_per_group: geometry.group_inodes,
+            mtime: 0,
+            wtime: 0,
+            mnt_count: 0,
+            max_mnt_count: 0xffff,
+            state: 1,
+            errors: 1,
+            minor_rev_level: 0,
+            lastcheck: 0,
+            checkinterval: 0,
+            creator_os: 0,
+            rev_level: 1,
+            def_resuid: 0,
+            def_resgid: 0,
+            first_ino: FIRST_INODE,
+            inode_size: INODE_SIZE as u16,
+            block_group_nr: 0,
+            feature_compat: mkext4::spec::compat::EXT_ATTR
+                | mkext4::spec::compat::DIR_INDEX
+                | SPARSE_SUPER2,
+            feature_incompat: mkext4::spec::incompat::WRITER,
+            feature_ro_compat: mkext4::spec::ro_compat::WRITER
+                & !mkext4::spec::ro_compat::SPARSE_SUPER,
+            uuid: self.identity.uuid,
+            volume_name: self.identity.label,
+            last_mounted: [0; 64],
+            reserved_gdt_blocks: 0,
+            journal_uuid: [0; 16],
+            journal_inum: 0,
+            journal_dev: 0,
+            last_orphan: 0,
+            hash_seed: self.hash_seed,
+            def_hash_version: 1,
+            jnl_backup_type: 0,
+            desc_size: 0,
+            default_mount_opts: 0x0c,
+            first_meta_bg: 0,
+            mkfs_time: 0,
+            jnl_blocks: [0; 17],
+            min_extra_isize: 32,
+            want_extra_isize: 32,
+            // Names are hashed as signed bytes, whatever the guest's architecture.
+            flags: 1,
+            log_groups_per_flex: 4,
+            checksum_type: 1,
+            kbytes_written: 0,
+            overhead_clusters: 0,
+            lpf_ino: 0,
+            checksum_seed: 0,
+            checksum: 0,
+        };
+        superblock.encode(&mut front[1024..2048]);
+        superblock.checksum = csum::superblock(&front[1024..2048]);
+        superblock.encode(&mut front[1024..2048]);
+        self.appender.write_at(0, &front)?;
+        Ok(())
+    }
+}
+
+/// Groups and inode tables behind the content.
+#[derive(Debug)]
+struct Geometry {
+    blocks: u32,
+    groups: u32,
+    group_inodes: u32,
+    /// First block behind the last inode table.
+    metadata_end: u32,
+}
+
+impl Geometry {
+    /// More groups need more bitmaps, which may need another group: grows until it holds.
+    fn new(content_end: u32, used_inodes: u32) -> Option<Self> {
+        let mut groups = used_inodes
+            .div_ceil(MAX_GROUP_INODES)
+            .max(content_end.div_ceil(GROUP_BLOCKS))
+            .max(1);
+        loop {
+            if groups > DESCRIPTOR_BLOCKS * 128 {
+                return None;
+            }
+            let group_inodes = used_inodes
+                .div_ceil(groups)
+                .next_multiple_of(INODES_PER_BLOCK);
+            let metadata_end = u64::from(content_end)
+                + u64::from(groups) * (2 + u64::from(group_inodes / INODES_PER_BLOCK));
+            let metadata_end = u32::try_from(metadata_end).ok()?;
+            let needed = metadata_end.div_ceil(GROUP_BLOCKS);
+            if needed <= groups {
+                // Inodes may need more groups than blocks do; the last group then has one block.
+                let blocks = metadata_end.max((groups - 1) * GROUP_BLOCKS + 1);
+                return Some(Geometry {
+                    blocks,
+                    groups,
+                    group_inodes,
+                    metadata_end,
+                });
+            }
+            groups = needed;
+        }
+    }
+
+    fn table_blocks(&self) -> u32 {
+        self.group_inodes / INODES_PER_BLOCK
+    }
+
+    fn descriptor_blocks(&self) -> u32 {
+        (self.groups * 32).div_ceil(BLOCK as u32)
+    }
+}
+
+struct Bitmaps {
+    used_end: u32,
+    descriptor_blocks: u32,
+}
+
+impl Bitmaps {
+    /// One group's block bitmap and its free blocks. `freed` is sorted.
+    fn render(&self, geometry: &Geometry, group: u32, freed: &[(u32, u32)]) -> (Vec<u8>, u32) {
+        let first = group * GROUP_BLOCKS;
+        let end =
+            (u64::from(first) + u64::from(GROUP_BLOCKS)).min(u64::from(geometry.blocks)) as u32;
+        let mut bitmap = vec![0u8; BLOCK];
+        let mut fill = |from: u32, to: u32, used: bool| {
+            let (from, to) = (from.max(first), to.min(end));
+            let mut block = from;
+            while block < to {
+                let bit = block - first;
+                if bit % 8 == 0 && to - block >= 8 {
+                    bitmap[(bit / 8) as usize] = if used { 0xff } else { 0 };
+                    block += 8;
+                } else {
+                    let mask = 1 << (bit % 8);
+                    let byte = &mut bitmap[(bit / 8) as usize];
+                    *byte = if used { *byte | mask } else { *byte & !mask };
+                    block += 1;
+                }
+            }
+        };
+        fill(0, 1 + self.descriptor_blocks, true);
+        fill(FIRST_CONTENT_BLOCK, self.used_end, true);
+        // The run before the first that starts in this group may reach into it.
+        let from = freed
+            .partition_point(|(start, _)| *start < first)
+            .saturating_sub(1);
+        for (start, length) in freed[from..].iter().take_while(|(start, _)| *start < end) {
+            fill(*start, start.saturating_add(*length), false);
+        }
+        let used: u32 = bitmap.iter().map(|byte| byte.count_ones()).sum();
+        let free = (end - first) - used;
+        for bit in end - first..GROUP_BLOCKS {
+            bitmap[(bit / 8) as usize] |= 1 << (bit % 8);
+        }
+        (bitmap, free)
+    }
+}
+
+/// Inodes are numbered densely, so the used ones come first; bits behind the group's inodes are set.
+fn inode_bitmap(used: u32, group_inodes: u32) -> Vec<u8> {
+    let mut bitmap = vec![0u8; BLOCK];
+    if used > 0 {
+        for bit in (0..used).chain(group_inodes..GROUP_BLOCKS) {
+            bitmap[(bit / 8) as usize] |= 1 << (bit % 8);
+        }
+    }
+    bitmap
+}
+
+fn reserved_inode(seed: u32, number: u32) -> [u8; INODE_SIZE] {
+    let mut raw = [0; INODE_SIZE];
+    let checksum = csum::inode(seed, number, 0, &raw);
+    raw[0x7c..0x7e].copy_from_slice(&(checksum as u16).to_le_bytes());
+    raw
+}
+
+/// A directory entry's type byte.
+fn kind_of(node: &Node) -> u8 {
+    match node.kind {
+        Kind::File { .. } => 1,
+        Kind::Directory(_) => 2,
+        Kind::Character(..) => 3,
+        Kind::Block(..) => 4,
+        Kind::Fifo => 5,
+        Kind::Symlink(_) => 7,
+        Kind::Free => 0,
+    }
+}
+
+/// The kernel's old encoding where it suffices, the new one behind it otherwise.
+fn device(block: &mut [u8; 60], major: u32, minor: u32) {
+    if major < 256 && minor < 256 {
+        block[..4].copy_from_slice(&((major << 8) | minor).to_le_bytes());
+    } else {
+        let new = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
+        block[4..8].copy_from_slice(&new.to_le_bytes());
+    }
+}

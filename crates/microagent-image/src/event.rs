@@ -1,0 +1,87 @@
+//! What is happening to an image, as typed events, so that any front end can draw it.
+
+use crate::digest::Digest;
+
+/// A step of a pull, an import or a disk build. Events of one layer come in order; layers interleave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum ImageEvent {
+    /// A reference is being resolved to a digest.
+    Resolving {
+        /// The reference, in its familiar form.
+        reference: String,
+    },
+    /// The reference stands for this manifest.
+    Resolved {
+        /// The reference, in its familiar form.
+        reference: String,
+        /// The digest of the platform's manifest.
+        digest: Digest,
+        /// How many layers it has.
+        layers: usize,
+        /// The sum of the layers' sizes as stored (compressed), in bytes.
+        bytes: u64,
+    },
+    /// This layer is already in the store.
+    LayerExists {
+        /// The layer.
+        digest: Digest,
+        /// Its size in bytes.
+        bytes: u64,
+    },
+    /// So much of this layer has come. Sent at most every 100 ms, and at its end.
+    LayerProgress {
+        /// The layer.
+        digest: Digest,
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// A request failed in a way that may pass and is tried again.
+    Retrying {
+        /// What is being done.
+        doing: String,
+        /// What failed.
+        reason: String,
+        /// Milliseconds until the next attempt.
+        delay_ms: u64,
+    },
+    /// So much of the imported file has been read.
+    Importing {
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes in all.
+        total: u64,
+    },
+    /// Another process is working on the same image; this one waits for its result.
+    Waiting {
+        /// The image.
+        digest: Digest,
+    },
+    /// The base disk is being built.
+    BuildingDisk {
+        /// The image, in its familiar form.
+        reference: String,
+        /// Uncompressed bytes of all layers so far; sent about every 16 MiB.
+        bytes: u64,
+        /// Whether all layers are merged and only metadata and the disk's digest are left.
+        finishing: bool,
+    },
+    /// The base disk is there.
+    DiskReady {
+        /// The image.
+        digest: Digest,
+        /// Its size in bytes.
+        bytes: u64,
+        /// Whether it had been built before.
+        existed: bool,
+    },
+    /// The image is in the store.
+    Done {
+        /// The reference, in its familiar form.
+        reference: String,
+        /// The digest of its manifest.
+        digest: Digest,
+    },
+}

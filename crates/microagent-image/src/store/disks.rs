@@ -1,0 +1,259 @@
+//! Base disks: one read-only ext4 file per image, built once, shared by all, never removed under a user.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, Transaction};
+use super::{ImageRecord, ImageStore, Reclaimed};
+use crate::digest::Digest;
+use crate::disk::{
+    self, BuildOptions, BuildProgress, BuiltDisk, FORMAT_VERSION as FORMAT, LayerSource,
+};
+use crate::error::{ImageError, IoContext, Result};
+use crate::event::ImageEvent;
+
+const MAX_NOTE: u64 = 64 << 10;
+
+/// An image's base disk, kept from being removed for as long as this value lives.
+#[derive(Debug)]
+pub struct BaseDisk {
+    /// The ext4 file. Only ever open it for reading.
+    pub path: PathBuf,
+    /// The SHA-256 of the whole file, recorded when it was built.
+    pub sha256: Digest,
+    /// Its length in bytes (it is sparse).
+    pub size_bytes: u64,
+    /// Keeps the disk; hand it on, or take another with [`BaseDiskGuard::hold`] in the process that
+    /// runs the machine.
+    pub guard: BaseDiskGuard,
+}
+
+/// A shared lock on a base disk: while one lives, in any process, the store does not remove the disk.
+#[derive(Debug)]
+pub struct BaseDiskGuard {
+    _file: File,
+}
+
+impl BaseDiskGuard {
+    /// Holds the disk at `path`.
+    ///
+    /// # Errors
+    /// When there is no disk (any more): build it with [`ImageStore::base_disk`].
+    pub fn hold(path: &Path) -> Result<Self> {
+        let file = File::open(path).context("open the base disk", path)?;
+        file.lock_shared().context("lock the base disk", path)?;
+        // It may have been removed between the two calls: then the lock is on a file nobody finds.
+        if file.metadata().context("look at", path)?.nlink() == 0 {
+            return Err(io::Error::from(io::ErrorKind::NotFound))
+                .context("lock the base disk", path);
+        }
+        Ok(Self { _file: file })
+    }
+}
+
+/// What is recorded beside a disk.
+#[derive(Serialize, Deserialize)]
+struct Note {
+    format: u32,
+    manifest: Digest,
+    sha256: Digest,
+    size_bytes: u64,
+}
+
+impl ImageStore {
+    /// The image's base disk; built first where there is none, by one process while others wait.
+    ///
+    /// # Errors
+    /// [`ImageError::Disk`] when a layer is refused, [`ImageError::Damaged`] when a layer is missing.
+    pub fn base_disk(
+        &self,
+        record: &ImageRecord,
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<BaseDisk> {
+        let ready = |disk: BaseDisk, existed| {
+            events(ImageEvent::DiskReady {
+                digest: record.digest,
+                bytes: disk.size_bytes,
+                existed,
+            });
+            disk
+        };
+        if let Some(disk) = self.existing_disk(record.digest)? {
+            return Ok(ready(disk, true));
+        }
+        let transaction = self.begin()?;
+        let _lock = self.lock_image(&transaction, record.digest, events)?;
+        if let Some(disk) = self.existing_disk(record.digest)? {
+            return Ok(ready(disk, true));
+        }
+        let staged = transaction.path("disk.ext4");
+        let layers = self.layer_sources(record)?;
+        let built = build(&record.reference.to_string(), layers, &staged, events)?;
+        self.publish_disk(&transaction, record.digest, &staged, &built)?;
+        match self.existing_disk(record.digest)? {
+            Some(disk) => Ok(ready(disk, false)),
+            None => Err(ImageError::Damaged {
+                path: self.disk_path(record.digest),
+                reason: "vanished as soon as it was built".into(),
+                remedy: "Find out what else writes there, then try again.",
+            }),
+        }
+    }
+
+    fn layer_sources(&self, record: &ImageRecord) -> Result<Vec<LayerSource>> {
+        let config = self.config(record)?;
+        let count = record.layers.len();
+        record
+            .layers
+            .iter()
+            .zip(&config.diff_ids)
+            .enumerate()
+            .map(|(at, (layer, diff_id))| {
+                let path = self.blob_path(layer.digest);
+                Ok(LayerSource {
+                    label: format!("layer {} of {count} ({})", at + 1, layer.digest.short()),
+                    reader: Box::new(File::open(&path).context("open the layer", &path)?),
+                    compression: layer.compression.into(),
+                    diff_id: Some(*diff_id.as_bytes()),
+                })
+            })
+            .collect()
+    }
+
+    /// Moves a built disk, synced and read-only as the builder left it, to its place: the note first, so that a disk is never without one.
+    pub(crate) fn publish_disk(
+        &self,
+        _transaction: &Transaction,
+        digest: Digest,
+        staged: &Path,
+        built: &BuiltDisk,
+    ) -> Result<()> {
+        let note = Note {
+            format: FORMAT,
+            manifest: digest,
+            sha256: Digest::from_bytes(built.sha256),
+            size_bytes: built.size_bytes,
+        };
+        // Numbers and digests: there is nothing here JSON cannot hold.
+        let json = serde_json::to_vec(&note).unwrap_or_default();
+        files::write_atomically(&self.disk_note_path(digest), &json)?;
+        let path = self.disk_path(digest);
+        fs::rename(staged, &path).context("publish", &path)?;
+        files::sync_dir(&self.disks())
+    }
+
+    /// The disk and its guard, where it is there and whole; also notes that it was used.
+    pub(crate) fn existing_disk(&self, digest: Digest) -> Result<Option<BaseDisk>> {
+        let path = self.disk_path(digest);
+        let guard = match BaseDiskGuard::hold(&path) {
+            Ok(guard) => guard,
+            Err(ImageError::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                return Ok(None);
+            }
+            Err(error) => return Err(error),
+        };
+        let note_path = self.disk_note_path(digest);
+        let note = files::read_bounded(&note_path, MAX_NOTE)?
+            .and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+        let length = fs::metadata(&path).context("look at", &path)?.len();
+        // A disk that is not what its note says is no disk: it is built again and replaced.
+        let Some(note) = note.filter(|note| note.manifest == digest && note.size_bytes == length)
+        else {
+            tracing::warn!(path = %path.display(), "base disk without a matching note");
+            return Ok(None);
+        };
+        // Only a display depends on this time, so a read-only store is no error.
+        if let Err(error) =
+            File::open(&note_path).and_then(|file| file.set_modified(SystemTime::now()))
+        {
+            tracing::debug!(%error, "cannot note the use of a base disk");
+        }
+        Ok(Some(BaseDisk {
+            path,
+            sha256: note.sha256,
+            size_bytes: note.size_bytes,
+            guard,
+        }))
+    }
+
+    pub(super) fn reclaim_disks(
+        &self,
+        keep: &BTreeSet<Digest>,
+        reclaimed: &mut Reclaimed,
+    ) -> Result<()> {
+        let kept: BTreeSet<PathBuf> = keep.iter().map(|digest| self.disk_path(*digest)).collect();
+        for path in files::entries(&self.disks())? {
+            if path.extension().is_none_or(|extension| extension != "ext4") || kept.contains(&path)
+            {
+                continue;
+            }
+            let file = File::open(&path).context("open the base disk", &path)?;
+            if !files::try_lock(&file, &path)? {
+                reclaimed.in_use.push(path);
+                continue;
+            }
+            reclaimed.count(files::remove_file(&path)?);
+            files::remove_file(&path.with_extension("json"))?;
+        }
+        // Notes whose disk never came (a crash between the two renames).
+        for path in files::entries(&self.disks())? {
+            if path
+                .extension()
+                .is_some_and(|extension| extension == "json")
+                && !path.with_extension("ext4").exists()
+            {
+                files::remove_file(&path)?;
+            }
+        }
+        files::sync_dir(&self.disks())
+    }
+
+    fn disks(&self) -> PathBuf {
+        self.root.join("disks")
+    }
+
+    pub(super) fn disk_path(&self, digest: Digest) -> PathBuf {
+        self.disks().join(format!("{}.{FORMAT}.ext4", digest.hex()))
+    }
+
+    pub(super) fn disk_note_path(&self, digest: Digest) -> PathBuf {
+        self.disks().join(format!("{}.{FORMAT}.json", digest.hex()))
+    }
+}
+
+/// Runs the builder and tells of its progress.
+pub(crate) fn build(
+    image: &str,
+    layers: Vec<LayerSource>,
+    staged: &Path,
+    events: &dyn Fn(ImageEvent),
+) -> Result<BuiltDisk> {
+    let mut so_far = 0;
+    let mut progress = |progress: BuildProgress<'_>| {
+        let finishing = match progress {
+            BuildProgress::Bytes(bytes) => {
+                so_far = bytes;
+                false
+            }
+            BuildProgress::Finishing => true,
+            BuildProgress::Layer { .. } => false,
+        };
+        events(ImageEvent::BuildingDisk {
+            reference: image.to_owned(),
+            bytes: so_far,
+            finishing,
+        });
+    };
+    disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
+        ImageError::Disk {
+            image: image.to_owned(),
+            source,
+        }
+    })
+}

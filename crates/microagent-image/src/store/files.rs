@@ -1,0 +1,172 @@
+//! Writing files so that a crash leaves either the old state or the new one, and only reclaimable rests.
+
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use crate::error::{IoContext, Result};
+
+/// Makes a directory only its owner can enter, with its parents; one that is there stays as it is.
+pub(crate) fn make_dir(path: &Path) -> Result<()> {
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .context("create the directory", path)
+}
+
+/// Makes a rename or an unlink in `directory` last.
+pub(crate) fn sync_dir(directory: &Path) -> Result<()> {
+    File::open(directory)
+        .and_then(|directory| directory.sync_all())
+        .context("sync the directory", directory)
+}
+
+/// Writes a whole small file: temp, fsync, rename, fsync of the directory.
+pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
+    let directory = path.parent().unwrap_or(Path::new("."));
+    // Created 0600; removed when dropped before the rename. A crash leaves `.tmp…`, which is swept.
+    let mut temporary = tempfile::Builder::new()
+        .prefix(".tmp")
+        .tempfile_in(directory)
+        .context("create a file in", directory)?;
+    temporary.write_all(content).context("write", path)?;
+    temporary.as_file().sync_all().context("sync", path)?;
+    temporary
+        .persist(path)
+        .map_err(|error| error.error)
+        .context("replace", path)?;
+    sync_dir(directory)
+}
+
+/// Reads a file of at most `limit` bytes; `None` where there is none.
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("open", path),
+    };
+    let mut content = Vec::new();
+    file.take(limit + 1)
+        .read_to_end(&mut content)
+        .context("read", path)?;
+    if content.len() as u64 > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("it is larger than {limit} bytes"),
+        ))
+        .context("read", path);
+    }
+    Ok(Some(content))
+}
+
+/// Opens a lock file, creating it. The lock goes with the returned file, however the process ends.
+pub(crate) fn lock_file(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .context("open the lock", path)
+}
+
+/// Takes the exclusive lock unless somebody holds one.
+pub(crate) fn try_lock(file: &File, path: &Path) -> Result<bool> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::WouldBlock) => Ok(false),
+        Err(TryLockError::Error(error)) => Err(error).context("lock", path),
+    }
+}
+
+/// Removes a file that may be gone already; tells its size if it was there.
+pub(crate) fn remove_file(path: &Path) -> Result<Option<u64>> {
+    let size = match fs::symlink_metadata(path) {
+        Ok(metadata) => {
+            use std::os::unix::fs::MetadataExt;
+            // What comes free: disks are sparse.
+            metadata.blocks() * 512
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error).context("look at", path),
+    };
+    match fs::remove_file(path) {
+        Ok(()) => Ok(Some(size)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error).context("remove", path),
+    }
+}
+
+/// A scratch directory for one operation, in which nothing is visible to others. While it lives nothing
+/// in the store is reclaimed; what a crash leaves of it, the next operation removes.
+pub(crate) struct Transaction {
+    directory: tempfile::TempDir,
+    _activity: File,
+}
+
+impl Transaction {
+    pub(super) fn begin(root: &Path) -> Result<Self> {
+        let path = root.join("activity.lock");
+        let activity = lock_file(&path)?;
+        let temporary = root.join("tmp");
+        if try_lock(&activity, &path)? {
+            // Nobody is at work, so whatever lies there was left by a crash.
+            sweep(root)?;
+            activity.unlock().context("unlock", &path)?;
+        }
+        activity.lock_shared().context("lock", &path)?;
+        let directory = tempfile::Builder::new()
+            .prefix("op-")
+            .permissions(fs::Permissions::from_mode(0o700))
+            .tempdir_in(&temporary)
+            .context("create a directory in", &temporary)?;
+        Ok(Self {
+            directory,
+            _activity: activity,
+        })
+    }
+
+    /// A path for a new file of this operation.
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+}
+
+/// Removes what crashes left. The caller holds the exclusive activity lock.
+pub(super) fn sweep(root: &Path) -> Result<()> {
+    let temporary = root.join("tmp");
+    for entry in entries(&temporary)? {
+        let metadata = fs::symlink_metadata(&entry).context("look at", &entry)?;
+        if metadata.is_dir() {
+            fs::remove_dir_all(&entry).context("remove", &entry)?;
+        } else {
+            fs::remove_file(&entry).context("remove", &entry)?;
+        }
+    }
+    for folder in [root.to_path_buf(), root.join("disks")] {
+        for entry in entries(&folder)? {
+            if entry
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
+            {
+                remove_file(&entry)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The paths in a directory; none where it does not exist.
+pub(super) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let listing = match fs::read_dir(directory) {
+        Ok(listing) => listing,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error).context("list", directory),
+    };
+    listing
+        .map(|entry| Ok(entry.context("list", directory)?.path()))
+        .collect()
+}

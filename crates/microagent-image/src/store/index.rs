@@ -1,0 +1,121 @@
+//! Which references the store knows: `index.json`, a standard OCI image index that other tools read too.
+//!
+//! A reference is the annotation `org.opencontainers.image.ref.name` of a manifest's descriptor, in its
+//! canonical form; what else we know stands in annotations of our own beside it.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::{Deserialize, Serialize};
+
+use super::files;
+use crate::digest::Digest;
+use crate::error::{ImageError, Result};
+use crate::manifest::{Descriptor, DescriptorPlatform, OCI_INDEX};
+use crate::platform::Platform;
+use crate::reference::Reference;
+
+const REF_NAME: &str = "org.opencontainers.image.ref.name";
+const PULLED_AT: &str = "microagent.pulled-at";
+const INDEX_DIGEST: &str = "microagent.index-digest";
+/// `index.json` is ours and small; more than this is damage.
+const MAX_INDEX: u64 = 64 << 20;
+
+/// One line of the index: a reference and platform, and the manifest they stand for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Entry {
+    pub(crate) reference: Reference,
+    pub(crate) platform: Platform,
+    pub(crate) manifest: Digest,
+    pub(crate) media_type: String,
+    pub(crate) manifest_size: u64,
+    pub(crate) index_digest: Option<Digest>,
+    pub(crate) pulled_at: SystemTime,
+}
+
+/// Now, to the second: what the index holds.
+pub(crate) fn now() -> SystemTime {
+    let since = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    UNIX_EPOCH + Duration::from_secs(since.as_secs())
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Layout {
+    schema_version: u64,
+    media_type: String,
+    manifests: Vec<Descriptor>,
+}
+
+pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
+    let Some(bytes) = files::read_bounded(path, MAX_INDEX)? else {
+        return Ok(Vec::new());
+    };
+    let damaged = |reason: String| ImageError::Damaged {
+        path: path.to_owned(),
+        reason,
+        remedy: "Remove it and pull or import the images again; layers already stored are reused.",
+    };
+    let layout: Layout = serde_json::from_slice(&bytes)
+        .map_err(|error| damaged(format!("cannot be read: {error}")))?;
+    // What other tools wrote without a name, or for no platform, is theirs: left out, not an error.
+    Ok(layout.manifests.iter().filter_map(Entry::read).collect())
+}
+
+pub(super) fn write(path: &Path, entries: &[Entry]) -> Result<()> {
+    let layout = Layout {
+        schema_version: 2,
+        media_type: OCI_INDEX.into(),
+        manifests: entries.iter().map(Entry::descriptor).collect(),
+    };
+    // Strings, lists and maps with string keys: there is nothing here JSON cannot hold.
+    let json = serde_json::to_vec_pretty(&layout).unwrap_or_default();
+    files::write_atomically(path, &json)
+}
+
+impl Entry {
+    fn read(descriptor: &Descriptor) -> Option<Self> {
+        let notes = descriptor.annotations.as_ref()?;
+        let seconds = notes.get(PULLED_AT).and_then(|text| text.parse().ok());
+        Some(Self {
+            reference: notes.get(REF_NAME)?.parse().ok()?,
+            platform: Platform::from(descriptor.platform.as_ref()?),
+            manifest: descriptor.digest,
+            media_type: descriptor.media_type.clone(),
+            manifest_size: descriptor.size,
+            index_digest: notes.get(INDEX_DIGEST).and_then(|text| text.parse().ok()),
+            pulled_at: UNIX_EPOCH
+                .checked_add(Duration::from_secs(seconds.unwrap_or(0)))
+                .unwrap_or(UNIX_EPOCH),
+        })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        let seconds = self
+            .pulled_at
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs());
+        let mut notes = BTreeMap::from([
+            (REF_NAME.to_owned(), self.reference.canonical()),
+            (PULLED_AT.to_owned(), seconds.to_string()),
+        ]);
+        if let Some(digest) = self.index_digest {
+            notes.insert(INDEX_DIGEST.to_owned(), digest.to_string());
+        }
+        Descriptor {
+            media_type: self.media_type.clone(),
+            digest: self.manifest,
+            size: self.manifest_size,
+            platform: Some(DescriptorPlatform {
+                architecture: self.platform.architecture.clone(),
+                os: self.platform.os.clone(),
+                variant: self.platform.variant.clone(),
+            }),
+            annotations: Some(notes),
+            artifact_type: None,
+        }
+    }
+}

@@ -1,0 +1,514 @@
+//! The content store: an OCI layout of verified blobs, an index of references, and base disks built from them.
+//!
+//! ```text
+//! <root>/oci-layout, index.json, blobs/sha256/<hex>     an OCI image layout
+//! <root>/disks/<hex>.<format>.ext4 (0444), .json        base disks by manifest digest
+//! <root>/tmp/op-…                                        operations under way
+//! <root>/locks/<hex>, index.lock, activity.lock          advisory locks
+//! ```
+//! Readers take no lock. Whoever adds content holds `activity.lock` shared, whoever reclaims holds it
+//! exclusively; `locks/<hex>` makes one process at a time work on one image; `index.lock` orders
+//! changes of `index.json`. They are always taken in this order.
+
+mod disks;
+pub(crate) mod files;
+mod index;
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant, SystemTime};
+
+use serde::{Serialize, Serializer};
+
+use crate::config::{ImageConfig, MAX_CONFIG};
+use crate::digest::Digest;
+use crate::error::{ImageError, IoContext, Result};
+use crate::event::ImageEvent;
+use crate::manifest::{self, Document, Layer, MAX_MANIFEST, Manifest};
+use crate::platform::Platform;
+use crate::reference::Reference;
+pub(crate) use disks::build;
+pub use disks::{BaseDisk, BaseDiskGuard};
+pub(crate) use files::Transaction;
+pub(crate) use index::{Entry, now};
+
+/// The `oci-layout` file every OCI layout has.
+const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+
+/// The images of one state directory. Cheap to open; any number of processes may use one at a time.
+#[derive(Clone, Debug)]
+pub struct ImageStore {
+    root: PathBuf,
+}
+
+/// One image in the store: a reference for a platform, and what it stands for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageRecord {
+    /// The name it was pulled or imported under.
+    pub reference: Reference,
+    /// The digest of its manifest: the image's identity.
+    pub digest: Digest,
+    /// What the reference named, where that was an index of several platforms.
+    pub index_digest: Option<Digest>,
+    /// What it was built for.
+    pub platform: Platform,
+    /// The digest of its configuration.
+    pub config: Digest,
+    /// The layers, bottom first.
+    #[serde(serialize_with = "layer_digests")]
+    pub layers: Vec<Layer>,
+    /// Layers, configuration and manifest as stored, in bytes.
+    pub size_bytes: u64,
+    /// When it was pulled or imported.
+    #[serde(serialize_with = "rfc3339")]
+    pub pulled_at: SystemTime,
+    /// When its base disk was last asked for.
+    #[serde(serialize_with = "rfc3339_or_null")]
+    pub last_used: Option<SystemTime>,
+    /// Where its base disk is, once built.
+    pub disk: Option<PathBuf>,
+}
+
+fn layer_digests<S: Serializer>(
+    layers: &[Layer],
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_seq(layers.iter().map(|layer| layer.digest))
+}
+
+fn rfc3339<S: Serializer>(
+    time: &SystemTime,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    serializer.collect_str(&humantime::format_rfc3339_seconds(*time))
+}
+
+fn rfc3339_or_null<S: Serializer>(
+    time: &Option<SystemTime>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
+    match time {
+        Some(time) => rfc3339(time, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// A record and the image's configuration.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ImageDetails {
+    /// What the store knows.
+    #[serde(flatten)]
+    pub record: ImageRecord,
+    /// What the image says of itself.
+    pub image: ImageConfig,
+}
+
+/// What [`ImageStore::remove`] did.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Removed {
+    /// The records that are gone.
+    pub records: Vec<ImageRecord>,
+    /// What was reclaimed.
+    pub reclaimed: Reclaimed,
+}
+
+/// What became free.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Reclaimed {
+    /// How many blobs and disks went.
+    pub files: u64,
+    /// How many bytes of storage they held.
+    pub bytes: u64,
+    /// Unreferenced disks that stay because they are in use.
+    pub in_use: Vec<PathBuf>,
+    /// Whether nothing was reclaimed because another process is adding content; a later removal does it.
+    pub deferred: bool,
+}
+
+impl ImageStore {
+    /// Opens the store at `root`, creating what is missing.
+    ///
+    /// # Errors
+    /// When directories cannot be made, or `root` is an OCI layout of an unknown version.
+    pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
+        let store = Self { root: root.into() };
+        for folder in ["blobs/sha256", "disks", "locks", "tmp"] {
+            files::make_dir(&store.root.join(folder))?;
+        }
+        let marker = store.root.join("oci-layout");
+        match files::read_bounded(&marker, 4096)? {
+            None => {
+                // Inside a transaction, so that no sweep takes the new file for the rest of a crash.
+                let _transaction = store.begin()?;
+                files::write_atomically(&marker, LAYOUT)?;
+            }
+            Some(found) => crate::import::check_layout_version(&marker, &found)?,
+        }
+        Ok(store)
+    }
+
+    /// The store's directory.
+    #[must_use]
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Everything in the store, by reference and platform. An image whose files are damaged is left out
+    /// here and reported by [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn list(&self) -> Result<Vec<ImageRecord>> {
+        let mut records = Vec::new();
+        for entry in self.entries()? {
+            match self.record(&entry) {
+                Ok(record) => records.push(record),
+                Err(error) => tracing::warn!(%error, image = %entry.reference, "image left out"),
+            }
+        }
+        records.sort_by(|a, b| (&a.reference, &a.platform).cmp(&(&b.reference, &b.platform)));
+        Ok(records)
+    }
+
+    /// Finds an image by reference. A reference with a digest finds the image of that digest, under
+    /// whatever name it came: the digest says everything.
+    ///
+    /// # Errors
+    /// When the index or the image's manifest cannot be read.
+    pub fn resolve(
+        &self,
+        reference: &Reference,
+        platform: &Platform,
+    ) -> Result<Option<ImageRecord>> {
+        let mut best: Option<((u8, bool), Entry)> = None;
+        for entry in self.entries()? {
+            let named = match reference.digest() {
+                Some(digest) => entry.manifest == digest || entry.index_digest == Some(digest),
+                None => entry.reference == *reference,
+            };
+            if !named {
+                continue;
+            }
+            let Some(fit) = entry.platform.fit(platform) else {
+                continue;
+            };
+            let rank = (fit, entry.reference != *reference);
+            if best.as_ref().is_none_or(|(found, _)| rank < *found) {
+                best = Some((rank, entry));
+            }
+        }
+        best.map(|(_, entry)| self.record(&entry)).transpose()
+    }
+
+    /// Shows one image: by reference, by digest, or by a unique prefix (4 digits or more) of its digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], or when its files cannot be read.
+    pub fn inspect(&self, name: &str) -> Result<ImageDetails> {
+        let found = self.find(name)?;
+        // Among the platforms of one image, the host's is meant.
+        let host = Platform::host();
+        let best = found
+            .iter()
+            .filter_map(|entry| entry.platform.fit(&host))
+            .min();
+        let mut meant = found
+            .iter()
+            .filter(|entry| best.is_none() || entry.platform.fit(&host) == best);
+        let chosen = match (meant.next(), meant.next()) {
+            (Some(first), Some(second)) if second.manifest != first.manifest => {
+                return Err(ambiguous(name, &found));
+            }
+            (Some(first), _) => first,
+            (None, _) => return Err(ambiguous(name, &found)),
+        };
+        let record = self.record(chosen)?;
+        let image = self.config(&record)?;
+        Ok(ImageDetails { record, image })
+    }
+
+    /// The configuration of an image.
+    ///
+    /// # Errors
+    /// When the stored configuration is missing, damaged or refused.
+    pub fn config(&self, record: &ImageRecord) -> Result<ImageConfig> {
+        ImageConfig::parse(&self.blob_bytes(record.config, MAX_CONFIG)?)
+    }
+
+    /// Drops images from the index, then reclaims every blob and disk nothing refers to any more: but
+    /// never a disk that is in use (somebody holds its [`BaseDiskGuard`]) or named in `keep`.
+    ///
+    /// `name` is a reference (all its platforms go), a digest (all names of that image go) or a unique
+    /// prefix of a digest.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], or when files cannot be changed.
+    pub fn remove(&self, name: &str, keep: &BTreeSet<Digest>) -> Result<Removed> {
+        let mut removed = Removed::default();
+        let transaction = self.begin()?;
+        self.change_index(&transaction, |entries| {
+            let doomed = self.find_in(name, entries)?;
+            for entry in &doomed {
+                // A damaged image must be removable: then there is no record to show.
+                if let Ok(record) = self.record(entry) {
+                    removed.records.push(record);
+                }
+            }
+            entries.retain(|entry| !doomed.contains(entry));
+            Ok(())
+        })?;
+        drop(transaction);
+        removed.reclaimed = self.reclaim(keep)?;
+        Ok(removed)
+    }
+
+    /// Removes every blob and disk that no record refers to, with the exceptions of
+    /// [`remove`](Self::remove).
+    ///
+    /// # Errors
+    /// When files cannot be read or removed.
+    pub fn reclaim(&self, keep: &BTreeSet<Digest>) -> Result<Reclaimed> {
+        let mut reclaimed = Reclaimed::default();
+        let lock_path = self.root.join("activity.lock");
+        let activity = files::lock_file(&lock_path)?;
+        let deadline = Instant::now() + Duration::from_millis(500);
+        while !files::try_lock(&activity, &lock_path)? {
+            if Instant::now() >= deadline {
+                reclaimed.deferred = true;
+                return Ok(reclaimed);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        files::sweep(&self.root)?;
+        let mut blobs = BTreeSet::new();
+        let mut disks = keep.clone();
+        for entry in self.entries()? {
+            blobs.insert(entry.manifest);
+            disks.insert(entry.manifest);
+            // Where a manifest is damaged its layers cannot be told from others: keep everything.
+            let manifest = self.manifest(entry.manifest)?;
+            blobs.insert(manifest.config.digest);
+            blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
+        }
+        for path in files::entries(&self.blobs())? {
+            let name = path
+                .file_name()
+                .and_then(|name| name.to_str())
+                .and_then(Digest::from_hex);
+            if name.is_some_and(|digest| !blobs.contains(&digest)) {
+                reclaimed.count(files::remove_file(&path)?);
+            }
+        }
+        self.reclaim_disks(&disks, &mut reclaimed)?;
+        // Whoever waits for one of these holds the activity lock, so nobody does.
+        for path in files::entries(&self.root.join("locks"))? {
+            files::remove_file(&path)?;
+        }
+        Ok(reclaimed)
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>> {
+        index::read(&self.root.join("index.json"))
+    }
+
+    fn find(&self, name: &str) -> Result<Vec<Entry>> {
+        self.find_in(name, &self.entries()?)
+    }
+
+    fn find_in(&self, name: &str, entries: &[Entry]) -> Result<Vec<Entry>> {
+        let select = |matches: &dyn Fn(&Entry) -> bool| -> Vec<Entry> {
+            entries
+                .iter()
+                .filter(|entry| matches(entry))
+                .cloned()
+                .collect()
+        };
+        let prefix = name.strip_prefix("sha256:").unwrap_or(name);
+        let mut found = match name.parse::<Reference>() {
+            Ok(reference) => select(&|entry| match reference.digest() {
+                Some(digest) => entry.manifest == digest || entry.index_digest == Some(digest),
+                None => entry.reference == reference,
+            }),
+            Err(_) => Vec::new(),
+        };
+        if found.is_empty()
+            && prefix.len() >= 4
+            && prefix
+                .bytes()
+                .all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
+        {
+            found = select(&|entry| entry.manifest.hex().starts_with(prefix));
+            if found
+                .iter()
+                .any(|entry| entry.manifest != found[0].manifest)
+            {
+                return Err(ambiguous(name, &found));
+            }
+        }
+        if found.is_empty() {
+            return Err(ImageError::Unknown {
+                name: crate::error::clip(name),
+            });
+        }
+        Ok(found)
+    }
+
+    fn record(&self, entry: &Entry) -> Result<ImageRecord> {
+        let manifest = self.manifest(entry.manifest)?;
+        let layers: u64 = manifest.layers.iter().map(|layer| layer.size).sum();
+        let disk = self.disk_path(entry.manifest);
+        let used =
+            fs::metadata(self.disk_note_path(entry.manifest)).and_then(|note| note.modified());
+        Ok(ImageRecord {
+            reference: entry.reference.clone(),
+            digest: entry.manifest,
+            index_digest: entry.index_digest,
+            platform: entry.platform.clone(),
+            config: manifest.config.digest,
+            size_bytes: layers + manifest.config.size + entry.manifest_size,
+            layers: manifest.layers,
+            pulled_at: entry.pulled_at,
+            last_used: used.ok(),
+            disk: disk.exists().then_some(disk),
+        })
+    }
+
+    pub(crate) fn manifest(&self, digest: Digest) -> Result<Manifest> {
+        match manifest::parse(&self.blob_bytes(digest, MAX_MANIFEST)?)? {
+            Document::Manifest(manifest) => Ok(manifest),
+            Document::Index(_) => Err(ImageError::Damaged {
+                path: self.blob_path(digest),
+                reason: "is an index where a manifest belongs".into(),
+                remedy: "Remove the image and pull it again.",
+            }),
+        }
+    }
+
+    fn blobs(&self) -> PathBuf {
+        self.root.join("blobs/sha256")
+    }
+
+    pub(crate) fn blob_path(&self, digest: Digest) -> PathBuf {
+        self.blobs().join(digest.hex())
+    }
+
+    /// Whether a blob of this size is there. Blobs are verified before they get their name, so the
+    /// size guards only against truncation by the file system.
+    pub(crate) fn has_blob(&self, digest: Digest, size: u64) -> bool {
+        fs::symlink_metadata(self.blob_path(digest))
+            .is_ok_and(|metadata| metadata.is_file() && metadata.len() == size)
+    }
+
+    /// A small blob, verified again.
+    fn blob_bytes(&self, digest: Digest, limit: u64) -> Result<Vec<u8>> {
+        const REMEDY: &str = "Remove the image and pull or import it again.";
+        let path = self.blob_path(digest);
+        let damaged = |reason: &str| ImageError::Damaged {
+            path: path.clone(),
+            reason: reason.into(),
+            remedy: REMEDY,
+        };
+        let bytes = files::read_bounded(&path, limit)?.ok_or_else(|| damaged("is missing"))?;
+        if Digest::of(&bytes) == digest {
+            Ok(bytes)
+        } else {
+            Err(damaged("does not hash to its name"))
+        }
+    }
+
+    pub(crate) fn begin(&self) -> Result<Transaction> {
+        Transaction::begin(&self.root)
+    }
+
+    /// Waits until nobody else works on this image. Taken inside a transaction only.
+    pub(crate) fn lock_image(
+        &self,
+        _transaction: &Transaction,
+        digest: Digest,
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<File> {
+        let path = self.root.join("locks").join(digest.hex());
+        let lock = files::lock_file(&path)?;
+        if !files::try_lock(&lock, &path)? {
+            events(ImageEvent::Waiting { digest });
+            lock.lock().context("lock", &path)?;
+        }
+        Ok(lock)
+    }
+
+    /// Gives verified files their names, then makes `entry` point to them: from that instant on the
+    /// image is in the store.
+    pub(crate) fn publish(
+        &self,
+        transaction: &Transaction,
+        blobs: &[(Digest, PathBuf)],
+        entry: Entry,
+    ) -> Result<ImageRecord> {
+        for (digest, staged) in blobs {
+            let path = self.blob_path(*digest);
+            fs::rename(staged, &path).context("publish", &path)?;
+        }
+        files::sync_dir(&self.blobs())?;
+        let record = self.record(&entry)?;
+        self.change_index(transaction, |entries| {
+            entries
+                .retain(|old| old.reference != entry.reference || old.platform != entry.platform);
+            entries.push(entry);
+            Ok(())
+        })?;
+        Ok(record)
+    }
+
+    /// Inside a transaction, so that no sweep takes the new index for the rest of a crash.
+    fn change_index(
+        &self,
+        _transaction: &Transaction,
+        change: impl FnOnce(&mut Vec<Entry>) -> Result<()>,
+    ) -> Result<()> {
+        let lock_path = self.root.join("index.lock");
+        let lock = files::lock_file(&lock_path)?;
+        lock.lock().context("lock", &lock_path)?;
+        let path = self.root.join("index.json");
+        let mut entries = index::read(&path)?;
+        change(&mut entries)?;
+        index::write(&path, &entries)
+    }
+}
+
+impl Reclaimed {
+    fn count(&mut self, freed: Option<u64>) {
+        if let Some(bytes) = freed {
+            self.files += 1;
+            self.bytes += bytes;
+        }
+    }
+}
+
+fn ambiguous(name: &str, entries: &[Entry]) -> ImageError {
+    let mut candidates: Vec<String> = entries
+        .iter()
+        .map(|entry| {
+            format!(
+                "{} ({}, {})",
+                entry.reference,
+                entry.platform,
+                entry.manifest.short()
+            )
+        })
+        .collect();
+    candidates.sort();
+    candidates.truncate(8);
+    ImageError::Ambiguous {
+        name: crate::error::clip(name),
+        candidates: candidates.join(", "),
+    }
+}
+
+/// Writes a small blob of an operation, to be published with it.
+pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<(Digest, PathBuf)> {
+    let digest = Digest::of(bytes);
+    let path = transaction.path(&format!("small-{}", digest.hex()));
+    files::write_atomically(&path, bytes)?;
+    Ok((digest, path))
+}

@@ -1,0 +1,521 @@
+//! Imports of everything that is an image in a file, made by real tools, and of what only claims to be one.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Mutex;
+
+use microagent_image::{ImageError, ImageEvent, ImageRecord, ImageStore, ImportOptions, Reference};
+use serde_json::json;
+use testkit::registry::{
+    Layout, Packing, TinyImage, damage, digest_of, noise, pack, run_tool, skopeo, tar_of,
+};
+
+struct Bench {
+    directory: tempfile::TempDir,
+    store: ImageStore,
+}
+
+impl Bench {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let store = ImageStore::open(directory.path().join("images")).unwrap();
+        Self { directory, store }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    fn write(&self, name: &str, content: &[u8]) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    fn import(&self, path: &Path, options: &ImportOptions) -> Result<ImageRecord, ImageError> {
+        self.store.import(path, options, &|_| {})
+    }
+
+    /// What a refused import says; it must leave nothing.
+    fn refused(&self, path: &Path, options: &ImportOptions) -> String {
+        let error = self.import(path, options).unwrap_err();
+        for folder in ["blobs/sha256", "disks", "tmp"] {
+            let left: Vec<_> = fs::read_dir(self.store.root().join(folder))
+                .unwrap()
+                .collect();
+            assert!(left.is_empty(), "{folder}: {left:?} after {error}");
+        }
+        assert_eq!(self.store.list().unwrap(), []);
+        error.to_string()
+    }
+
+    fn layout(&self) -> Layout {
+        Layout::create(&self.path("layout")).unwrap()
+    }
+
+    fn copy(&self, layout: &Layout, name: &str, to: &str) {
+        let mut command = skopeo();
+        command
+            .arg("copy")
+            .arg(format!("oci:{}:{name}", layout.path().display()))
+            .arg(to);
+        run_tool("skopeo", &mut command).unwrap();
+    }
+}
+
+fn named(name: &str) -> ImportOptions {
+    let mut options = ImportOptions::new().reference(name.parse().unwrap());
+    options.platform = "linux/amd64".parse().unwrap();
+    options
+}
+
+fn unnamed() -> ImportOptions {
+    ImportOptions::new().platform("linux/amd64".parse().unwrap())
+}
+
+fn image() -> TinyImage {
+    TinyImage::new("amd64")
+        .layer(
+            tar_of(&[
+                ("etc/os-release", 0o644, b"ID=tiny\n"),
+                ("gone", 0o644, b""),
+            ]),
+            Packing::Gzip,
+        )
+        .layer(
+            tar_of(&[(".wh.gone", 0o644, b""), ("bin/hello", 0o755, b"hi\n")]),
+            Packing::Gzip,
+        )
+        .config(json!({"Entrypoint": ["/bin/hello"], "WorkingDir": "/etc"}))
+}
+
+fn cat(record: &ImageRecord, path: &str) -> String {
+    let mut command = Command::new("/sbin/debugfs");
+    command
+        .arg("-R")
+        .arg(format!("cat {path}"))
+        .arg(record.disk.as_ref().unwrap());
+    String::from_utf8(run_tool("e2fsprogs", &mut command).unwrap()).unwrap()
+}
+
+#[test]
+fn a_root_file_system_plain_gzip_and_zstd() {
+    let tar = tar_of(&[
+        ("etc/os-release", 0o644, b"ID=rootfs\n"),
+        ("bin/sh", 0o755, b"#!"),
+    ]);
+    for (packing, name) in [
+        (Packing::Plain, "r.tar"),
+        (Packing::Gzip, "r.tar.gz"),
+        (Packing::Zstd, "wrong.name"),
+    ] {
+        let bench = Bench::new();
+        let packed = pack(&tar, packing);
+        let path = bench.write(name, &packed);
+        let record = bench.import(&path, &named("rootfs:1")).unwrap();
+        // The layer is kept as it was given.
+        assert_eq!(record.layers[0].digest.to_string(), digest_of(&packed));
+        assert_eq!(
+            fs::read(
+                bench
+                    .store
+                    .root()
+                    .join("blobs/sha256")
+                    .join(record.layers[0].digest.hex())
+            )
+            .unwrap(),
+            packed
+        );
+        let config = bench.store.config(&record).unwrap();
+        assert_eq!(config.cmd, ["/bin/sh"]);
+        assert_eq!(config.diff_ids[0].to_string(), digest_of(&tar));
+        assert_eq!(cat(&record, "/etc/os-release"), "ID=rootfs\n");
+        // The same file is the same image, and without a disk too.
+        let again = bench
+            .import(&path, &named("other:2").build_disk(false))
+            .unwrap();
+        assert_eq!(again.digest, record.digest);
+        assert!(
+            bench
+                .store
+                .base_disk(&again, &|event| assert!(matches!(
+                    event,
+                    ImageEvent::DiskReady { existed: true, .. }
+                )))
+                .is_ok()
+        );
+        assert!(
+            bench
+                .import(&path, &unnamed())
+                .unwrap_err()
+                .to_string()
+                .contains("give one")
+        );
+    }
+}
+
+#[test]
+fn the_same_disk_whichever_way_it_is_built() {
+    let tar = tar_of(&[("a/b/c", 0o644, &noise(300_000, 3))]);
+    let (one, two) = (Bench::new(), Bench::new());
+    let options = named("x:1");
+    let at_once = one
+        .import(&one.write("x.tgz", &pack(&tar, Packing::Gzip)), &options)
+        .unwrap();
+    let later = two
+        .import(
+            &two.write("x.tgz", &pack(&tar, Packing::Gzip)),
+            &options.clone().build_disk(false),
+        )
+        .unwrap();
+    assert_eq!(later.disk, None);
+    assert_eq!(at_once.digest, later.digest);
+    let disks = [(&one, &at_once), (&two, &later)]
+        .map(|(bench, record)| bench.store.base_disk(record, &|_| {}).unwrap());
+    assert_eq!(disks[0].sha256, disks[1].sha256);
+    assert_eq!(
+        digest_of(&fs::read(&disks[0].path).unwrap()),
+        disks[0].sha256.to_string()
+    );
+}
+
+#[test]
+fn layouts_and_archives_from_skopeo() {
+    let bench = Bench::new();
+    let mut layout = bench.layout();
+    let (digest, _) = layout.add("debian:12", &[image()]).unwrap();
+    let oci = bench.path("image.oci");
+    bench.copy(
+        &layout,
+        "debian:12",
+        &format!("oci-archive:{}:debian:12", oci.display()),
+    );
+    let docker = bench.path("image.docker");
+    bench.copy(
+        &layout,
+        "debian:12",
+        &format!("docker-archive:{}:debian:12", docker.display()),
+    );
+    // The compressed form of an archive.
+    let packed = bench.write(
+        "image.tar.gz",
+        &pack(&fs::read(&docker).unwrap(), Packing::Gzip),
+    );
+    for (path, same) in [
+        (layout.path(), true),
+        (&oci, true),
+        (&docker, false),
+        (&packed, false),
+    ] {
+        let record = bench.import(path, &unnamed()).unwrap();
+        assert_eq!(
+            record.reference.canonical(),
+            "docker.io/library/debian:12",
+            "{}",
+            path.display()
+        );
+        assert_eq!(
+            record.digest.to_string() == digest,
+            same,
+            "{}",
+            path.display()
+        );
+        let config = bench.store.config(&record).unwrap();
+        assert_eq!(
+            (config.entrypoint, config.working_dir.as_deref()),
+            (vec!["/bin/hello".to_owned()], Some("/etc"))
+        );
+        assert_eq!(cat(&record, "/etc/os-release"), "ID=tiny\n");
+        assert_eq!(cat(&record, "/gone"), "");
+    }
+    assert_eq!(bench.store.list().unwrap().len(), 1);
+    let other = bench
+        .import(&docker, &named("localhost:5000/mine:3"))
+        .unwrap();
+    assert_eq!(other.reference.to_string(), "localhost:5000/mine:3");
+}
+
+/// The form `docker save` wrote before it became an OCI layout: a folder per layer, links for repeated ones.
+#[test]
+fn old_docker_save() {
+    let bench = Bench::new();
+    let layer = tar_of(&[("old", 0o644, b"docker")]);
+    let id = |n: u8| format!("{n:02x}").repeat(32);
+    let config = json!({"architecture": "amd64", "os": "linux", "config": {"Cmd": ["x"]},
+        "rootfs": {"type": "layers", "diff_ids": [digest_of(&layer), digest_of(&layer)]}});
+    let config = serde_json::to_vec(&config).unwrap();
+    let name = format!("{}.json", digest_of(&config).trim_start_matches("sha256:"));
+    let manifest = json!([{"Config": name, "RepoTags": ["old:1"], "Layers": [format!("{}/layer.tar", id(1)), format!("{}/layer.tar", id(2))]}]);
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut add = |path: &str, content: &[u8]| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o644);
+        archive.append_data(&mut header, path, content).unwrap();
+    };
+    add(&format!("{}/layer.tar", id(1)), &layer);
+    add(&name, &config);
+    add("manifest.json", &serde_json::to_vec(&manifest).unwrap());
+    let mut link = tar::Header::new_gnu();
+    link.set_entry_type(tar::EntryType::Symlink);
+    link.set_size(0);
+    archive
+        .append_link(
+            &mut link,
+            format!("{}/layer.tar", id(2)),
+            format!("../{}/layer.tar", id(1)),
+        )
+        .unwrap();
+    let path = bench.write("old.tar", &archive.into_inner().unwrap());
+    let record = bench.import(&path, &unnamed()).unwrap();
+    assert_eq!(
+        (record.reference.to_string().as_str(), record.layers.len()),
+        ("old:1", 2)
+    );
+    assert_eq!(cat(&record, "/old"), "docker");
+}
+
+#[test]
+fn archives_of_several_images_and_platforms() {
+    let bench = Bench::new();
+    let mut layout = bench.layout();
+    let arm = TinyImage::new("arm64").layer(tar_of(&[("arm", 0o644, b"")]), Packing::Gzip);
+    let (_, each) = layout.add("one:1", &[arm, image()]).unwrap();
+    let other = image().layer(tar_of(&[("two", 0o644, b"")]), Packing::Gzip);
+    let (two, _) = layout.add("two:1", &[other]).unwrap();
+    let error = bench.refused(layout.path(), &unnamed());
+    assert!(
+        error.contains("several images") && error.contains("one:1, two:1"),
+        "{error}"
+    );
+    let mut select = unnamed();
+    select.select = Some("one:1".into());
+    assert_eq!(
+        bench
+            .import(layout.path(), &select)
+            .unwrap()
+            .digest
+            .to_string(),
+        each[1]
+    );
+    let arm = select.clone().platform("arm64".parse().unwrap());
+    assert_eq!(
+        bench
+            .import(layout.path(), &arm)
+            .unwrap()
+            .digest
+            .to_string(),
+        each[0]
+    );
+    assert_eq!(
+        bench
+            .import(layout.path(), &named("two:1"))
+            .unwrap()
+            .digest
+            .to_string(),
+        two
+    );
+    let none = select.clone().platform("riscv64".parse().unwrap());
+    let error = bench.import(layout.path(), &none).unwrap_err().to_string();
+    assert!(
+        error.contains("it has only: linux/amd64, linux/arm64"),
+        "{error}"
+    );
+    select.select = Some("three".into());
+    assert!(
+        bench
+            .import(layout.path(), &select)
+            .unwrap_err()
+            .to_string()
+            .contains("no image `three`")
+    );
+}
+
+#[test]
+fn hostile_archives_are_refused_and_leave_nothing() {
+    let bench = Bench::new();
+    let options = named("evil:1");
+    let good = tar_of(&[("file", 0o644, &noise(50_000, 5))]);
+
+    for (content, reason) in [
+        (Vec::new(), "empty"),
+        (b"hello, this is no archive at all".to_vec(), "tar"),
+        (noise(10_000, 1), "tar"),
+        (pack(&good, Packing::Gzip)[..30_000].to_vec(), ""),
+        (pack(&good, Packing::Zstd)[..30_000].to_vec(), ""),
+        (good[..20_000].to_vec(), "truncated"),
+        (
+            tar_of(&[("oci-layout", 0o644, b"{}"), ("index.json", 0o644, b"{}")]),
+            "marker",
+        ),
+        (
+            tar_of(&[
+                ("oci-layout", 0o644, br#"{"imageLayoutVersion":"9.0.0"}"#),
+                ("index.json", 0o644, b"{}"),
+            ]),
+            "version `9.0.0`",
+        ),
+        (tar_of(&[("manifest.json", 0o644, b"[]")]), "no image"),
+        (
+            tar_of(&[("manifest.json", 0o644, &vec![b' '; 5 << 20])]),
+            "larger than",
+        ),
+        (
+            tar_of(&[(
+                "manifest.json",
+                0o644,
+                br#"[{"Config":"../../../../etc/passwd","Layers":[]}]"#,
+            )]),
+            "is missing",
+        ),
+        (tar_of(&[("index.json", 0o644, b"{}")]), "neither"),
+    ] {
+        let path = bench.write("evil", &content);
+        let error = bench.refused(&path, &options);
+        assert!(error.contains(reason), "{reason}: {error}");
+        assert!(error.len() < 1000, "{error}");
+    }
+
+    // A member that claims more than there is.
+    let mut lying = tar_of(&[("manifest.json", 0o644, b"[]")]);
+    lying[124..136].copy_from_slice(b"77777777777\0");
+    let sum: u64 = lying[..512]
+        .iter()
+        .enumerate()
+        .map(|(at, byte)| {
+            if (148..156).contains(&at) {
+                32
+            } else {
+                u64::from(*byte)
+            }
+        })
+        .sum();
+    lying[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let error = bench.refused(&bench.write("lying", &lying), &options);
+    assert!(error.contains("more than the archive has"), "{error}");
+
+    // A root file system that climbs out.
+    let mut archive = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(0);
+    header.as_gnu_mut().unwrap().name[..9].copy_from_slice(b"../escape");
+    header.set_cksum();
+    archive.append(&header, std::io::empty()).unwrap();
+    let error = bench.refused(
+        &bench.write("climb.tar", &archive.into_inner().unwrap()),
+        &options,
+    );
+    assert!(error.contains("climbs"), "{error}");
+}
+
+#[test]
+fn damaged_layouts_are_refused_and_leave_nothing() {
+    for (which, reason) in [
+        ("layer", "layer 1 of 2"),
+        ("config", "the configuration"),
+        ("manifest", "the manifest"),
+    ] {
+        let bench = Bench::new();
+        let mut layout = bench.layout();
+        let (digest, _) = layout.add("x:1", &[image()]).unwrap();
+        let manifest: serde_json::Value =
+            serde_json::from_slice(&fs::read(layout.blob_file(&digest)).unwrap()).unwrap();
+        let victim = match which {
+            "layer" => manifest["layers"][0]["digest"].as_str().unwrap(),
+            "config" => manifest["config"]["digest"].as_str().unwrap(),
+            _ => &digest,
+        };
+        damage(&layout.blob_file(victim)).unwrap();
+        let error = bench.refused(layout.path(), &named("x:1"));
+        assert!(
+            error.contains(reason) && error.contains("does not match"),
+            "{which}: {error}"
+        );
+        fs::remove_file(layout.blob_file(victim)).unwrap();
+        let error = bench.refused(layout.path(), &named("x:1"));
+        assert!(
+            error.contains("is missing") && error.contains(victim),
+            "{which}: {error}"
+        );
+    }
+}
+
+#[test]
+fn a_layer_that_is_not_what_the_config_promises_makes_no_disk() {
+    let bench = Bench::new();
+    let layout = bench.layout();
+    let lie = digest_of(b"something else");
+    let tar = tar_of(&[("f", 0o644, b"f")]);
+    let layer = layout
+        .blob(
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            &pack(&tar, Packing::Gzip),
+        )
+        .unwrap();
+    let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [lie]}});
+    let config = layout
+        .blob(
+            "application/vnd.oci.image.config.v1+json",
+            &serde_json::to_vec(&config).unwrap(),
+        )
+        .unwrap();
+    let manifest = json!({"schemaVersion": 2, "config": config, "layers": [layer]});
+    let manifest = layout
+        .blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            &serde_json::to_vec(&manifest).unwrap(),
+        )
+        .unwrap();
+    fs::write(
+        layout.path().join("index.json"),
+        json!({"schemaVersion": 2, "manifests": [manifest]}).to_string(),
+    )
+    .unwrap();
+    let error = bench.import(layout.path(), &named("lie:1")).unwrap_err();
+    assert!(matches!(error, ImageError::Disk { .. }), "{error:?}");
+    assert!(error.to_string().contains("layer 1 of 1"), "{error}");
+    assert_eq!(
+        fs::read_dir(bench.store.root().join("disks"))
+            .unwrap()
+            .count(),
+        0
+    );
+}
+
+/// What a crash leaves, the next operation removes, and what is under way it leaves alone.
+#[test]
+fn rests_of_a_crash_are_swept() {
+    let bench = Bench::new();
+    let root = bench.store.root().to_owned();
+    fs::create_dir(root.join("tmp/op-crashed")).unwrap();
+    fs::write(root.join("tmp/op-crashed/layer"), b"half").unwrap();
+    fs::write(root.join("disks/.tmpcrashed"), b"half").unwrap();
+    fs::write(root.join(".tmpcrashed"), b"half").unwrap();
+    let tar = tar_of(&[("f", 0o644, b"f")]);
+    let nested = Mutex::new(false);
+    let path = bench.write("x.tar", &tar);
+    let record = bench
+        .store
+        .import(&path, &named("a:1"), &|event| {
+            if matches!(event, ImageEvent::Resolved { .. })
+                && !std::mem::replace(&mut *nested.lock().unwrap(), true)
+            {
+                // Another operation begins and must not sweep this one's files away.
+                let other = bench.write("y.tar", &tar_of(&[("g", 0o644, b"g")]));
+                bench.import(&other, &named("b:1")).unwrap();
+            }
+        })
+        .unwrap();
+    assert!(record.disk.is_some());
+    assert_eq!(fs::read_dir(root.join("tmp")).unwrap().count(), 0);
+    assert!(!root.join("disks/.tmpcrashed").exists() && !root.join(".tmpcrashed").exists());
+    let names: Vec<Reference> = bench
+        .store
+        .list()
+        .unwrap()
+        .into_iter()
+        .map(|record| record.reference)
+        .collect();
+    assert_eq!(names, ["a:1".parse().unwrap(), "b:1".parse().unwrap()]);
+}

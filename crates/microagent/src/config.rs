@@ -1,0 +1,211 @@
+//! Everything the library is told about its surroundings. It looks nothing up by itself:
+//! no environment, no home directory, no terminal.
+
+use std::{
+    ffi::OsStr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::error::Error;
+
+/// The file name a supervisor program goes by.
+pub const SUPERVISOR_PROGRAM: &str = "microagent-supervisor";
+
+/// The file name of the one executable, which is also a supervisor.
+const EXECUTABLE: &str = "microagent";
+
+/// Where the supervisor program is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SupervisorProgram {
+    /// This file: the `microagent` executable or a program that calls `microagent_supervisor::entry()`.
+    At(PathBuf),
+    /// The running program itself, which must call `microagent_supervisor::entry()` first thing in `main`.
+    ThisProgram,
+}
+
+impl SupervisorProgram {
+    /// Looks for an installed supervisor: beside `beside`, in `../libexec` of it, then in the
+    /// directories of `path` (the value of `PATH`).
+    ///
+    /// # Errors
+    /// [`Error::SupervisorMissing`] with every place that was looked at.
+    pub fn find(beside: Option<&Path>, path: Option<&OsStr>) -> Result<Self, Error> {
+        let own = beside.into_iter().flat_map(|directory| {
+            [directory.to_owned(), directory.join("../libexec")]
+        });
+        let listed = path.into_iter().flat_map(std::env::split_paths).filter(|p| p.is_absolute());
+        let mut searched = Vec::new();
+        for directory in own.chain(listed) {
+            for name in [SUPERVISOR_PROGRAM, EXECUTABLE] {
+                let candidate = directory.join(name);
+                if is_executable(&candidate) {
+                    return Ok(Self::At(candidate));
+                }
+            }
+            searched.push(directory);
+        }
+        Err(Error::SupervisorMissing { searched })
+    }
+}
+
+fn is_executable(path: &Path) -> bool {
+    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
+}
+
+/// How long things may take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timeouts {
+    /// One boot attempt, from the VMM's start until the guest is ready.
+    pub boot: Duration,
+    /// From starting the supervisor program to its answer.
+    pub supervisor: Duration,
+    /// How long a workload may take to end after it was asked to, when a kept workspace is shut down.
+    pub grace: Duration,
+    /// From the request to end a machine to its end.
+    pub shutdown: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            boot: Duration::from_secs(60),
+            supervisor: Duration::from_secs(120),
+            grace: Duration::from_secs(10),
+            shutdown: Duration::from_secs(20),
+        }
+    }
+}
+
+/// What [`crate::Microagent`] works with.
+///
+/// ```
+/// use microagent::{Config, SupervisorProgram};
+///
+/// let config = Config::new("/var/lib/agents", "/run/agents", SupervisorProgram::ThisProgram)
+///     .insecure_registry("registry.internal:5000");
+/// assert_eq!(config.state_dir.to_str(), Some("/var/lib/agents"));
+/// ```
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// Images, kernels and workspaces. Absolute; made (0700) when it is missing.
+    pub state_dir: PathBuf,
+    /// Sockets of running machines. Absolute and short: a socket's path may have 107 bytes.
+    /// Made (0700) when it is missing; must belong to this user alone.
+    pub runtime_dir: PathBuf,
+    /// The supervisor program.
+    pub supervisor: SupervisorProgram,
+    /// How long things may take.
+    pub timeouts: Timeouts,
+    /// Registries (`host[:port]`) that are spoken to in plain HTTP.
+    pub insecure_registries: Vec<String>,
+    /// Files in the form of Docker's `config.json` to take registry credentials from, the first
+    /// that has some for a registry wins.
+    pub auth_files: Vec<PathBuf>,
+    /// A proxy for all requests to registries: `http://host:port`.
+    pub proxy: Option<String>,
+    /// The most bytes of each output stream kept in a result.
+    pub capture_limit: u32,
+    /// The most bytes of console log kept (and as much again in one older file).
+    pub console_limit: u32,
+}
+
+impl Config {
+    /// The default settings around three places.
+    #[must_use]
+    pub fn new(
+        state_dir: impl Into<PathBuf>,
+        runtime_dir: impl Into<PathBuf>,
+        supervisor: SupervisorProgram,
+    ) -> Self {
+        Self {
+            state_dir: state_dir.into(),
+            runtime_dir: runtime_dir.into(),
+            supervisor,
+            timeouts: Timeouts::default(),
+            insecure_registries: Vec::new(),
+            auth_files: Vec::new(),
+            proxy: None,
+            capture_limit: 1024 * 1024,
+            console_limit: 1024 * 1024,
+        }
+    }
+
+    /// The same with one more registry that is spoken to in plain HTTP.
+    #[must_use]
+    pub fn insecure_registry(mut self, registry: impl Into<String>) -> Self {
+        self.insecure_registries.push(registry.into());
+        self
+    }
+
+    /// The same with one more file of registry credentials.
+    #[must_use]
+    pub fn auth_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.auth_files.push(path.into());
+        self
+    }
+
+    /// The same with other timeouts.
+    #[must_use]
+    pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
+        self.timeouts = timeouts;
+        self
+    }
+
+    /// The same with another limit for captured output, in bytes per stream.
+    #[must_use]
+    pub fn capture_limit(mut self, bytes: u32) -> Self {
+        self.capture_limit = bytes;
+        self
+    }
+
+    pub(crate) fn images_dir(&self) -> PathBuf {
+        self.state_dir.join("images")
+    }
+
+
+    pub(crate) fn workspaces_dir(&self) -> PathBuf {
+        self.state_dir.join("workspaces")
+    }
+
+    pub(crate) fn host_cache_dir(&self) -> PathBuf {
+        self.state_dir.join("host")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    #[test]
+    fn the_supervisor_is_found_beside_then_on_the_path() {
+        let directory = tempfile::tempdir().unwrap();
+        let (bin, other) = (directory.path().join("bin"), directory.path().join("other"));
+        std::fs::create_dir_all(&bin).unwrap();
+        std::fs::create_dir_all(&other).unwrap();
+        let path = std::env::join_paths([&other]).unwrap();
+
+        let error = SupervisorProgram::find(Some(&bin), Some(&path)).unwrap_err();
+        assert!(error.to_string().contains(other.to_str().unwrap()), "{error}");
+
+        let plain = bin.join(SUPERVISOR_PROGRAM);
+        std::fs::write(&plain, "").unwrap();
+        assert!(SupervisorProgram::find(Some(&bin), Some(&path)).is_err(), "it is not executable");
+
+        let listed = other.join(EXECUTABLE);
+        std::fs::write(&listed, "").unwrap();
+        std::fs::set_permissions(&listed, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            SupervisorProgram::find(Some(&bin), Some(&path)).unwrap(),
+            SupervisorProgram::At(listed)
+        );
+        std::fs::set_permissions(&plain, std::fs::Permissions::from_mode(0o755)).unwrap();
+        assert_eq!(
+            SupervisorProgram::find(Some(&bin), Some(&path)).unwrap(),
+            SupervisorProgram::At(plain)
+        );
+    }
+}

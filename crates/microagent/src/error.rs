@@ -1,0 +1,246 @@
+//! Every way the library can fail, with the input, the reason and the remedy.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use microagent_image::ImageError;
+use microagent_kernel::KernelError;
+use microagent_protocol::{
+    FrameError,
+    supervisor::{ErrorKind, ErrorReport},
+};
+
+/// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// An option is wrong, or two contradict each other.
+    #[error("{option} is not usable: {reason}.")]
+    Invalid {
+        /// The option, such as `hostname`.
+        option: &'static str,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
+    /// There is nothing to run.
+    #[error("{image} names no command of its own; give one after the image.")]
+    NoCommand {
+        /// The image.
+        image: String,
+    },
+    /// A workspace of this name exists.
+    #[error("A workspace named {name} exists already; choose another name or remove it.")]
+    NameTaken {
+        /// The name.
+        name: String,
+    },
+    /// The image could not be had.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The kernel could not be had.
+    #[error(transparent)]
+    Kernel(#[from] KernelError),
+    /// No supervisor program was found.
+    #[error(
+        "The supervisor program is in none of {}; install microagent there or name the program.",
+        list(.searched)
+    )]
+    SupervisorMissing {
+        /// The directories that were looked at.
+        searched: Vec<PathBuf>,
+    },
+    /// The supervisor program could not be started.
+    #[error("Cannot start the supervisor {}: {source}.", .program.display())]
+    SupervisorStart {
+        /// The program.
+        program: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The supervisor ended or answered nonsense.
+    #[error("The supervisor of {subject} failed: {reason}.")]
+    SupervisorFailed {
+        /// The workspace, or what was asked of it.
+        subject: String,
+        /// What happened.
+        reason: String,
+        /// The last lines it wrote.
+        log: Option<String>,
+    },
+    /// The supervisor said no.
+    #[error("{}", .0.message)]
+    Supervisor(Box<ErrorReport>),
+    /// The machine ended before its workload began.
+    #[error("The machine of {workspace} ended before the command started: {reason}.")]
+    NeverStarted {
+        /// The workspace.
+        workspace: String,
+        /// Why.
+        reason: String,
+        /// The console's last words.
+        console: Option<String>,
+    },
+    /// The time was up before the workload began.
+    #[error("The time limit of {} was over before the command started.", humantime::format_duration(*.limit))]
+    TimedOut {
+        /// The limit.
+        limit: Duration,
+    },
+    /// A setup command failed.
+    #[error("The setup command {command:?} failed: {outcome}; the command itself was not run.")]
+    SetupFailed {
+        /// The command as given.
+        command: String,
+        /// How it ended.
+        outcome: String,
+    },
+    /// The caller cancelled before the workload began.
+    #[error("Cancelled by {} before the command started.", crate::signal::name(*.signal))]
+    Cancelled {
+        /// The signal that said so.
+        signal: u8,
+    },
+    /// A directory that must be private is not.
+    #[error("{} cannot hold private files: {reason}; choose another directory.", .path.display())]
+    Untrusted {
+        /// The directory.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// A system call failed.
+    #[error("Cannot {doing} {}: {source}.", .path.display())]
+    Io {
+        /// What was being done, as a verb.
+        doing: &'static str,
+        /// To which file.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The scratch disk could not be made.
+    #[error("Cannot make the scratch disk {}: {reason}.", .path.display())]
+    Scratch {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+    /// The system gave no random bytes.
+    #[error("The system gave no random bytes: {0}.")]
+    Random(getrandom::Error),
+}
+
+fn list(paths: &[PathBuf]) -> String {
+    if paths.is_empty() {
+        return "the places to look at (there were none)".to_owned();
+    }
+    let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    shown.join(", ")
+}
+
+impl Error {
+    pub(crate) fn invalid(option: &'static str, reason: impl Into<String>) -> Self {
+        Self::Invalid { option, reason: reason.into() }
+    }
+
+    pub(crate) fn connection(subject: impl Into<String>, error: &FrameError) -> Self {
+        Self::SupervisorFailed {
+            subject: subject.into(),
+            reason: error.to_string(),
+            log: None,
+        }
+    }
+
+    /// The failure in the form that crosses process boundaries and is printed as JSON.
+    #[must_use]
+    pub fn report(&self) -> ErrorReport {
+        let report = ErrorReport::new(self.kind(), self.to_string());
+        let report = match self {
+            Self::Supervisor(inner) => (**inner).clone(),
+            Self::NoCommand { .. } => report.remedy("Write the command after the image."),
+            Self::SupervisorMissing { .. } => {
+                report.remedy("Install microagent, or name the supervisor program.")
+            }
+            Self::SupervisorFailed { log, .. } => ErrorReport { detail: log.clone(), ..report }
+                .remedy("Try again; `microagent doctor` says what this host can run."),
+            Self::NeverStarted { console, .. } => ErrorReport { detail: console.clone(), ..report }
+                .remedy("`microagent doctor` says what this host can run."),
+            Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
+            _ => report,
+        };
+        ErrorReport { retryable: report.retryable || self.is_retryable(), ..report }
+    }
+
+    fn is_retryable(&self) -> bool {
+        matches!(self, Self::Cancelled { .. } | Self::TimedOut { .. })
+    }
+
+    fn kind(&self) -> ErrorKind {
+        match self {
+            Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
+            Self::NameTaken { .. } => ErrorKind::Conflict,
+            Self::Image(error) => image_kind(error),
+            Self::Kernel(error) => kernel_kind(error),
+            Self::SupervisorMissing { .. } => ErrorKind::NotFound,
+            Self::Supervisor(report) => report.kind,
+            Self::NeverStarted { .. } | Self::TimedOut { .. } | Self::Cancelled { .. } => {
+                ErrorKind::Transient
+            }
+            Self::SupervisorFailed { .. } => ErrorKind::Internal,
+            Self::SupervisorStart { .. }
+            | Self::SetupFailed { .. }
+            | Self::Untrusted { .. }
+            | Self::Io { .. }
+            | Self::Scratch { .. }
+            | Self::Random(_) => ErrorKind::Permanent,
+        }
+    }
+}
+
+fn image_kind(error: &ImageError) -> ErrorKind {
+    match error {
+        ImageError::BadReference { .. }
+        | ImageError::BadDigest { .. }
+        | ImageError::BadPlatform { .. }
+        | ImageError::Ambiguous { .. } => ErrorKind::Invalid,
+        ImageError::NotFound { .. }
+        | ImageError::NotLocal { .. }
+        | ImageError::Unknown { .. } => ErrorKind::NotFound,
+        ImageError::NoSuchPlatform { .. } => ErrorKind::Unsupported,
+        ImageError::Connection { .. } => ErrorKind::Transient,
+        _ => ErrorKind::Permanent,
+    }
+}
+
+fn kernel_kind(error: &KernelError) -> ErrorKind {
+    match error {
+        KernelError::NotFound { .. }
+        | KernelError::PackageUnknown { .. }
+        | KernelError::HostKernelAbsent { .. } => ErrorKind::NotFound,
+        KernelError::MissingDrivers { .. } | KernelError::NoGuest => ErrorKind::Unsupported,
+        KernelError::ToolTimedOut { .. } | KernelError::Busy { .. } => ErrorKind::Transient,
+        _ => ErrorKind::Permanent,
+    }
+}
+
+/// The result of this crate's operations.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// Adds what was being done, and to which file, to an I/O result.
+pub(crate) trait IoContext<T> {
+    fn context(self, doing: &'static str, path: &Path) -> Result<T>;
+}
+
+impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
+    fn context(self, doing: &'static str, path: &Path) -> Result<T> {
+        self.map_err(|source| Error::Io {
+            doing,
+            path: path.to_owned(),
+            source: source.into(),
+        })
+    }
+}

@@ -1,0 +1,368 @@
+//! What to run and how: one builder method for every choice a `run` has.
+
+use std::{path::PathBuf, time::Duration};
+
+use microagent_image::{Platform, PullPolicy};
+use microagent_protocol::{BackendChoice, Mebibytes, NetworkMode, TtySize, VcpuCount};
+use serde::{Deserialize, Serialize};
+
+/// A size of machine that has a name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Profile {
+    /// 256 MiB of memory, 1 vCPU, 512 MiB of disk.
+    Tiny,
+    /// 512 MiB of memory, 2 vCPUs, 1,024 MiB of disk.
+    #[default]
+    Small,
+    /// 2,048 MiB of memory, 2 vCPUs, 8,192 MiB of disk.
+    Medium,
+    /// 4,096 MiB of memory, 4 vCPUs, 16,384 MiB of disk.
+    Large,
+}
+
+impl Profile {
+    /// Every profile.
+    pub const ALL: [Self; 4] = [Self::Tiny, Self::Small, Self::Medium, Self::Large];
+
+    /// Its name.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Tiny => "tiny",
+            Self::Small => "small",
+            Self::Medium => "medium",
+            Self::Large => "large",
+        }
+    }
+
+    /// Memory, number of vCPUs and disk.
+    const fn sizes(self) -> (u32, u32, u32) {
+        match self {
+            Self::Tiny => (256, 1, 512),
+            Self::Small => (512, 2, 1024),
+            Self::Medium => (2048, 2, 8192),
+            Self::Large => (4096, 4, 16384),
+        }
+    }
+}
+
+impl std::fmt::Display for Profile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// Not a profile's name.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{input:?} is not a profile; use tiny, small, medium or large")]
+pub struct InvalidProfile {
+    input: String,
+}
+
+impl std::str::FromStr for Profile {
+    type Err = InvalidProfile;
+
+    fn from_str(input: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|profile| profile.as_str() == input)
+            .ok_or_else(|| InvalidProfile { input: input.to_owned() })
+    }
+}
+
+/// What a machine is given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Resources {
+    /// Guest memory in MiB.
+    pub memory_mib: Mebibytes,
+    /// vCPUs.
+    pub cpu_count: u32,
+    /// The most the workspace may write, in MiB.
+    pub size_mib: Mebibytes,
+}
+
+/// Which kernel boots.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum KernelChoice {
+    /// The default one; installed first if there is none.
+    #[default]
+    Default,
+    /// An installed one, by its id.
+    Installed(String),
+    /// A kernel file, installed first if it is not.
+    File {
+        /// A bzImage or an uncompressed ELF image.
+        kernel: PathBuf,
+        /// The directory of its modules; without it every driver must be built in.
+        modules: Option<PathBuf>,
+    },
+}
+
+/// A change to the image's environment.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum EnvChange {
+    Set(String, String),
+    Remove(String),
+}
+
+/// What to run and how.
+///
+/// Nothing is checked here: [`crate::Microagent::run`] checks everything before it does anything.
+///
+/// ```
+/// use std::time::Duration;
+/// use microagent::{Profile, RunOptions};
+///
+/// let options = RunOptions::new("debian:12")
+///     .command(["sh", "-c", "echo $GREETING"])
+///     .env("GREETING", "hello")
+///     .profile(Profile::Tiny)
+///     .timeout(Duration::from_secs(30));
+/// # let _ = options;
+/// ```
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct RunOptions {
+    pub(crate) image: String,
+    pub(crate) command: Vec<String>,
+    pub(crate) shell: Option<String>,
+    pub(crate) entrypoint: Option<Vec<String>>,
+    pub(crate) setup: Vec<String>,
+    pub(crate) env: Vec<EnvChange>,
+    pub(crate) workdir: Option<String>,
+    pub(crate) user: Option<String>,
+    pub(crate) hostname: Option<String>,
+    pub(crate) name: Option<String>,
+    pub(crate) keep: bool,
+    pub(crate) tty: Option<TtySize>,
+    pub(crate) profile: Profile,
+    pub(crate) memory: Option<Mebibytes>,
+    pub(crate) vcpus: Option<VcpuCount>,
+    pub(crate) disk: Option<Mebibytes>,
+    pub(crate) network: NetworkMode,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) backend: BackendChoice,
+    pub(crate) kernel: KernelChoice,
+    pub(crate) pull: PullPolicy,
+    pub(crate) platform: Option<Platform>,
+}
+
+impl RunOptions {
+    /// Runs the command that `image` names, in a machine of the default size.
+    pub fn new(image: impl Into<String>) -> Self {
+        Self {
+            image: image.into(),
+            command: Vec::new(),
+            shell: None,
+            entrypoint: None,
+            setup: Vec::new(),
+            env: Vec::new(),
+            workdir: None,
+            user: None,
+            hostname: None,
+            name: None,
+            keep: false,
+            tty: None,
+            profile: Profile::default(),
+            memory: None,
+            vcpus: None,
+            disk: None,
+            network: NetworkMode::default(),
+            timeout: None,
+            backend: BackendChoice::default(),
+            kernel: KernelChoice::default(),
+            pull: PullPolicy::Missing,
+            platform: None,
+        }
+    }
+
+    /// Runs this instead of the image's `Cmd`; the image's `Entrypoint` stays in front of it.
+    pub fn command<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        self.command = argv.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// Runs `/bin/sh -c script`, whatever the image's `Entrypoint` and `Cmd` are.
+    pub fn shell(mut self, script: impl Into<String>) -> Self {
+        self.shell = Some(script.into());
+        self
+    }
+
+    /// Replaces the image's `Entrypoint`, and drops its `Cmd`. Empty: no entrypoint.
+    pub fn entrypoint<S: Into<String>>(mut self, argv: impl IntoIterator<Item = S>) -> Self {
+        self.entrypoint = Some(argv.into_iter().map(Into::into).collect());
+        self
+    }
+
+    /// Runs `/bin/sh -c script` before the command, after the setup commands given so far. Its
+    /// output goes to standard error; when it fails the command is not run.
+    pub fn setup(mut self, script: impl Into<String>) -> Self {
+        self.setup.push(script.into());
+        self
+    }
+
+    /// Sets an environment variable, over the image's own.
+    pub fn env(mut self, name: impl Into<String>, value: impl Into<String>) -> Self {
+        self.env.push(EnvChange::Set(name.into(), value.into()));
+        self
+    }
+
+    /// Takes a variable of the image's environment away.
+    pub fn env_remove(mut self, name: impl Into<String>) -> Self {
+        self.env.push(EnvChange::Remove(name.into()));
+        self
+    }
+
+    /// The working directory, absolute; made if it is missing.
+    pub fn workdir(mut self, path: impl Into<String>) -> Self {
+        self.workdir = Some(path.into());
+        self
+    }
+
+    /// `name`, `uid`, `name:group` or `uid:gid`, looked up in the guest's own files.
+    pub fn user(mut self, user: impl Into<String>) -> Self {
+        self.user = Some(user.into());
+        self
+    }
+
+    /// The guest's host name; the workspace's name by default.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// The workspace's name; a readable one is made up by default.
+    pub fn name(mut self, name: impl Into<String>) -> Self {
+        self.name = Some(name.into());
+        self
+    }
+
+    /// Keeps the workspace, shut down cleanly, instead of removing every trace of it.
+    pub fn keep(mut self, keep: bool) -> Self {
+        self.keep = keep;
+        self
+    }
+
+    /// Gives the command a terminal of this size. Its standard error is then the terminal too.
+    pub fn tty(mut self, size: TtySize) -> Self {
+        self.tty = Some(size);
+        self
+    }
+
+    /// The machine's size by name; the three below go over it.
+    pub fn profile(mut self, profile: Profile) -> Self {
+        self.profile = profile;
+        self
+    }
+
+    /// Guest memory.
+    pub fn memory(mut self, memory: Mebibytes) -> Self {
+        self.memory = Some(memory);
+        self
+    }
+
+    /// vCPUs.
+    pub fn vcpus(mut self, vcpus: VcpuCount) -> Self {
+        self.vcpus = Some(vcpus);
+        self
+    }
+
+    /// The most the workspace may write.
+    pub fn disk(mut self, disk: Mebibytes) -> Self {
+        self.disk = Some(disk);
+        self
+    }
+
+    /// How it is connected.
+    pub fn network(mut self, network: NetworkMode) -> Self {
+        self.network = network;
+        self
+    }
+
+    /// The most time from the machine's launch to the command's end. It holds even when the
+    /// calling program dies.
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// Which backend runs it.
+    pub fn backend(mut self, backend: BackendChoice) -> Self {
+        self.backend = backend;
+        self
+    }
+
+    /// Which kernel boots.
+    pub fn kernel(mut self, kernel: KernelChoice) -> Self {
+        self.kernel = kernel;
+        self
+    }
+
+    /// When the image is pulled.
+    pub fn pull(mut self, pull: PullPolicy) -> Self {
+        self.pull = pull;
+        self
+    }
+
+    /// Which of a multi-platform image's images is meant; the host's by default.
+    pub fn platform(mut self, platform: Platform) -> Self {
+        self.platform = Some(platform);
+        self
+    }
+
+    /// What the machine will be given.
+    #[must_use]
+    pub fn resources(&self) -> Resources {
+        let (memory, vcpus, disk) = self.profile.sizes();
+        Resources {
+            memory_mib: self.memory.unwrap_or(Mebibytes(memory)),
+            cpu_count: self.vcpus.map_or(vcpus, u32::from),
+            size_mib: self.disk.unwrap_or(Mebibytes(disk)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn profiles_have_the_documented_sizes() {
+        let sizes: Vec<_> = Profile::ALL
+            .map(|profile| {
+                let resources = RunOptions::new("a").profile(profile).resources();
+                (
+                    profile.to_string(),
+                    resources.memory_mib.0,
+                    resources.cpu_count,
+                    resources.size_mib.0,
+                )
+            })
+            .into();
+        assert_eq!(
+            sizes,
+            [
+                ("tiny".into(), 256, 1, 512),
+                ("small".into(), 512, 2, 1024),
+                ("medium".into(), 2048, 2, 8192),
+                ("large".into(), 4096, 4, 16384),
+            ]
+        );
+        assert_eq!(RunOptions::new("a").resources().memory_mib, Mebibytes(512));
+    }
+
+    #[test]
+    fn single_sizes_go_over_the_profile() {
+        let resources = RunOptions::new("a")
+            .memory(Mebibytes(1024))
+            .vcpus(3_u32.try_into().unwrap())
+            .profile(Profile::Tiny)
+            .resources();
+        assert_eq!(
+            (resources.memory_mib.0, resources.cpu_count, resources.size_mib.0),
+            (1024, 3, 512)
+        );
+        assert!("huge".parse::<Profile>().unwrap_err().to_string().contains("medium"));
+    }
+}

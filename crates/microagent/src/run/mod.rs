@@ -1,0 +1,313 @@
+//! The way of a run: image and kernel, workspace, machine, command, and everything away again.
+
+mod drive;
+mod outcome;
+mod output;
+mod phases;
+pub(crate) mod prepare;
+mod session;
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex,
+        mpsc::{Receiver, Sender},
+    },
+    thread,
+    time::{Duration, Instant, SystemTime},
+};
+
+use microagent_image::Reference;
+use microagent_protocol::{
+    LaunchSpec, VcpuCount, WorkspaceName,
+    exec::{ExecRequest, ExitReport},
+    supervisor::Event,
+};
+
+use self::{
+    drive::{Drive, Setup},
+    outcome::Outcome,
+    output::Output,
+    prepare::Prepared,
+    session::Sinks,
+};
+use crate::{
+    command,
+    config::Config,
+    error::{Error, Result},
+    event::RunEvent,
+    io::{Control, EventSink, Parts, RunIo},
+    name,
+    options::{Resources, RunOptions},
+    result::RunResult,
+    supervisor::{
+        client::{Events, Supervisor},
+        program,
+    },
+    workspace::{self, Manifest, Workspace},
+};
+
+/// Whatever a run waits for, in the order it happens.
+pub(crate) enum Happening {
+    /// The caller steers.
+    Control(Control),
+    /// The image and the kernel are ready, or cannot be.
+    Prepared(Box<Result<Prepared>>),
+    /// The supervisor told of an event.
+    Machine(Event),
+    /// The supervisor is gone.
+    MachineGone,
+    /// The process of the session runs.
+    SessionStarted,
+    /// The session is over.
+    SessionEnded(Result<ExitReport>),
+    /// The caller's writer failed.
+    OutputFailed(io::Error),
+}
+
+/// What was asked for, checked.
+struct Plan {
+    reference: Reference,
+    name: WorkspaceName,
+    hostname: String,
+    resources: Resources,
+    vcpus: VcpuCount,
+}
+
+impl Plan {
+    fn new(config: &Config, options: &RunOptions) -> Result<Self> {
+        command::check(options)?;
+        if !config.state_dir.is_absolute() {
+            let reason = format!("{} is not absolute", config.state_dir.display());
+            return Err(Error::invalid("the state directory", reason));
+        }
+        let reference: Reference = options.image.parse()?;
+        let name = match &options.name {
+            Some(name) => name.parse::<WorkspaceName>().map_err(|error| Error::invalid("--name", error.to_string()))?,
+            None => name::generate()?,
+        };
+        let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
+        check_hostname(&hostname)?;
+        if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
+            return Err(Error::invalid("--timeout", "it is zero; leave it out for no limit"));
+        }
+        let resources = options.resources();
+        let vcpus = VcpuCount::try_from(resources.cpu_count)
+            .map_err(|error| Error::invalid("--cpus", error.to_string()))?;
+        Ok(Self { reference, name, hostname, resources, vcpus })
+    }
+}
+
+/// What Linux and resolvers take as a host name: labels of letters, digits and inner hyphens.
+fn check_hostname(hostname: &str) -> Result<()> {
+    let label = |label: &str| {
+        !label.is_empty()
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+    };
+    if hostname.len() <= 64 && hostname.split('.').all(label) {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "--hostname",
+        format!("{hostname:?} is not a host name; use up to 64 letters, digits, '-' and '.'"),
+    ))
+}
+
+/// Runs a command in a machine of its own and removes everything again.
+pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<RunResult> {
+    let begun = Instant::now();
+    let plan = Plan::new(config, options)?;
+    let Parts { stdin, stdout, stderr, events, sender, receiver } = io.into_parts();
+    workspace::sweep(config);
+
+    let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
+    let workload = command::workload(options, &prepared.image.config, stdin.is_some())?;
+    let setups = options
+        .setup
+        .iter()
+        .map(|script| {
+            let request = command::setup(options, &prepared.image.config, script)?;
+            Ok(Setup { script: script.clone(), request })
+        })
+        .collect::<Result<_>>()?;
+
+    let making = Instant::now();
+    let workspace = Workspace::create(config, &plan.name)?;
+    events(RunEvent::Workspace { name: plan.name.to_string() });
+    fill(&workspace, options, &plan, &prepared, &workload)?;
+    prepared.phases.add("workspace", making.elapsed());
+
+    let argv = workload.argv.clone();
+    let launched = program::launch(config, launch_spec(config, options, &plan, &prepared, &workspace))?;
+    let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
+    follow(machine, sender.clone());
+    let limit = config.capture_limit;
+    let sinks = Sinks {
+        stdout: Arc::new(Mutex::new(Output::new(stdout, limit))),
+        stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
+        own: true,
+    };
+    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
+        .run(&receiver, setups, workload, stdin);
+    drop(supervisor);
+    if options.keep {
+        workspace.keep();
+    } else {
+        drop(workspace);
+    }
+    let Prepared { image, kernel, phases } = &prepared;
+    let (image, kernel, name) = (&image.info, &kernel.info, &plan.name);
+    Outcome { driven, config, options, name, image, kernel, argv }.into_result(
+        &sinks,
+        phases.clone(),
+        begun,
+    )
+}
+
+/// Gets image and kernel ready in a thread, so that the caller can give up meanwhile. The thread
+/// then ends by itself; whatever it does is safe to be left half done.
+fn prepare_or_cancel(
+    config: &Config,
+    options: &RunOptions,
+    plan: &Plan,
+    events: &EventSink,
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+) -> Result<Prepared> {
+    let (config, options, reference) = (config.clone(), options.clone(), plan.reference.clone());
+    let (listener, done) = (Arc::clone(events), sender.clone());
+    thread::spawn(move || {
+        let prepared = prepare::prepare(&config, &options, &reference, &listener);
+        // Nobody waits any more when the run was cancelled.
+        let _ = done.send(Happening::Prepared(Box::new(prepared)));
+    });
+    loop {
+        match receiver.recv() {
+            Ok(Happening::Prepared(prepared)) => return *prepared,
+            Ok(Happening::Control(Control::Signal(signal))) => {
+                return Err(Error::Cancelled { signal });
+            }
+            Ok(Happening::Control(Control::Kill)) => return Err(Error::Cancelled { signal: 9 }),
+            Ok(_) => {}
+            Err(_) => return Err(Error::Cancelled { signal: 15 }),
+        }
+    }
+}
+
+/// Puts the scratch disk and the manifest into a new workspace.
+fn fill(
+    workspace: &Workspace,
+    options: &RunOptions,
+    plan: &Plan,
+    prepared: &Prepared,
+    workload: &ExecRequest,
+) -> Result<()> {
+    workspace.write_manifest(&Manifest {
+        format: Manifest::format(),
+        name: plan.name.clone(),
+        ephemeral: !options.keep,
+        created_at: SystemTime::now().into(),
+        image: prepared.image.info.clone(),
+        kernel: prepared.kernel.info.clone(),
+        resources: plan.resources,
+        network: options.network,
+        hostname: plan.hostname.clone(),
+        workload: workload.clone(),
+        runtime_dir: workspace.runtime_dir.clone(),
+    })?;
+    let path = workspace.scratch();
+    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into())
+        .map_err(|error| Error::Scratch { path, reason: error.to_string() })
+}
+
+fn launch_spec(
+    config: &Config,
+    options: &RunOptions,
+    plan: &Plan,
+    prepared: &Prepared,
+    workspace: &Workspace,
+) -> LaunchSpec {
+    LaunchSpec {
+        workspace: plan.name.clone(),
+        directory: workspace.directory.clone(),
+        runtime_dir: workspace.runtime_dir.clone(),
+        backend: options.backend,
+        memory: plan.resources.memory_mib,
+        vcpus: plan.vcpus,
+        kernel: prepared.kernel.kernel.clone(),
+        initramfs: prepared.kernel.initramfs.clone(),
+        base_disk: prepared.image.disk.path.clone(),
+        scratch_disk: workspace.scratch(),
+        network: options.network,
+        hostname: plan.hostname.clone(),
+        boot_timeout_ms: millis(config.timeouts.boot),
+        time_limit_ms: options.timeout.map(millis),
+        owned: true,
+        capture_limit: config.capture_limit,
+        console_limit: config.console_limit,
+    }
+}
+
+pub(crate) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// Tells the run of everything the supervisor tells, and of its end.
+fn follow(mut machine: Events, sender: Sender<Happening>) {
+    thread::spawn(move || {
+        loop {
+            let happening = match machine.next() {
+                Ok(Some(event)) => Happening::Machine(event),
+                Ok(None) => break,
+                Err(error) => {
+                    tracing::debug!("the supervisor's events ended: {error}");
+                    break;
+                }
+            };
+            if sender.send(happening).is_err() {
+                return;
+            }
+        }
+        // The run may be over already.
+        let _ = sender.send(Happening::MachineGone);
+    });
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SupervisorProgram;
+
+    fn refusal(options: &RunOptions) -> String {
+        let config = Config::new("/state", "/run", SupervisorProgram::ThisProgram);
+        Plan::new(&config, options).map(|_| ()).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn bad_options_are_refused_before_anything_is_done() {
+        let run = || RunOptions::new("debian:12");
+        for (options, words) in [
+            (run().name("A"), "--name"),
+            (run().hostname("a_b"), "--hostname"),
+            (run().hostname("-a"), "--hostname"),
+            (run().hostname("a..b"), "--hostname"),
+            (run().hostname("x".repeat(65)), "--hostname"),
+            (run().timeout(Duration::ZERO), "--timeout"),
+            (RunOptions::new("Not An Image"), "Not An Image"),
+        ] {
+            let error = refusal(&options);
+            assert!(error.contains(words), "{error}");
+        }
+    }
+
+    #[test]
+    fn the_host_name_is_the_workspaces_unless_given() {
+        let config = Config::new("/state", "/run", SupervisorProgram::ThisProgram);
+        let plan = Plan::new(&config, &RunOptions::new("debian:12").name("agent-1")).unwrap();
+        assert_eq!(plan.hostname, "agent-1");
+        let options = RunOptions::new("debian:12").hostname("build.example");
+        assert_eq!(Plan::new(&config, &options).unwrap().hostname, "build.example");
+    }
+}

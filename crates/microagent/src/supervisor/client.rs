@@ -1,0 +1,166 @@
+//! The streaming form: connections to the control socket of a supervisor that runs.
+
+use std::{
+    net::Shutdown,
+    os::{fd::OwnedFd, unix::net::UnixStream},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::{
+    FrameError, FrameKind, FrameReader,
+    exec::ExecRequest,
+    frame,
+    supervisor::{Answer, Command, Event, Launched, Request, Response},
+};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+
+use super::program::readable_by;
+use crate::error::{Error, Result};
+
+/// How long an answer to a control command may take.
+const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// One machine's supervisor, owned: when this value goes, so does the machine.
+#[derive(Debug)]
+pub(crate) struct Supervisor {
+    subject: String,
+    socket: PathBuf,
+    owner: UnixStream,
+    process: Option<OwnedFd>,
+}
+
+/// The events of a machine, oldest first, to its end.
+pub(crate) struct Events(FrameReader<UnixStream>);
+
+impl Supervisor {
+    /// Becomes the owner of a machine that was just launched.
+    pub(crate) fn own(subject: &str, launched: &Launched) -> Result<(Self, Events)> {
+        let process = i32::try_from(launched.supervisor.pid).ok().and_then(Pid::from_raw);
+        // Without a handle (it may have ended already) its end shows only on the connection.
+        let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let mut owner = connect(subject, &launched.socket)?;
+        let command = Command::Subscribe { owner: true };
+        let answer = request(subject, &mut owner, command, Some(ANSWER_LIMIT))?;
+        if !matches!(answer, Answer::Subscribed) {
+            return Err(unexpected(subject));
+        }
+        let copy = owner.try_clone().map_err(|source| Error::Io {
+            doing: "share the connection to",
+            path: launched.socket.clone(),
+            source,
+        })?;
+        let supervisor = Self {
+            subject: subject.to_owned(),
+            socket: launched.socket.clone(),
+            owner,
+            process,
+        };
+        Ok((supervisor, Events(FrameReader::new(copy))))
+    }
+
+    /// Starts a process in the guest, once the guest is ready.
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
+        Ok(Exec {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+            request: exec,
+        })
+    }
+
+    /// Ends the machine at once. That it is gone already is fine.
+    pub(crate) fn kill(&self) {
+        let killed = connect(&self.subject, &self.socket).and_then(|mut stream| {
+            request(&self.subject, &mut stream, Command::Kill, Some(ANSWER_LIMIT))
+        });
+        if let Err(error) = killed {
+            tracing::debug!("kill {}: {error}", self.subject);
+            self.let_go();
+        }
+    }
+
+    /// Closes the owner's connection, which ends the machine.
+    pub(crate) fn let_go(&self) {
+        // A connection that is closed already is what is wanted.
+        let _ = self.owner.shutdown(Shutdown::Both);
+    }
+
+    /// Waits for the supervisor's process to end; false if it did not in time.
+    pub(crate) fn wait_gone(&self, limit: Duration) -> bool {
+        match &self.process {
+            None => true,
+            Some(process) => readable_by(process, Instant::now() + limit).unwrap_or(false),
+        }
+    }
+}
+
+impl Drop for Supervisor {
+    fn drop(&mut self) {
+        self.let_go();
+        if !self.wait_gone(Duration::from_secs(10)) {
+            tracing::warn!("the supervisor of {} has not ended yet", self.subject);
+        }
+    }
+}
+
+impl Events {
+    /// The next event, `None` when the supervisor is gone.
+    pub(crate) fn next(&mut self) -> Result<Option<Event>, FrameError> {
+        match self.0.read()? {
+            None => Ok(None),
+            Some(frame) => frame.expect_json(FrameKind::Event, "an event").map(Some),
+        }
+    }
+}
+
+/// A session about to be opened.
+pub(crate) struct Exec {
+    subject: String,
+    pub(crate) stream: UnixStream,
+    request: ExecRequest,
+}
+
+impl Exec {
+    /// Waits until the process runs; the stream is a session from then on.
+    pub(crate) fn start(mut self) -> Result<UnixStream> {
+        let command = Command::Exec(self.request);
+        match request(&self.subject, &mut self.stream, command, None)? {
+            Answer::Started { .. } => Ok(self.stream),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+}
+
+fn unexpected(subject: &str) -> Error {
+    Error::SupervisorFailed {
+        subject: subject.to_owned(),
+        reason: "it gave an answer to another question".to_owned(),
+        log: None,
+    }
+}
+
+fn connect(subject: &str, socket: &Path) -> Result<UnixStream> {
+    UnixStream::connect(socket).map_err(|source| Error::SupervisorFailed {
+        subject: subject.to_owned(),
+        reason: format!("its socket {} does not answer: {source}", socket.display()),
+        log: None,
+    })
+}
+
+fn request(
+    subject: &str,
+    stream: &mut UnixStream,
+    command: Command,
+    limit: Option<Duration>,
+) -> Result<Answer> {
+    let lost = |error: FrameError| Error::connection(subject, &error);
+    stream.set_read_timeout(limit).map_err(|error| lost(error.into()))?;
+    frame::write_json(stream, FrameKind::Request, &Request::new(command)).map_err(lost)?;
+    let mut reader = FrameReader::new(&mut *stream);
+    let response: Response = reader
+        .require()
+        .and_then(|frame| frame.expect_json(FrameKind::Response, "a response"))
+        .map_err(lost)?;
+    stream.set_read_timeout(None).map_err(|error| lost(error.into()))?;
+    response.into_result().map_err(|report| Error::Supervisor(Box::new(report)))
+}

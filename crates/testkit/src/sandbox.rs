@@ -1,0 +1,142 @@
+//! A state directory with a kernel and images in it, and a runtime directory to look for leftovers in.
+
+use std::{
+    fs::File,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+};
+
+use crate::{Invocation, Leftovers, cache_dir, fixture};
+
+/// A place to run microagent in. Its kernel and images are shared by all
+/// tests and made once; its runtime directory is its own and must be empty at
+/// the end.
+#[derive(Debug)]
+pub struct Sandbox {
+    program: PathBuf,
+    state: PathBuf,
+    runtime: tempfile::TempDir,
+    own_state: Option<tempfile::TempDir>,
+    marker: String,
+}
+
+impl Sandbox {
+    /// The tiny busybox image, which every sandbox has.
+    pub const BUSYBOX: &'static str = "busybox:test";
+    /// An image with one program and no shell.
+    pub const SHELL_LESS: &'static str = "shell-less:test";
+    /// A Debian 12 (minbase).
+    pub const DEBIAN: &'static str = "debian:12";
+
+    /// A sandbox for the executable `program` on the shared state.
+    #[must_use]
+    pub fn new(program: &str) -> Self {
+        let sandbox = Self::make(program, cache_dir().join("state"), None);
+        sandbox.fill();
+        sandbox
+    }
+
+    /// A sandbox whose state directory is its own, and empty.
+    #[must_use]
+    pub fn empty(program: &str) -> Self {
+        let own = tempfile::tempdir().expect("a state directory");
+        Self::make(program, own.path().join("state"), Some(own))
+    }
+
+    fn make(program: &str, state: PathBuf, own_state: Option<tempfile::TempDir>) -> Self {
+        static COUNT: AtomicU32 = AtomicU32::new(0);
+        let marker = format!(
+            "t{}-{}",
+            std::process::id(),
+            COUNT.fetch_add(1, Ordering::Relaxed)
+        );
+        // Short: Unix socket paths are limited to 107 bytes.
+        let runtime = tempfile::Builder::new()
+            .prefix("ma-")
+            .tempdir_in("/tmp")
+            .expect("a runtime directory");
+        Self {
+            program: program.into(),
+            state,
+            runtime,
+            own_state,
+            marker,
+        }
+    }
+
+    /// Makes what is missing of the shared state, one test process at a time.
+    fn fill(&self) {
+        let lock =
+            File::create(cache_dir().join("state.lock")).expect("the lock of the shared state");
+        lock.lock().expect("the lock of the shared state");
+        if !self
+            .microagent(["kernel", "list"])
+            .json()
+            .run()
+            .success()
+            .parsed()
+            .to_string()
+            .contains("release")
+        {
+            self.microagent(["kernel", "install"]).run().success();
+        }
+        for (reference, tar) in [
+            (Self::BUSYBOX, fixture::busybox_tar as fn() -> PathBuf),
+            (Self::SHELL_LESS, fixture::shell_less_tar),
+            (Self::DEBIAN, fixture::debian_tar),
+        ] {
+            if self
+                .microagent(["images", "inspect", reference])
+                .run()
+                .code()
+                != 0
+            {
+                self.import(reference, &tar());
+            }
+        }
+    }
+
+    /// Imports the archive at `path` as `reference`.
+    pub fn import(&self, reference: &str, path: &Path) {
+        self.microagent(["images", "import", "--name", reference])
+            .args([path.to_str().expect("a UTF-8 path")])
+            .run()
+            .success();
+    }
+
+    /// `microagent ARGUMENTS` in this sandbox.
+    #[must_use]
+    pub fn microagent<const N: usize>(&self, arguments: [&str; N]) -> Invocation {
+        Invocation::new(
+            &self.program,
+            &self.state,
+            self.runtime.path(),
+            &self.marker,
+        )
+        .args(arguments)
+    }
+
+    /// `microagent run --name <unique> ARGUMENTS` in this sandbox.
+    #[must_use]
+    pub fn run<const N: usize>(&self, arguments: [&str; N]) -> Invocation {
+        self.microagent(["run"]).args(arguments)
+    }
+
+    /// The state directory.
+    #[must_use]
+    pub fn state(&self) -> &Path {
+        &self.state
+    }
+
+    /// Whether the state directory is this sandbox's own.
+    #[must_use]
+    pub fn owns_state(&self) -> bool {
+        self.own_state.is_some()
+    }
+
+    /// What this sandbox's commands left behind.
+    #[must_use]
+    pub fn leftovers(&self) -> Leftovers {
+        Leftovers::find(&self.state, self.runtime.path(), &self.marker)
+    }
+}

@@ -1,0 +1,185 @@
+//! `cargo xtask bench`: measures what SPECIFICATION.md promises.
+//!
+//! What is compared runs interleaved in one session, because machines are
+//! shared and noisy: look at the ratios.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{bench_image, bench_run, debian, install, packages, process};
+
+/// One measured figure.
+pub(crate) struct Figure {
+    pub(crate) name: String,
+    pub(crate) value: f64,
+    pub(crate) unit: &'static str,
+    /// The most it may be, if that is promised.
+    pub(crate) at_most: Option<f64>,
+}
+
+impl Figure {
+    pub(crate) fn new(name: impl Into<String>, value: f64, unit: &'static str) -> Self {
+        Self {
+            name: name.into(),
+            value,
+            unit,
+            at_most: None,
+        }
+    }
+
+    pub(crate) fn at_most(mut self, limit: f64) -> Self {
+        self.at_most = Some(limit);
+        self
+    }
+
+    fn holds(&self) -> bool {
+        self.at_most.is_none_or(|limit| self.value <= limit)
+    }
+}
+
+/// What every benchmark works with.
+pub(crate) struct Bench {
+    microagent: PathBuf,
+    dir: PathBuf,
+    pub(crate) runs: usize,
+}
+
+impl Bench {
+    /// A directory for files of the benchmarks.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// `microagent` on the benchmarks' own state.
+    pub(crate) fn microagent(&self) -> Command {
+        self.microagent_on(&self.state())
+    }
+
+    /// `microagent` on another state directory.
+    pub(crate) fn microagent_on(&self, state: &Path) -> Command {
+        let mut command = Command::new(&self.microagent);
+        command.arg("--state-dir").arg(state);
+        command
+    }
+
+    /// The benchmarks' own state directory.
+    pub(crate) fn state(&self) -> PathBuf {
+        self.dir.join("state")
+    }
+}
+
+type Benchmark = fn(&Bench) -> anyhow::Result<Vec<Figure>>;
+
+const BENCHMARKS: &[(&str, Benchmark)] = &[
+    ("sizes", bench_run::sizes),
+    ("supervisor-rss", bench_run::supervisor_rss),
+    ("run-vs-bare-boot", bench_run::run_against_bare_boot),
+    ("import-vs-umoci-mke2fs", bench_image::import),
+    ("boots-under-load", bench_run::boots_under_load),
+];
+
+/// Runs the benchmarks whose name contains `filter` and prints a table; fails
+/// if a promise does not hold.
+pub(crate) fn run(filter: &str, runs: usize) -> anyhow::Result<()> {
+    packages::install(&[packages::RUN, packages::TEST], false)?;
+    let chosen: Vec<_> = BENCHMARKS
+        .iter()
+        .filter(|(name, _)| name.contains(filter))
+        .collect();
+    if chosen.is_empty() {
+        let names: Vec<_> = BENCHMARKS.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "no benchmark is called like {filter:?}; there are {}",
+            names.join(", ")
+        );
+    }
+    let bench = Bench {
+        microagent: install::release_binary()?,
+        dir: process::target_dir().join("bench"),
+        runs: runs.max(1),
+    };
+    fs::create_dir_all(&bench.dir)?;
+    prepare(&bench)?;
+
+    let mut table = Vec::new();
+    for (name, benchmark) in chosen {
+        println!("\n== {name}");
+        let figures = benchmark(&bench).with_context(|| format!("the benchmark {name} failed"))?;
+        for figure in figures {
+            let line = row(&figure);
+            println!("{line}");
+            table.push((line, figure.holds()));
+        }
+    }
+    println!(
+        "\n{:<52} {:>10} {:<6} {:>10}",
+        "figure", "measured", "", "promised"
+    );
+    for (line, _) in &table {
+        println!("{line}");
+    }
+    if table.iter().all(|(_, holds)| *holds) {
+        Ok(())
+    } else {
+        bail!("a promise does not hold")
+    }
+}
+
+fn row(figure: &Figure) -> String {
+    let promise = figure
+        .at_most
+        .map_or_else(String::new, |limit| format!("≤ {limit}"));
+    let verdict = if figure.holds() { "" } else { "  BROKEN" };
+    format!(
+        "{:<52} {:>10.3} {:<6} {:>10}{verdict}",
+        figure.name, figure.value, figure.unit, promise
+    )
+}
+
+/// A kernel, and the images that are run.
+fn prepare(bench: &Bench) -> anyhow::Result<()> {
+    process::output(bench.microagent().args(["kernel", "install"]))?;
+    let tar = debian::rootfs_tar()?;
+    process::output(
+        bench
+            .microagent()
+            .args(["images", "import", "--name", "debian:12"])
+            .arg(tar),
+    )?;
+    Ok(())
+}
+
+/// How long `command` takes, in seconds; it must succeed.
+pub(crate) fn seconds(command: &mut Command) -> anyhow::Result<f64> {
+    let start = Instant::now();
+    process::output(command)?;
+    Ok(start.elapsed().as_secs_f64())
+}
+
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    let middle = values.len() / 2;
+    match values.len() % 2 {
+        0 if middle > 0 => f64::midpoint(values[middle - 1], values[middle]),
+        _ => values.get(middle).copied().unwrap_or(f64::NAN),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::median;
+
+    #[test]
+    fn the_median_is_the_middle() {
+        assert!((median(vec![3.0, 1.0, 2.0]) - 2.0).abs() < f64::EPSILON);
+        assert!((median(vec![4.0, 1.0, 2.0, 3.0]) - 2.5).abs() < f64::EPSILON);
+        assert!(median(vec![]).is_nan());
+    }
+}

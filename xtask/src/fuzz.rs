@@ -1,0 +1,113 @@
+//! Coverage-guided fuzzing with libFuzzer and the ordinary compiler.
+//!
+//! Our code has no unsafe Rust where it decodes, so no sanitizer is needed and
+//! the stable compiler's coverage pass is enough.
+
+use std::{fs, process::Command};
+
+use anyhow::{Context as _, bail};
+
+use crate::process;
+
+/// How long CI runs each target.
+pub(crate) const CI_SECONDS: u32 = 60;
+
+const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Ccodegen-units=1 -Clink-dead-code";
+
+/// Builds the targets and runs each for `seconds`, two side by side.
+pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+    let dir = process::root().join("fuzz");
+    let target_dir = process::target_dir().join("fuzz");
+    let mut names = Vec::new();
+    for entry in fs::read_dir(dir.join("targets"))? {
+        let path = entry?.path();
+        let name = path
+            .file_stem()
+            .and_then(|stem| stem.to_str())
+            .context("a fuzz target has a strange name")?;
+        if only.is_none_or(|only| only == name) {
+            names.push(name.to_owned());
+        }
+    }
+    if names.is_empty() {
+        bail!("there is no such fuzz target; see fuzz/targets");
+    }
+    names.sort();
+    process::run(
+        process::cargo()
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--bins",
+                "--manifest-path",
+            ])
+            .arg(dir.join("Cargo.toml"))
+            .args(["--target", &host_target()?])
+            .env("RUSTFLAGS", COVERAGE)
+            .env("CARGO_TARGET_DIR", &target_dir),
+    )?;
+    let bin = target_dir.join(host_target()?).join("release");
+    for pair in names.chunks(2) {
+        let mut running = Vec::new();
+        for name in pair {
+            // New findings go to the build directory; the kept corpus is only read.
+            let found = target_dir.join("corpus").join(name);
+            fs::create_dir_all(&found)?;
+            let kept = dir.join("corpus").join(name);
+            let mut command = Command::new(bin.join(name));
+            command
+                .arg(format!("-max_total_time={seconds}"))
+                .args([
+                    "-rss_limit_mb=1024",
+                    "-timeout=10",
+                    "-print_final_stats=1",
+                    "-verbosity=0",
+                ])
+                .arg(format!("-artifact_prefix={}/{name}-", target_dir.display()))
+                .arg(&found);
+            if kept.is_dir() {
+                command.arg(&kept);
+            }
+            let log = target_dir.join(format!("{name}.log"));
+            command.stderr(fs::File::create(&log)?);
+            println!("$ {}", process::shown(&command));
+            let child = command
+                .spawn()
+                .with_context(|| format!("cannot start {name}"))?;
+            running.push((name, log, child));
+        }
+        for (name, log, mut child) in running {
+            let status = child.wait()?;
+            let said = fs::read(&log).with_context(|| format!("cannot read {}", log.display()))?;
+            let said = String::from_utf8_lossy(&said);
+            if !status.success() {
+                let last: Vec<_> = said.lines().rev().take(40).collect();
+                let last: Vec<_> = last.into_iter().rev().collect();
+                bail!(
+                    "fuzz target {name} found something; {}:\n{}",
+                    log.display(),
+                    last.join("\n")
+                );
+            }
+            let inputs = said
+                .lines()
+                .find_map(|line| line.strip_prefix("stat::number_of_executed_units:"));
+            println!(
+                "{name}: {} inputs, nothing found",
+                inputs.unwrap_or("unknown").trim()
+            );
+        }
+    }
+    Ok(())
+}
+
+fn host_target() -> anyhow::Result<String> {
+    let output = process::output(Command::new("rustc").arg("-vV"))?;
+    String::from_utf8(output.stdout)?
+        .lines()
+        .find_map(|line| line.strip_prefix("host: ").map(str::to_owned))
+        .context("rustc does not tell its host")
+}

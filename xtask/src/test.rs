@@ -1,0 +1,187 @@
+//! `cargo xtask test`: every test, in the order that finds a mistake soonest.
+
+use std::{
+    collections::BTreeSet,
+    io::{BufRead as _, BufReader},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context as _, bail};
+
+use crate::{debian, fuzz, packages, process};
+
+/// Tests that boot machines or start servers run few at a time: they share the host's cores.
+const THREADS: &str = "2";
+
+type Stage = fn(&mut Tally) -> anyhow::Result<()>;
+
+const STAGES: &[(&str, Stage)] = &[
+    ("fmt", |_| {
+        process::run(process::cargo().args(["fmt", "--all", "--check"]))
+    }),
+    ("clippy", |_| {
+        process::run(process::cargo().args([
+            "clippy",
+            "--locked",
+            "--workspace",
+            "--all-targets",
+            "--",
+            "-D",
+            "warnings",
+        ]))
+    }),
+    ("docs", |_| {
+        process::run(
+            process::cargo()
+                .args([
+                    "doc",
+                    "--locked",
+                    "--workspace",
+                    "--no-deps",
+                    "--document-private-items",
+                ])
+                .env("RUSTDOCFLAGS", "-D warnings"),
+        )
+    }),
+    ("unit", |tally| {
+        tests(tally, &["--workspace", "--exclude", "microagent-cli"])?;
+        tests(tally, &["--package", "microagent-cli", "--bins"])
+    }),
+    ("vm", |tally| {
+        tests(tally, &["--package", "microagent-cli", "--test", "*"])
+    }),
+    ("fuzz", |_| fuzz::run(None, fuzz::CI_SECONDS)),
+];
+
+/// Runs the named stages, or all.
+pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
+    if let Some(unknown) = only
+        .iter()
+        .find(|name| !STAGES.iter().any(|(stage, _)| stage == name))
+    {
+        let known: Vec<_> = STAGES.iter().map(|(name, _)| *name).collect();
+        bail!(
+            "{unknown:?} is not a stage; the stages are {}",
+            known.join(", ")
+        );
+    }
+    let start = Instant::now();
+    packages::install(&[packages::RUN, packages::TEST], yes)?;
+    debian::rootfs_tar()?;
+
+    let mut tally = Tally::default();
+    let mut lines = Vec::new();
+    for (name, stage) in STAGES {
+        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
+            continue;
+        }
+        println!("\n== {name}");
+        let began = Instant::now();
+        let outcome = stage(&mut tally);
+        lines.push(format!(
+            "{name:<8} {:>8.1} s",
+            began.elapsed().as_secs_f64()
+        ));
+        if let Err(error) = outcome {
+            tally.broken.push(format!("{name}: {error:#}"));
+        }
+    }
+
+    println!("\n{}", lines.join("\n"));
+    println!("wall time {:>7.1} s\n", start.elapsed().as_secs_f64());
+    for reason in &tally.skips {
+        println!("skipped: {reason}");
+    }
+    for reason in &tally.broken {
+        println!("failed: {reason}");
+    }
+    println!(
+        "{} passed, {} failed, {} skipped",
+        tally.passed, tally.failed, tally.skipped
+    );
+    if tally.broken.is_empty() && tally.failed == 0 {
+        Ok(())
+    } else {
+        bail!("some tests failed")
+    }
+}
+
+#[derive(Default)]
+struct Tally {
+    passed: u64,
+    failed: u64,
+    skipped: u64,
+    skips: BTreeSet<String>,
+    broken: Vec<String>,
+}
+
+impl Tally {
+    /// Reads one line of the test runner's.
+    fn line(&mut self, line: &str) {
+        if let Some(counts) = line.strip_prefix("test result: ") {
+            let count = |word: &str| {
+                counts
+                    .split("; ")
+                    .flat_map(|part| part.split(". "))
+                    .find_map(|part| part.strip_suffix(word)?.trim().parse::<u64>().ok())
+                    .unwrap_or(0)
+            };
+            self.passed += count(" passed");
+            self.failed += count(" failed");
+            self.skipped += count(" ignored");
+        } else if let Some((name, reason)) = line
+            .strip_prefix("test ")
+            .and_then(|rest| rest.split_once(" ... ignored"))
+        {
+            self.skips.insert(format!("{name}{reason}"));
+        }
+    }
+}
+
+fn tests(tally: &mut Tally, selection: &[&str]) -> anyhow::Result<()> {
+    let mut command = process::cargo();
+    command
+        .args(["test", "--locked", "--no-fail-fast"])
+        .args(selection)
+        .args(["--", "--test-threads", THREADS])
+        .env(
+            "MICROAGENT_TEST_CACHE",
+            process::target_dir().join("test-cache"),
+        )
+        .stdout(Stdio::piped());
+    println!("$ {}", process::shown(&command));
+    run_tests(tally, &mut command)
+}
+
+fn run_tests(tally: &mut Tally, command: &mut Command) -> anyhow::Result<()> {
+    let mut child = command.spawn().context("cannot start cargo test")?;
+    let stdout = child.stdout.take().context("cargo test has no output")?;
+    for line in BufReader::new(stdout).lines() {
+        let line = line?;
+        println!("{line}");
+        tally.line(&line);
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{}` failed: {status}", process::shown(command));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Tally;
+
+    #[test]
+    fn results_and_skips_are_counted() {
+        let mut tally = Tally::default();
+        tally.line("test result: ok. 12 passed; 1 failed; 2 ignored; 0 measured; 0 filtered out; finished in 0.1s");
+        tally.line("test soak ... ignored, takes an hour");
+        assert_eq!((tally.passed, tally.failed, tally.skipped), (12, 1, 2));
+        assert_eq!(
+            tally.skips.first().map(String::as_str),
+            Some("soak, takes an hour")
+        );
+    }
+}
