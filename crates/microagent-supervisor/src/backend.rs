@@ -1,9 +1,11 @@
 //! Choosing a backend: the one place that knows which drivers there are.
 
+use std::ffi::OsString;
+
 use microagent_hypervisor::Hypervisor;
 use microagent_protocol::{
-    LaunchSpec,
-    supervisor::{ErrorReport, HostQuery, HostReport},
+    Backend, BackendChoice, LaunchSpec,
+    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
 };
 
 /// A driver that was chosen, and why.
@@ -28,4 +30,41 @@ pub trait Backends: Send + Sync {
     /// # Errors
     /// If the question cannot be answered; an unusable host is no error.
     fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport>;
+}
+
+/// The drivers this host has.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct HostBackends;
+
+impl Backends for HostBackends {
+    fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport> {
+        use microagent_hypervisor::qemu::{Accelerator, Qemu, QemuBinary};
+        let missing = |error: microagent_hypervisor::Error| {
+            ErrorReport::new(ErrorKind::Unsupported, error.to_string())
+        };
+        if spec.backend == BackendChoice::Only(Backend::QemuKvm) {
+            return Err(ErrorReport::new(
+                ErrorKind::Unsupported,
+                "qemu-kvm was not proved to work on this host",
+            ));
+        }
+        let binary = QemuBinary::find(&search_path()).map_err(missing)?;
+        let tsc_khz = microagent_hypervisor::measure_tsc_khz();
+        Ok(Chosen {
+            hypervisor: Box::new(Qemu::new(binary, Accelerator::Tcg { tsc_khz })),
+            reason: "software emulation needs nothing of the host".to_owned(),
+        })
+    }
+
+    fn host(&self, _: &HostQuery) -> Result<HostReport, ErrorReport> {
+        Err(ErrorReport::new(
+            ErrorKind::Unsupported,
+            "hosts are not probed yet",
+        ))
+    }
+}
+
+/// Where programs are looked for.
+fn search_path() -> OsString {
+    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
 }

@@ -34,7 +34,7 @@ mod text;
 
 use std::{ffi::OsStr, path::Path};
 
-pub use backend::{Backends, Chosen};
+pub use backend::{Backends, Chosen, HostBackends};
 pub use error::Error;
 pub use launch::validate;
 
@@ -43,6 +43,11 @@ pub const PROGRAM: &str = "microagent-supervisor";
 
 /// The first argument that makes any program with [`entry`] in its `main` a supervisor.
 pub const MARKER: &str = "__supervisor";
+
+/// [`entry_with`] the drivers this host has.
+pub fn entry() {
+    entry_with(&HostBackends);
+}
 
 /// Runs the supervisor with the given drivers and ends the process, if this
 /// process was started to be one; returns otherwise.

@@ -1,8 +1,10 @@
 //! The supervisor as a process, driven over its real sockets, against a
-//! scripted VMM. The test program is all three: tests, supervisor and VMM.
+//! scripted VMM and against real machines. The test program is all of it:
+//! tests, supervisor and scripted VMM.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod client;
+mod machines;
 mod vmm;
 
 use std::{
@@ -36,7 +38,7 @@ fn main() {
         .iter()
         .skip(1)
         .find(|argument| !argument.starts_with('-'));
-    let tests: &[(&str, fn())] = &[
+    let scripted: &[(&str, fn())] = &[
         (
             "a_workload_runs_and_its_end_ends_the_machine",
             a_workload_runs_and_its_end_ends_the_machine,
@@ -133,14 +135,15 @@ fn main() {
             a_terminated_supervisor_ends_its_machine,
         ),
     ];
+    let tests: Vec<_> = scripted.iter().chain(machines::TESTS).collect();
     if arguments.iter().any(|argument| argument == "--list") {
-        for (name, _) in tests {
+        for (name, _) in &tests {
             println!("{name}: test");
         }
         return;
     }
     let mut failed = 0;
-    for (name, test) in tests {
+    for (name, test) in &tests {
         if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
             continue;
         }

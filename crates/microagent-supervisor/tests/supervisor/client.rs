@@ -26,7 +26,14 @@ pub(crate) struct Workspace {
 }
 
 impl Workspace {
+    /// A machine that does what `script` says.
     pub(crate) fn new(script: &str) -> Self {
+        let workspace = Self::empty();
+        std::fs::write(&workspace.spec.kernel, script).unwrap();
+        workspace
+    }
+
+    pub(crate) fn empty() -> Self {
         let root = tempfile::Builder::new()
             .prefix("sv")
             .tempdir_in("/tmp")
@@ -36,8 +43,7 @@ impl Workspace {
             std::fs::create_dir(at(name)).unwrap();
             std::fs::set_permissions(at(name), std::fs::Permissions::from_mode(0o700)).unwrap();
         }
-        std::fs::write(at("kernel"), script).unwrap();
-        for name in ["initramfs", "base", "scratch"] {
+        for name in ["kernel", "initramfs", "base", "scratch"] {
             std::fs::write(at(name), "").unwrap();
         }
         let spec = LaunchSpec {
@@ -56,6 +62,7 @@ impl Workspace {
             boot_timeout_ms: 5_000,
             time_limit_ms: None,
             owned: false,
+            ephemeral: false,
             capture_limit: 1024,
             console_limit: 65_536,
         };

@@ -31,16 +31,19 @@ use microagent_protocol::{
     guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
     supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
 };
-use microagent_supervisor::{Backends, Chosen};
+use microagent_supervisor::{Backends, Chosen, HostBackends};
 
 /// The argument that makes the test program a VMM.
 pub(crate) const MARKER: &str = "__vmm";
 
-/// The kernel file names the script.
+/// The kernel file names the script; a real kernel gets a real machine.
 pub(crate) struct Scripted;
 
 impl Backends for Scripted {
     fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport> {
+        if std::fs::read(&spec.kernel).unwrap().starts_with(b"\x7fELF") {
+            return HostBackends.choose(spec);
+        }
         if script(&spec.kernel) == "no-backend" {
             return Err(
                 ErrorReport::new(ErrorKind::Unsupported, "nothing works here")
