@@ -560,3 +560,6 @@ fn was_killed(status: &ExitStatus) -> bool {
 fn taken_by_signal(status: &ExitStatus) -> bool {
     matches!(status, ExitStatus::Signaled { .. }) || matches!(status.code(), 137 | 143)
 }
+
+#[cfg(test)]
+mod tests;
