@@ -194,7 +194,7 @@ fn halt_and_stop_differ_in_what_they_promise() {
     let stop = Input::Stop { grace_ms: 10 };
     let requested = |state| (state, EndCause::Requested);
     assert_eq!(end(&[halt.clone(), CLEAN]), requested(State::Halted));
-    assert_eq!(end(&[halt.clone()]), requested(State::Stopped));
+    assert_eq!(end(std::slice::from_ref(&halt)), requested(State::Stopped));
     assert_eq!(end(&[stop.clone(), CLEAN]), requested(State::Stopped));
     assert_eq!(end(&[halt.clone(), stop, CLEAN]), requested(State::Stopped));
     assert_eq!(
@@ -273,7 +273,10 @@ fn some_boots_are_not_worth_a_second_try() {
     ] {
         let (mut life, _) = Lifecycle::start(BOOT, None);
         feed(&mut life, &[vmm(), hello()]);
-        assert!(killed(&feed(&mut life, &[last.clone()])), "{last:?}");
+        assert!(
+            killed(&feed(&mut life, std::slice::from_ref(&last))),
+            "{last:?}"
+        );
         let (state, _) = finished(&feed(&mut life, &[exited()]));
         assert!(matches!(state, State::Failed | State::Stopped));
     }
