@@ -7,8 +7,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 use crate::{
     commands,
     output::{self, Screen},
-    refusals,
-    surroundings,
+    refusals, surroundings,
 };
 
 /// The exit code of a usage error, whatever the command.
@@ -81,10 +80,11 @@ impl Globals {
         if self.json {
             return Form::Json;
         }
-        self.output.unwrap_or_else(|| match surroundings::output_variable().as_deref() {
-            Some("json") => Form::Json,
-            _ => Form::Text,
-        })
+        self.output
+            .unwrap_or_else(|| match surroundings::output_variable().as_deref() {
+                Some("json") => Form::Json,
+                _ => Form::Text,
+            })
     }
 }
 
@@ -95,13 +95,21 @@ enum Command {
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
     /// Pull, import and remove images
-    #[command(alias = "image", subcommand_required = true, arg_required_else_help = true)]
+    #[command(
+        alias = "image",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
     Images {
         #[command(subcommand)]
         command: commands::images::ImagesCommand,
     },
     /// Install and remove kernels
-    #[command(alias = "kernels", subcommand_required = true, arg_required_else_help = true)]
+    #[command(
+        alias = "kernels",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
     Kernel {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
@@ -190,15 +198,32 @@ mod tests {
             ["microagent", "--json", "version", "--quiet"],
         ] {
             let cli = parse(words).unwrap();
-            assert!(cli.globals.form() == Form::Json && cli.globals.quiet, "{words:?}");
+            assert!(
+                cli.globals.form() == Form::Json && cli.globals.quiet,
+                "{words:?}"
+            );
         }
     }
 
     #[test]
     fn nothing_after_the_image_is_ours() {
-        let args = run_args(&["--memory", "1G", "debian:12", "ls", "--json", "-it", "--help", "--", "-v"]).unwrap();
+        let args = run_args(&[
+            "--memory",
+            "1G",
+            "debian:12",
+            "ls",
+            "--json",
+            "-it",
+            "--help",
+            "--",
+            "-v",
+        ])
+        .unwrap();
         assert_eq!(args.image(), "debian:12");
-        assert_eq!(args.command(), ["ls", "--json", "-it", "--help", "--", "-v"]);
+        assert_eq!(
+            args.command(),
+            ["ls", "--json", "-it", "--help", "--", "-v"]
+        );
     }
 
     #[test]
@@ -208,7 +233,10 @@ mod tests {
         let args = run_args(&["debian:12", "--", "-x", "--", "y"]).unwrap();
         assert_eq!(args.command(), ["-x", "--", "y"]);
         let args = run_args(&["--", "debian:12", "ls", "-l"]).unwrap();
-        assert_eq!((args.image(), args.command()), ("debian:12", &["ls".to_owned(), "-l".to_owned()][..]));
+        assert_eq!(
+            (args.image(), args.command()),
+            ("debian:12", &["ls".to_owned(), "-l".to_owned()][..])
+        );
     }
 
     #[test]
@@ -280,7 +308,10 @@ mod tests {
         ] {
             let error = parse(words).unwrap_err();
             let guidance = refusals::command(&error).unwrap();
-            assert!(guidance.contains(hint) && guidance.contains(words[1]), "{guidance}");
+            assert!(
+                guidance.contains(hint) && guidance.contains(words[1]),
+                "{guidance}"
+            );
         }
         let error = parse(["microagent", "rnu", "x"]).unwrap_err();
         assert!(refusals::command(&error).is_none() && error.to_string().contains("run"));

@@ -30,7 +30,6 @@ pub(crate) enum Colour {
     Green,
     Yellow,
     Red,
-    Dim,
 }
 
 impl Screen {
@@ -54,7 +53,6 @@ impl Screen {
             Colour::Green => "32",
             Colour::Yellow => "33",
             Colour::Red => "31",
-            Colour::Dim => "2",
         };
         format!("\x1b[{code}m{text}\x1b[0m")
     }
@@ -98,7 +96,10 @@ fn error_text(report: &ErrorReport) -> String {
         text.push_str(&format!("  {}\n", clean(remedy)));
     }
     if let Some(detail) = &report.detail {
-        let lines: Vec<_> = detail.lines().filter(|line| !line.trim().is_empty()).collect();
+        let lines: Vec<_> = detail
+            .lines()
+            .filter(|line| !line.trim().is_empty())
+            .collect();
         for line in &lines[lines.len().saturating_sub(DETAIL_LINES)..] {
             text.push_str(&format!("  | {}\n", clean(line)));
         }
@@ -107,11 +108,17 @@ fn error_text(report: &ErrorReport) -> String {
 }
 
 fn json<T: Serialize>(value: &T, pretty: bool) -> String {
-    let written =
-        if pretty { serde_json::to_string_pretty(value) } else { serde_json::to_string(value) };
+    let written = if pretty {
+        serde_json::to_string_pretty(value)
+    } else {
+        serde_json::to_string(value)
+    };
     match written {
         Ok(json) => json + "\n",
-        Err(error) => format!("{{\"kind\":\"internal\",\"message\":{:?}}}\n", error.to_string()),
+        Err(error) => format!(
+            "{{\"kind\":\"internal\",\"message\":{:?}}}\n",
+            error.to_string()
+        ),
     }
 }
 
@@ -135,12 +142,14 @@ pub(crate) fn clean(text: &str) -> String {
     cleaned
 }
 
-const OWN_COLOURS: [&str; 5] = ["\x1b[0m", "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
+const OWN_COLOURS: [&str; 4] = ["\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
 
 /// Writes to standard output; a reader that went away wants no more, which is no error.
 pub(crate) fn to_stdout(text: &str) {
     let mut stdout = io::stdout().lock();
-    let _ = stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush());
+    let _ = stdout
+        .write_all(text.as_bytes())
+        .and_then(|()| stdout.flush());
 }
 
 /// Writes to standard error; there is nowhere to tell that it failed.
@@ -165,7 +174,10 @@ pub(crate) fn trace(globals: &Globals) {
 /// Rows under headings, in columns as wide as they need to be.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {
-        let cells = rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count());
+        let cells = rows
+            .iter()
+            .filter_map(|row| row.get(column))
+            .map(|cell| cell.chars().count());
         cells.chain([headings[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..headings.len()).map(width).collect();
@@ -212,27 +224,41 @@ mod tests {
 
     #[test]
     fn nothing_foreign_reaches_the_terminal() {
-        assert_eq!(clean("a\x1b]0;x\x07\r\nb\u{9b}c\t"), "a\u{fffd}]0;x\u{fffd}\u{fffd}\nb\u{fffd}c\t");
+        assert_eq!(
+            clean("a\x1b]0;x\x07\r\nb\u{9b}c\t"),
+            "a\u{fffd}]0;x\u{fffd}\u{fffd}\nb\u{fffd}c\t"
+        );
         assert_eq!(clean("\x1b[31mred\x1b[0m"), "\x1b[31mred\x1b[0m");
     }
 
     #[test]
     fn errors_are_told_with_remedy_and_the_end_of_the_detail() {
         let detail: String = (0..20).map(|n| format!("line {n}\n")).collect();
-        let report = ErrorReport::new(ErrorKind::Permanent, "It broke.").remedy("Mend it.").detail(detail);
+        let report = ErrorReport::new(ErrorKind::Permanent, "It broke.")
+            .remedy("Mend it.")
+            .detail(detail);
         let text = error_text(&report);
-        assert!(text.starts_with("microagent: It broke.\n  Mend it.\n  | line 8\n"), "{text}");
+        assert!(
+            text.starts_with("microagent: It broke.\n  Mend it.\n  | line 8\n"),
+            "{text}"
+        );
         assert!(text.ends_with("  | line 19\n"));
     }
 
     #[test]
     fn tables_line_up() {
-        let rows = [vec!["a".to_owned(), "1".to_owned()], vec!["long".to_owned(), "2".to_owned()]];
+        let rows = [
+            vec!["a".to_owned(), "1".to_owned()],
+            vec!["long".to_owned(), "2".to_owned()],
+        ];
         assert_eq!(table(&["X", "N"], &rows), "X     N\na     1\nlong  2\n");
     }
 
     #[test]
     fn sizes_are_readable() {
-        assert_eq!([0, 1023, 1024, 1536, 5 << 30].map(size), ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB"]);
+        assert_eq!(
+            [0, 1023, 1024, 1536, 5 << 30].map(size),
+            ["0 B", "1023 B", "1.0 KiB", "1.5 KiB", "5.0 GiB"]
+        );
     }
 }

@@ -28,7 +28,10 @@ struct State {
 
 impl Progress {
     pub(crate) fn new(screen: &Screen) -> Self {
-        Self { screen: *screen, state: Mutex::default() }
+        Self {
+            screen: *screen,
+            state: Mutex::default(),
+        }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -90,9 +93,15 @@ impl Progress {
             ImageEvent::Importing { bytes, total } => {
                 format!("Importing: {} of {}", size(*bytes), size(*total))
             }
-            ImageEvent::Waiting { .. } => "Waiting for another process with the same image".to_owned(),
-            ImageEvent::BuildingDisk { finishing: true, .. } => "Finishing the disk".to_owned(),
-            ImageEvent::BuildingDisk { reference, bytes, .. } => {
+            ImageEvent::Waiting { .. } => {
+                "Waiting for another process with the same image".to_owned()
+            }
+            ImageEvent::BuildingDisk {
+                finishing: true, ..
+            } => "Finishing the disk".to_owned(),
+            ImageEvent::BuildingDisk {
+                reference, bytes, ..
+            } => {
                 format!("Building the disk of {reference}: {}", size(*bytes))
             }
             _ => return,

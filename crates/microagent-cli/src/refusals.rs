@@ -15,14 +15,25 @@ struct Refusal {
 }
 
 const fn with_value(long: &'static str, short: Option<char>, instead: &'static str) -> Refusal {
-    Refusal { long, short, takes_value: true, instead }
+    Refusal {
+        long,
+        short,
+        takes_value: true,
+        instead,
+    }
 }
 
 const fn plain(long: &'static str, short: Option<char>, instead: &'static str) -> Refusal {
-    Refusal { long, short, takes_value: false, instead }
+    Refusal {
+        long,
+        short,
+        takes_value: false,
+        instead,
+    }
 }
 
-const OWN_KERNEL: &str = "Every workspace has its own kernel and shares no namespace with the host: leave it out.";
+const OWN_KERNEL: &str =
+    "Every workspace has its own kernel and shares no namespace with the host: leave it out.";
 const ROOT: &str = "The guest is root in its own kernel already: leave it out.";
 const CAPABILITIES: &str = "The guest has every capability in its own kernel, and none on the host: leave it out; \
      run as another user with --user.";
@@ -46,29 +57,57 @@ const REFUSED: &[Refusal] = &[
     with_value("userns", None, OWN_KERNEL),
     with_value("cgroupns", None, OWN_KERNEL),
     with_value("cgroup-parent", None, OWN_KERNEL),
-    with_value("sysctl", None, "Set it in the guest's own kernel: --setup 'sysctl -w NAME=VALUE'."),
+    with_value(
+        "sysctl",
+        None,
+        "Set it in the guest's own kernel: --setup 'sysctl -w NAME=VALUE'.",
+    ),
     with_value("device", None, DEVICES),
     with_value("gpus", None, DEVICES),
     with_value("volume", Some('v'), FILES),
     with_value("mount", None, FILES),
     with_value("volumes-from", None, FILES),
-    with_value("tmpfs", None, "Mount one in the guest: --setup 'mount -t tmpfs tmpfs /path'."),
-    with_value("shm-size", None, "The guest's /dev/shm may take half of its memory: size it with --memory."),
+    with_value(
+        "tmpfs",
+        None,
+        "Mount one in the guest: --setup 'mount -t tmpfs tmpfs /path'.",
+    ),
+    with_value(
+        "shm-size",
+        None,
+        "The guest's /dev/shm may take half of its memory: size it with --memory.",
+    ),
     with_value("publish", Some('p'), PORTS),
     plain("publish-all", Some('P'), PORTS),
     with_value("link", None, PORTS),
     with_value("pod", None, "There are no pods: one image, one machine."),
     plain("detach", Some('d'), DETACH),
-    plain("init", None, "Every guest has an init that reaps its zombies already: leave it out."),
-    plain("read-only", None, "Nothing a run writes outlives it, unless --keep is given: leave it out."),
-    with_value("restart", None, "One run is one run: restart it from your own supervisor."),
+    plain(
+        "init",
+        None,
+        "Every guest has an init that reaps its zombies already: leave it out.",
+    ),
+    plain(
+        "read-only",
+        None,
+        "Nothing a run writes outlives it, unless --keep is given: leave it out.",
+    ),
+    with_value(
+        "restart",
+        None,
+        "One run is one run: restart it from your own supervisor.",
+    ),
     with_value("cpu-shares", None, CGROUPS),
     with_value("cpuset-cpus", None, CGROUPS),
     with_value("memory-swap", None, CGROUPS),
     with_value("pids-limit", None, CGROUPS),
     with_value("ulimit", None, CGROUPS),
     with_value("storage-opt", None, CGROUPS),
-    with_value("runtime", None, "microagent is the runtime; choose how machines run with --backend."),
+    with_value(
+        "runtime",
+        None,
+        "microagent is the runtime; choose how machines run with --backend.",
+    ),
 ];
 
 /// Takes every refused flag, so that it is answered and not merely unknown.
@@ -78,8 +117,15 @@ pub(crate) struct RefusedFlags;
 impl Args for RefusedFlags {
     fn augment_args(mut command: Command) -> Command {
         for refusal in REFUSED {
-            let action = if refusal.takes_value { ArgAction::Append } else { ArgAction::Count };
-            let mut arg = Arg::new(refusal.long).long(refusal.long).hide(true).action(action);
+            let action = if refusal.takes_value {
+                ArgAction::Append
+            } else {
+                ArgAction::Count
+            };
+            let mut arg = Arg::new(refusal.long)
+                .long(refusal.long)
+                .hide(true)
+                .action(action);
             if let Some(short) = refusal.short {
                 arg = arg.short(short);
             }
@@ -120,27 +166,51 @@ fn flag_error(flag: &str, instead: &str) -> clap::Error {
 
 /// The network mode, where container engines have others.
 pub(crate) fn network(value: &str) -> Result<microagent::NetworkMode, String> {
-    value.parse().map_err(|error: microagent::InvalidNetworkMode| match value {
-        "none" => "a microVM without a network is --network isolated".to_owned(),
-        "host" | "bridge" | "default" => {
-            "a microVM shares no network with the host; --network user lets it reach out".to_owned()
-        }
-        shared if shared.starts_with("container:") || shared.starts_with("ns:") => {
-            "machines share no network; --network user lets this one reach out".to_owned()
-        }
-        _ => error.to_string(),
-    })
+    value
+        .parse()
+        .map_err(|error: microagent::InvalidNetworkMode| match value {
+            "none" => "a microVM without a network is --network isolated".to_owned(),
+            "host" | "bridge" | "default" => {
+                "a microVM shares no network with the host; --network user lets it reach out"
+                    .to_owned()
+            }
+            shared if shared.starts_with("container:") || shared.starts_with("ns:") => {
+                "machines share no network; --network user lets this one reach out".to_owned()
+            }
+            _ => error.to_string(),
+        })
 }
 
 /// Commands of container engines, and what does their work here.
 const COMMANDS: &[(&str, &str)] = &[
-    ("compose", "There are no groups of containers here: start each with `microagent run`."),
-    ("pod", "There are no pods here: start each image with `microagent run`."),
-    ("play", "There are no pods here: start each image with `microagent run`."),
-    ("kube", "There are no pods here: start each image with `microagent run`."),
-    ("swarm", "There is no cluster here: start each image with `microagent run`."),
-    ("stack", "There is no cluster here: start each image with `microagent run`."),
-    ("service", "There is no daemon here: start each image with `microagent run`."),
+    (
+        "compose",
+        "There are no groups of containers here: start each with `microagent run`.",
+    ),
+    (
+        "pod",
+        "There are no pods here: start each image with `microagent run`.",
+    ),
+    (
+        "play",
+        "There are no pods here: start each image with `microagent run`.",
+    ),
+    (
+        "kube",
+        "There are no pods here: start each image with `microagent run`.",
+    ),
+    (
+        "swarm",
+        "There is no cluster here: start each image with `microagent run`.",
+    ),
+    (
+        "stack",
+        "There is no cluster here: start each image with `microagent run`.",
+    ),
+    (
+        "service",
+        "There is no daemon here: start each image with `microagent run`.",
+    ),
     ("build", BUILD),
     ("buildx", BUILD),
     ("pull", "Use `microagent images pull`."),
@@ -148,8 +218,14 @@ const COMMANDS: &[(&str, &str)] = &[
     ("import", "Use `microagent images import`."),
     ("rmi", "Use `microagent images rm`."),
     ("info", "Use `microagent doctor`."),
-    ("system", "There is no daemon here; `microagent doctor` says what this host can run."),
-    ("volume", "There are no volumes here; `microagent run --help` says how files get in and out."),
+    (
+        "system",
+        "There is no daemon here; `microagent doctor` says what this host can run.",
+    ),
+    (
+        "volume",
+        "There are no volumes here; `microagent run --help` says how files get in and out.",
+    ),
 ];
 
 const BUILD: &str = "Images are built by other tools; bring the result in with `microagent images import` (an archive) or \

@@ -24,7 +24,9 @@ pub(crate) struct TornDown(Arc<AtomicI32>);
 impl TornDown {
     /// The signal that did.
     pub(crate) fn signal(&self) -> Option<u8> {
-        u8::try_from(self.0.load(Ordering::Acquire)).ok().filter(|signal| *signal != 0)
+        u8::try_from(self.0.load(Ordering::Acquire))
+            .ok()
+            .filter(|signal| *signal != 0)
     }
 }
 

@@ -50,7 +50,10 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
 }
 
 fn state_dir(globals: &Globals, home: Option<&Path>) -> Result<PathBuf, Error> {
-    let given = globals.state_dir.clone().or_else(|| variable("MICROAGENT_HOME").map(PathBuf::from));
+    let given = globals
+        .state_dir
+        .clone()
+        .or_else(|| variable("MICROAGENT_HOME").map(PathBuf::from));
     match (given, home) {
         (Some(given), _) => absolute(&given),
         (None, Some(home)) => absolute(&home.join(".microagent")),
@@ -72,10 +75,17 @@ pub(crate) fn absolute(path: &Path) -> Result<PathBuf, Error> {
 /// Short, private and gone after a reboot: below the user's run-time directory where there is one.
 fn runtime_dir(base: Option<&Path>) -> PathBuf {
     match base {
-        Some(base) if base.is_absolute() && base.as_os_str().len() <= MAX_RUNTIME_BASE && base.is_dir() => {
+        Some(base)
+            if base.is_absolute()
+                && base.as_os_str().len() <= MAX_RUNTIME_BASE
+                && base.is_dir() =>
+        {
             base.join("microagent")
         }
-        _ => PathBuf::from(format!("/tmp/microagent-{}", rustix::process::geteuid().as_raw())),
+        _ => PathBuf::from(format!(
+            "/tmp/microagent-{}",
+            rustix::process::geteuid().as_raw()
+        )),
     }
 }
 
@@ -85,7 +95,10 @@ mod tests {
 
     #[test]
     fn sockets_go_where_their_paths_stay_short() {
-        assert_eq!(runtime_dir(Some(Path::new("/tmp"))), Path::new("/tmp/microagent"));
+        assert_eq!(
+            runtime_dir(Some(Path::new("/tmp"))),
+            Path::new("/tmp/microagent")
+        );
         let fallback = runtime_dir(None);
         assert!(fallback.starts_with("/tmp") && fallback.to_str().unwrap().len() < 40);
         assert_eq!(runtime_dir(Some(Path::new("/no/such/directory"))), fallback);

@@ -21,8 +21,13 @@ pub(crate) fn is_terminal(with_input: bool) -> bool {
 
 /// The terminal's size.
 pub(crate) fn size() -> Option<TtySize> {
-    let size = tcgetwinsize(io::stdout()).or_else(|_| tcgetwinsize(io::stdin())).ok()?;
-    (size.ws_row > 0 && size.ws_col > 0).then_some(TtySize { rows: size.ws_row, cols: size.ws_col })
+    let size = tcgetwinsize(io::stdout())
+        .or_else(|_| tcgetwinsize(io::stdin()))
+        .ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then_some(TtySize {
+        rows: size.ws_row,
+        cols: size.ws_col,
+    })
 }
 
 /// The terminal in raw mode, at most once at a time.
@@ -61,7 +66,10 @@ impl Drop for RawMode {
 }
 
 fn restore() {
-    let original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let original = ORIGINAL
+        .lock()
+        .unwrap_or_else(PoisonError::into_inner)
+        .take();
     if let Some(original) = original
         && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Now, &original)
     {

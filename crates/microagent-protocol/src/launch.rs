@@ -169,6 +169,10 @@ pub struct LaunchSpec {
     /// Whether the machine lives only as long as the program that launched it:
     /// the first connection to subscribe as owner, and before it the launching process.
     pub owned: bool,
+    /// Whether `directory` goes with the machine. Its owner removes it; the supervisor does
+    /// when the owner is gone.
+    #[serde(default)]
+    pub ephemeral: bool,
     /// The most bytes of each output stream kept in the result.
     pub capture_limit: u32,
     /// The most bytes of console log kept (one older file of the same size beside it).

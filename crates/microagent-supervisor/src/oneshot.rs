@@ -3,11 +3,12 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Write},
+    path::Path,
     time::Instant,
 };
 
 use microagent_protocol::{
-    LaunchSpec,
+    EndCause, LaunchSpec,
     frame::MAX_JSON,
     supervisor::{Answer, Command, ErrorKind, ErrorReport, Response},
 };
@@ -128,6 +129,17 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
     }
 }
 
+/// Does what an owner that is gone cannot do any more.
+fn clear_away(directory: &Path, runtime_dir: &Path) {
+    if let Err(error) = std::fs::remove_dir_all(directory) {
+        tracing::warn!("cannot remove {}: {error}", directory.display());
+    }
+    if let Some(parent) = runtime_dir.parent() {
+        // Only the last machine finds it empty.
+        let _ = std::fs::remove_dir(parent);
+    }
+}
+
 fn supervise(
     id: &str,
     spec: LaunchSpec,
@@ -138,6 +150,9 @@ fn supervise(
     judge: Judge,
 ) -> i32 {
     let owned = spec.owned;
+    let abandoned = spec
+        .ephemeral
+        .then(|| (spec.directory.clone(), spec.runtime_dir.clone()));
     let prepared = backends
         .choose(&spec)
         .map_err(|report| Error::Backend(Box::new(report)))
@@ -158,6 +173,9 @@ fn supervise(
             }
             let cause = supervisor.run();
             tracing::info!("the machine ended: {cause:?}");
+            if let (EndCause::OwnerGone, Some((directory, runtime_dir))) = (cause, abandoned) {
+                clear_away(&directory, &runtime_dir);
+            }
             0
         }
         Err(error) => {

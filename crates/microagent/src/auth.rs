@@ -32,16 +32,26 @@ pub(crate) fn find(files: &[PathBuf], registry: &str) -> Result<Option<Credentia
         let bad = |reason: &str| format!("{} is not usable: {reason}", path.display());
         let file: AuthFile =
             serde_json::from_slice(&bytes).map_err(|error| bad(&error.to_string()))?;
-        let entry = file.auths.iter().find(|(key, _)| host(key) == host(registry));
+        let entry = file
+            .auths
+            .iter()
+            .find(|(key, _)| host(key) == host(registry));
         let Some((_, entry)) = entry else { continue };
         if let Some(token) = &entry.registrytoken {
             return Ok(Some(Credential::Bearer(token.clone())));
         }
-        let Some(auth) = entry.auth.as_deref().filter(|auth| !auth.is_empty()) else { continue };
-        let decoded = STANDARD.decode(auth).ok().and_then(|bytes| String::from_utf8(bytes).ok());
+        let Some(auth) = entry.auth.as_deref().filter(|auth| !auth.is_empty()) else {
+            continue;
+        };
+        let decoded = STANDARD
+            .decode(auth)
+            .ok()
+            .and_then(|bytes| String::from_utf8(bytes).ok());
         let Some((username, password)) = decoded.as_deref().and_then(|text| text.split_once(':'))
         else {
-            return Err(bad(&format!("the entry of {registry} is not user:password in base64")));
+            return Err(bad(&format!(
+                "the entry of {registry} is not user:password in base64"
+            )));
         };
         return Ok(Some(Credential::Basic {
             username: username.to_owned(),
@@ -53,10 +63,17 @@ pub(crate) fn find(files: &[PathBuf], registry: &str) -> Result<Option<Credentia
 
 /// The host and port that a key such as `https://index.example/v1/` means.
 fn host(key: &str) -> &str {
-    let key = key.strip_prefix("https://").or_else(|| key.strip_prefix("http://")).unwrap_or(key);
+    let key = key
+        .strip_prefix("https://")
+        .or_else(|| key.strip_prefix("http://"))
+        .unwrap_or(key);
     let host = key.split('/').next().unwrap_or(key);
     // Docker's own registry is stored under the name of its old index.
-    if host == "index.docker.io" || host == "registry-1.docker.io" { "docker.io" } else { host }
+    if host == "index.docker.io" || host == "registry-1.docker.io" {
+        "docker.io"
+    } else {
+        host
+    }
 }
 
 #[cfg(test)]
@@ -74,7 +91,11 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let files = [
             directory.path().join("missing.json"),
-            write(&directory, "own.json", r#"{"auths":{"r.example:5000":{"auth":"dTpw"}}}"#),
+            write(
+                &directory,
+                "own.json",
+                r#"{"auths":{"r.example:5000":{"auth":"dTpw"}}}"#,
+            ),
             write(
                 &directory,
                 "docker.json",
@@ -93,8 +114,15 @@ mod tests {
     #[test]
     fn a_file_that_is_broken_is_named_without_its_secrets() {
         let directory = tempfile::tempdir().unwrap();
-        let file = write(&directory, "a.json", r#"{"auths":{"r":{"auth":"%%secret"}}}"#);
+        let file = write(
+            &directory,
+            "a.json",
+            r#"{"auths":{"r":{"auth":"%%secret"}}}"#,
+        );
         let error = find(std::slice::from_ref(&file), "r").unwrap_err();
-        assert!(error.contains("a.json") && !error.contains("secret"), "{error}");
+        assert!(
+            error.contains("a.json") && !error.contains("secret"),
+            "{error}"
+        );
     }
 }

@@ -31,7 +31,10 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
         ));
     }
     let nul = |text: &String| text.contains('\0');
-    let argv = options.command.iter().chain(options.entrypoint.iter().flatten());
+    let argv = options
+        .command
+        .iter()
+        .chain(options.entrypoint.iter().flatten());
     if argv.chain(&options.shell).chain(&options.setup).any(nul) {
         return Err(Error::invalid("the command", "it has a NUL byte"));
     }
@@ -59,7 +62,10 @@ fn check_user(user: &str) -> Result<()> {
     if good && !user.contains(['\0', '\n']) {
         return Ok(());
     }
-    Err(Error::invalid("--user", format!("{user:?} is not NAME, UID, NAME:GROUP or UID:GID")))
+    Err(Error::invalid(
+        "--user",
+        format!("{user:?} is not NAME, UID, NAME:GROUP or UID:GID"),
+    ))
 }
 
 fn env_var(name: &str, value: &str) -> Result<EnvVar> {
@@ -105,13 +111,20 @@ fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecReques
     let stop_signal = match config.stop_signal.as_deref() {
         None => None,
         Some(text) => Some(signal::parse(text).ok_or_else(|| {
-            Error::invalid("the image's StopSignal", format!("{text:?} is not a signal"))
+            Error::invalid(
+                "the image's StopSignal",
+                format!("{text:?} is not a signal"),
+            )
         })?),
     };
     let cwd = options.workdir.clone().or_else(|| {
         // Docker takes a relative WorkingDir as one from the root.
         config.working_dir.as_ref().map(|path| {
-            if path.starts_with('/') { path.clone() } else { format!("/{path}") }
+            if path.starts_with('/') {
+                path.clone()
+            } else {
+                format!("/{path}")
+            }
         })
     });
     Ok(ExecRequest {
@@ -143,7 +156,9 @@ fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
     let argv: Vec<String> = entrypoint.iter().chain(command).cloned().collect();
     // An entrypoint of [""] is how images undo one they inherited.
     if argv.first().is_none_or(String::is_empty) {
-        return Err(Error::NoCommand { image: options.image.clone() });
+        return Err(Error::NoCommand {
+            image: options.image.clone(),
+        });
     }
     Ok(argv)
 }
@@ -151,11 +166,12 @@ fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
 /// The image's variables in their order, each replaced in place or removed, new ones at the end.
 fn env(options: &RunOptions, config: &ImageConfig) -> Result<Vec<EnvVar>> {
     let mut vars: Vec<EnvVar> = Vec::new();
-    let set = |vars: &mut Vec<EnvVar>, var: EnvVar| {
-        match vars.iter_mut().find(|known| known.name() == var.name()) {
-            Some(known) => *known = var,
-            None => vars.push(var),
-        }
+    let set = |vars: &mut Vec<EnvVar>, var: EnvVar| match vars
+        .iter_mut()
+        .find(|known| known.name() == var.name())
+    {
+        Some(known) => *known = var,
+        None => vars.push(var),
     };
     for entry in &config.env {
         match entry.parse::<EnvVar>() {
@@ -196,12 +212,24 @@ mod tests {
         let image = config(&["/entry", "-x"], &["serve"]);
         let run = || RunOptions::new("a");
         assert_eq!(argv_of(run(), &image), ["/entry", "-x", "serve"]);
-        assert_eq!(argv_of(run().command(["a", "b"]), &image), ["/entry", "-x", "a", "b"]);
+        assert_eq!(
+            argv_of(run().command(["a", "b"]), &image),
+            ["/entry", "-x", "a", "b"]
+        );
         assert_eq!(argv_of(run().entrypoint(["/other"]), &image), ["/other"]);
-        assert_eq!(argv_of(run().entrypoint(["/other"]).command(["y"]), &image), ["/other", "y"]);
+        assert_eq!(
+            argv_of(run().entrypoint(["/other"]).command(["y"]), &image),
+            ["/other", "y"]
+        );
         let none: [&str; 0] = [];
-        assert_eq!(argv_of(run().entrypoint(none).command(["y"]), &image), ["y"]);
-        assert_eq!(argv_of(run().shell("a | b"), &image), ["/bin/sh", "-c", "a | b"]);
+        assert_eq!(
+            argv_of(run().entrypoint(none).command(["y"]), &image),
+            ["y"]
+        );
+        assert_eq!(
+            argv_of(run().shell("a | b"), &image),
+            ["/bin/sh", "-c", "a | b"]
+        );
         assert_eq!(argv_of(run(), &config(&[], &["bash"])), ["bash"]);
     }
 
@@ -235,7 +263,9 @@ mod tests {
     #[test]
     fn the_environment_is_the_images_with_changes() {
         let image = ImageConfig {
-            env: ["PATH=/bin", "A=1", "B=2", "broken"].map(str::to_owned).into(),
+            env: ["PATH=/bin", "A=1", "B=2", "broken"]
+                .map(str::to_owned)
+                .into(),
             ..ImageConfig::default()
         };
         let options = RunOptions::new("a")
@@ -269,9 +299,15 @@ mod tests {
         assert!(plain.stdin);
         let given = RunOptions::new("a").user("0:0").workdir("/tmp");
         let given = workload(&given, &image, false).unwrap();
-        assert_eq!((given.user.as_deref(), given.cwd.as_deref()), (Some("0:0"), Some("/tmp")));
+        assert_eq!(
+            (given.user.as_deref(), given.cwd.as_deref()),
+            (Some("0:0"), Some("/tmp"))
+        );
 
-        let odd = ImageConfig { stop_signal: Some("SIGNOPE".into()), ..image };
+        let odd = ImageConfig {
+            stop_signal: Some("SIGNOPE".into()),
+            ..image
+        };
         let error = workload(&RunOptions::new("a"), &odd, false).unwrap_err();
         assert!(error.to_string().contains("SIGNOPE"), "{error}");
     }
@@ -282,7 +318,10 @@ mod tests {
         let options = RunOptions::new("a").user("1000");
         let request = setup(&options, &image, "apt-get update").unwrap();
         assert_eq!(request.argv, ["/bin/sh", "-c", "apt-get update"]);
-        assert_eq!((request.role, request.stdin, request.tty), (ExecRole::Setup, false, None));
+        assert_eq!(
+            (request.role, request.stdin, request.tty),
+            (ExecRole::Setup, false, None)
+        );
         assert_eq!(request.user.as_deref(), Some("1000"));
     }
 }

@@ -31,10 +31,13 @@ impl SupervisorProgram {
     /// # Errors
     /// [`Error::SupervisorMissing`] with every place that was looked at.
     pub fn find(beside: Option<&Path>, path: Option<&OsStr>) -> Result<Self, Error> {
-        let own = beside.into_iter().flat_map(|directory| {
-            [directory.to_owned(), directory.join("../libexec")]
-        });
-        let listed = path.into_iter().flat_map(std::env::split_paths).filter(|p| p.is_absolute());
+        let own = beside
+            .into_iter()
+            .flat_map(|directory| [directory.to_owned(), directory.join("../libexec")]);
+        let listed = path
+            .into_iter()
+            .flat_map(std::env::split_paths)
+            .filter(|p| p.is_absolute());
         let mut searched = Vec::new();
         for directory in own.chain(listed) {
             for name in [SUPERVISOR_PROGRAM, EXECUTABLE] {
@@ -164,7 +167,6 @@ impl Config {
         self.state_dir.join("images")
     }
 
-
     pub(crate) fn workspaces_dir(&self) -> PathBuf {
         self.state_dir.join("workspaces")
     }
@@ -189,11 +191,17 @@ mod tests {
         let path = std::env::join_paths([&other]).unwrap();
 
         let error = SupervisorProgram::find(Some(&bin), Some(&path)).unwrap_err();
-        assert!(error.to_string().contains(other.to_str().unwrap()), "{error}");
+        assert!(
+            error.to_string().contains(other.to_str().unwrap()),
+            "{error}"
+        );
 
         let plain = bin.join(SUPERVISOR_PROGRAM);
         std::fs::write(&plain, "").unwrap();
-        assert!(SupervisorProgram::find(Some(&bin), Some(&path)).is_err(), "it is not executable");
+        assert!(
+            SupervisorProgram::find(Some(&bin), Some(&path)).is_err(),
+            "it is not executable"
+        );
 
         let listed = other.join(EXECUTABLE);
         std::fs::write(&listed, "").unwrap();

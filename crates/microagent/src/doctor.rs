@@ -105,7 +105,9 @@ fn without_host(mut checks: Vec<HostCheck>, error: &Error) -> DoctorReport {
         verdict: Verdict::Unusable,
         required: true,
         detail: report.message.clone(),
-        remedy: report.remedy.or_else(|| Some("Install microagent again.".to_owned())),
+        remedy: report
+            .remedy
+            .or_else(|| Some("Install microagent again.".to_owned())),
         ms: 0,
     });
     DoctorReport {
@@ -159,7 +161,11 @@ fn state_dir(config: &Config) -> Finding {
     let free = match rustix::fs::statvfs(path) {
         Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) / (1024 * 1024),
         Err(error) => {
-            return (Verdict::Unusable, format!("cannot look at {shown}: {error}"), choose);
+            return (
+                Verdict::Unusable,
+                format!("cannot look at {shown}: {error}"),
+                choose,
+            );
         }
     };
     let detail = format!("{shown} is writable and has {free} MiB free");
@@ -168,14 +174,21 @@ fn state_dir(config: &Config) -> Finding {
         free if free < SPACE_WANTED_MIB => Verdict::Degraded,
         _ => return (Verdict::Ready, detail, None),
     };
-    (verdict, detail, Some("Free some space, or choose another directory with --state-dir.".to_owned()))
+    (
+        verdict,
+        detail,
+        Some("Free some space, or choose another directory with --state-dir.".to_owned()),
+    )
 }
 
 fn try_write(directory: &Path) -> Result<()> {
     let path = directory.join(".doctor.json");
     files::write_json(&path, &true, files::Durability::Unsynced)?;
-    std::fs::remove_file(&path)
-        .map_err(|source| Error::Io { doing: "remove", path: path.clone(), source })
+    std::fs::remove_file(&path).map_err(|source| Error::Io {
+        doing: "remove",
+        path: path.clone(),
+        source,
+    })
 }
 
 fn kernel(config: &Config, probe: &mut Option<ProbeGuest>) -> Finding {
@@ -194,8 +207,15 @@ fn kernel(config: &Config, probe: &mut Option<ProbeGuest>) -> Finding {
     };
     match prepare::ready(&store, &record) {
         Ok(ready) => {
-            *probe = Some(ProbeGuest { kernel: ready.kernel, initramfs: ready.initramfs });
-            (Verdict::Ready, format!("{} ({})", record.id, record.release), None)
+            *probe = Some(ProbeGuest {
+                kernel: ready.kernel,
+                initramfs: ready.initramfs,
+            });
+            (
+                Verdict::Ready,
+                format!("{} ({})", record.id, record.release),
+                None,
+            )
         }
         Err(error) => (Verdict::Degraded, error.to_string(), install),
     }
@@ -227,11 +247,18 @@ mod tests {
         let config = Config::new(base.path().join("state"), base.path().join("run"), program);
         let report = run(&config, &DoctorOptions::new()).unwrap();
         assert!(!report.ok);
-        let names: Vec<_> = report.checks.iter().map(|check| check.name.as_str()).collect();
+        let names: Vec<_> = report
+            .checks
+            .iter()
+            .map(|check| check.name.as_str())
+            .collect();
         assert_eq!(names, ["state_dir", "kernel", "supervisor"]);
         assert_eq!(report.checks[0].verdict, Verdict::Ready, "{report:?}");
         for check in &report.checks {
-            assert!(check.verdict == Verdict::Ready || check.remedy.is_some(), "{check:?}");
+            assert!(
+                check.verdict == Verdict::Ready || check.remedy.is_some(),
+                "{check:?}"
+            );
         }
     }
 }

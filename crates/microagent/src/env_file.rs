@@ -37,7 +37,10 @@ pub fn parse(
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
     let mut vars = Vec::new();
     for (index, line) in text.lines().enumerate() {
-        let refuse = |reason: String| EnvFileError { line: index + 1, reason };
+        let refuse = |reason: String| EnvFileError {
+            line: index + 1,
+            reason,
+        };
         let line = line.trim_start();
         if line.is_empty() || line.starts_with('#') {
             continue;

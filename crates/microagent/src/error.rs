@@ -138,13 +138,19 @@ fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "the places to look at (there were none)".to_owned();
     }
-    let shown: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+    let shown: Vec<_> = paths
+        .iter()
+        .map(|path| path.display().to_string())
+        .collect();
     shown.join(", ")
 }
 
 impl Error {
     pub(crate) fn invalid(option: &'static str, reason: impl Into<String>) -> Self {
-        Self::Invalid { option, reason: reason.into() }
+        Self::Invalid {
+            option,
+            reason: reason.into(),
+        }
     }
 
     pub(crate) fn connection(subject: impl Into<String>, error: &FrameError) -> Self {
@@ -165,21 +171,32 @@ impl Error {
             Self::SupervisorMissing { .. } => {
                 report.remedy("Install microagent, or name the supervisor program.")
             }
-            Self::SupervisorFailed { log, .. } => ErrorReport { detail: log.clone(), ..report }
-                .remedy("Try again; `microagent doctor` says what this host can run."),
-            Self::NeverStarted { console, .. } => ErrorReport { detail: console.clone(), ..report }
-                .remedy("`microagent doctor` says what this host can run."),
+            Self::SupervisorFailed { log, .. } => ErrorReport {
+                detail: log.clone(),
+                ..report
+            }
+            .remedy("Try again; `microagent doctor` says what this host can run."),
+            Self::NeverStarted { console, .. } => ErrorReport {
+                detail: console.clone(),
+                ..report
+            }
+            .remedy("`microagent doctor` says what this host can run."),
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
             _ => report,
         };
-        ErrorReport { retryable: report.retryable || self.is_retryable(), ..report }
+        ErrorReport {
+            retryable: report.retryable || self.is_retryable(),
+            ..report
+        }
     }
 
     fn is_retryable(&self) -> bool {
         matches!(self, Self::Cancelled { .. } | Self::TimedOut { .. })
     }
 
-    fn kind(&self) -> ErrorKind {
+    /// What kind of failure it is, for programs.
+    #[must_use]
+    pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
             Self::NameTaken { .. } => ErrorKind::Conflict,
@@ -207,9 +224,9 @@ fn image_kind(error: &ImageError) -> ErrorKind {
         | ImageError::BadDigest { .. }
         | ImageError::BadPlatform { .. }
         | ImageError::Ambiguous { .. } => ErrorKind::Invalid,
-        ImageError::NotFound { .. }
-        | ImageError::NotLocal { .. }
-        | ImageError::Unknown { .. } => ErrorKind::NotFound,
+        ImageError::NotFound { .. } | ImageError::NotLocal { .. } | ImageError::Unknown { .. } => {
+            ErrorKind::NotFound
+        }
         ImageError::NoSuchPlatform { .. } => ErrorKind::Unsupported,
         ImageError::Connection { .. } => ErrorKind::Transient,
         _ => ErrorKind::Permanent,

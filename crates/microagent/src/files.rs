@@ -18,11 +18,18 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(source) => {
-            return Err(Error::Io { doing: "create", path: path.to_owned(), source });
+            return Err(Error::Io {
+                doing: "create",
+                path: path.to_owned(),
+                source,
+            });
         }
     }
     let metadata = fs::symlink_metadata(path).context("look at", path)?;
-    let untrusted = |reason| Error::Untrusted { path: path.to_owned(), reason };
+    let untrusted = |reason| Error::Untrusted {
+        path: path.to_owned(),
+        reason,
+    };
     if metadata.is_symlink() {
         // A link that the user made into a directory of their own is as good as the directory.
         let target = fs::metadata(path).context("look at", path)?;
@@ -54,7 +61,11 @@ pub(crate) enum Durability {
 }
 
 /// Writes `value` as JSON (0600) so that readers see the old file or the new one.
-pub(crate) fn write_json(path: &Path, value: &impl Serialize, durability: Durability) -> Result<()> {
+pub(crate) fn write_json(
+    path: &Path,
+    value: &impl Serialize,
+    durability: Durability,
+) -> Result<()> {
     let mut bytes = serde_json::to_vec_pretty(value)
         .map_err(io::Error::from)
         .context("describe", path)?;
@@ -75,7 +86,9 @@ pub(crate) fn write_json(path: &Path, value: &impl Serialize, durability: Durabi
     if durability == Durability::Synced
         && let Some(parent) = path.parent()
     {
-        File::open(parent).and_then(|directory| directory.sync_all()).context("sync", parent)?;
+        File::open(parent)
+            .and_then(|directory| directory.sync_all())
+            .context("sync", parent)?;
     }
     Ok(())
 }
@@ -95,7 +108,12 @@ mod tests {
         private_dir(&path).unwrap();
 
         fs::set_permissions(&path, fs::Permissions::from_mode(0o777)).unwrap();
-        assert!(private_dir(&path).unwrap_err().to_string().contains("others may write"));
+        assert!(
+            private_dir(&path)
+                .unwrap_err()
+                .to_string()
+                .contains("others may write")
+        );
 
         let file = base.path().join("file");
         fs::write(&file, "").unwrap();

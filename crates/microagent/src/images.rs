@@ -82,7 +82,9 @@ impl<'a> Images<'a> {
 
 /// The images that workspaces are made of.
 fn in_use(config: &Config) -> BTreeSet<Digest> {
-    let Ok(entries) = fs::read_dir(config.workspaces_dir()) else { return BTreeSet::new() };
+    let Ok(entries) = fs::read_dir(config.workspaces_dir()) else {
+        return BTreeSet::new();
+    };
     entries
         .flatten()
         .filter_map(|entry| workspace::image_of(&entry.path()))
@@ -93,13 +95,17 @@ fn in_use(config: &Config) -> BTreeSet<Digest> {
 /// How registries are reached and who asks, by the configuration.
 pub(crate) fn pull_options(config: &Config, platform: Platform) -> Result<PullOptions> {
     let mut registry = RegistryOptions::default();
-    registry.insecure_registries.clone_from(&config.insecure_registries);
+    registry
+        .insecure_registries
+        .clone_from(&config.insecure_registries);
     registry.proxy.clone_from(&config.proxy);
     let options = PullOptions::new().platform(platform).registry(registry);
     if config.auth_files.is_empty() {
         return Ok(options);
     }
-    Ok(options.credentials(Arc::new(FromFiles { files: config.auth_files.clone() })))
+    Ok(options.credentials(Arc::new(FromFiles {
+        files: config.auth_files.clone(),
+    })))
 }
 
 /// Credentials from the files the caller named, read when a registry asks.

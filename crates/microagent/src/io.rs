@@ -40,10 +40,7 @@ pub struct RunIo {
 
 impl RunIo {
     /// The command's output goes to these writers as it is produced; its input is `/dev/null`.
-    pub fn new(
-        stdout: impl Write + Send + 'static,
-        stderr: impl Write + Send + 'static,
-    ) -> Self {
+    pub fn new(stdout: impl Write + Send + 'static, stderr: impl Write + Send + 'static) -> Self {
         let (sender, receiver) = mpsc::channel();
         Self {
             stdin: None,
@@ -76,18 +73,36 @@ impl RunIo {
     /// A handle that steers the run, from any thread.
     #[must_use]
     pub fn controller(&self) -> RunController {
-        RunController { sender: self.sender.clone() }
+        RunController {
+            sender: self.sender.clone(),
+        }
     }
 
     pub(crate) fn into_parts(self) -> Parts {
-        let Self { stdin, stdout, stderr, events, sender, receiver } = self;
-        Parts { stdin, stdout, stderr, events, sender, receiver }
+        let Self {
+            stdin,
+            stdout,
+            stderr,
+            events,
+            sender,
+            receiver,
+        } = self;
+        Parts {
+            stdin,
+            stdout,
+            stderr,
+            events,
+            sender,
+            receiver,
+        }
     }
 }
 
 impl std::fmt::Debug for RunIo {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("RunIo").field("stdin", &self.stdin.is_some()).finish_non_exhaustive()
+        f.debug_struct("RunIo")
+            .field("stdin", &self.stdin.is_some())
+            .finish_non_exhaustive()
     }
 }
 

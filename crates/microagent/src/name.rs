@@ -7,10 +7,11 @@ use crate::error::{Error, Result};
 const ADJECTIVES: [&str; 64] = [
     "able", "amber", "agile", "azure", "blue", "bold", "brave", "brief", "bright", "brisk", "calm",
     "clear", "clever", "coral", "crisp", "deep", "eager", "early", "fair", "fancy", "fast", "fine",
-    "fond", "fresh", "gentle", "glad", "gold", "grand", "green", "happy", "hardy", "honest", "ideal",
-    "jolly", "keen", "kind", "lively", "loyal", "lucky", "lunar", "merry", "mild", "modest", "neat",
-    "nimble", "noble", "novel", "patient", "plain", "proud", "quick", "quiet", "rapid", "ready",
-    "royal", "sharp", "silent", "smart", "solid", "steady", "sunny", "swift", "tidy", "warm",
+    "fond", "fresh", "gentle", "glad", "gold", "grand", "green", "happy", "hardy", "honest",
+    "ideal", "jolly", "keen", "kind", "lively", "loyal", "lucky", "lunar", "merry", "mild",
+    "modest", "neat", "nimble", "noble", "novel", "patient", "plain", "proud", "quick", "quiet",
+    "rapid", "ready", "royal", "sharp", "silent", "smart", "solid", "steady", "sunny", "swift",
+    "tidy", "warm",
 ];
 
 const ANIMALS: [&str; 64] = [
@@ -30,7 +31,10 @@ pub(crate) fn generate() -> Result<WorkspaceName> {
     let mut bytes = [0_u8; 4];
     getrandom::fill(&mut bytes).map_err(Error::Random)?;
     let [a, b, c, d] = bytes;
-    let (adjective, animal) = (ADJECTIVES[usize::from(a) % 64], ANIMALS[usize::from(b) % 64]);
+    let (adjective, animal) = (
+        ADJECTIVES[usize::from(a) % 64],
+        ANIMALS[usize::from(b) % 64],
+    );
     format!("run-{adjective}-{animal}-{c:02x}{d:02x}")
         .parse()
         .map_err(|error: microagent_protocol::name::InvalidName| {

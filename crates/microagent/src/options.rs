@@ -67,7 +67,9 @@ impl std::str::FromStr for Profile {
         Self::ALL
             .into_iter()
             .find(|profile| profile.as_str() == input)
-            .ok_or_else(|| InvalidProfile { input: input.to_owned() })
+            .ok_or_else(|| InvalidProfile {
+                input: input.to_owned(),
+            })
     }
 }
 
@@ -360,9 +362,19 @@ mod tests {
             .profile(Profile::Tiny)
             .resources();
         assert_eq!(
-            (resources.memory_mib.0, resources.cpu_count, resources.size_mib.0),
+            (
+                resources.memory_mib.0,
+                resources.cpu_count,
+                resources.size_mib.0
+            ),
             (1024, 3, 512)
         );
-        assert!("huge".parse::<Profile>().unwrap_err().to_string().contains("medium"));
+        assert!(
+            "huge"
+                .parse::<Profile>()
+                .unwrap_err()
+                .to_string()
+                .contains("medium")
+        );
     }
 }

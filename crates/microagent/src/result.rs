@@ -128,4 +128,84 @@ mod tests {
         assert_eq!(exit_code(None, EndCause::VmmDied), 125);
         assert_eq!(exit_code(None, EndCause::GuestPanicked), 125);
     }
+
+    #[test]
+    fn the_json_form_is_a_promise() {
+        use microagent_protocol::{Mebibytes, output::OutputEncoding};
+        use std::time::{Duration, SystemTime};
+        let at = |ms| Timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
+        let captured = |data: &str| CapturedOutput {
+            encoding: OutputEncoding::Utf8,
+            data: data.to_owned(),
+            total_bytes: data.len() as u64,
+            truncated: false,
+        };
+        let result = RunResult {
+            workspace: "run-brave-otter-4f9c".into(),
+            state_dir: "/state".into(),
+            image: ImageInfo {
+                reference: "docker.io/library/debian:12".into(),
+                digest: "sha256:00".into(),
+                platform: "linux/amd64".into(),
+            },
+            kernel: KernelInfo {
+                id: "6.1.0-1".into(),
+                release: "6.1.0".into(),
+                sha256: "11".into(),
+            },
+            backend: Some(Backend::QemuTcg),
+            resources: Resources {
+                memory_mib: Mebibytes(512),
+                cpu_count: 2,
+                size_mib: Mebibytes(1024),
+            },
+            network: NetworkMode::User,
+            command: vec!["true".into()],
+            started_at: Some(at(1000)),
+            exited_at: Some(at(2500)),
+            exit: Some(ExitStatus::Exited { code: 3 }),
+            exit_code: 3,
+            oom_kills: 0,
+            stdout: captured("out\n"),
+            stderr: captured(""),
+            phases: vec![Phase {
+                name: "boot".into(),
+                ms: 900,
+            }],
+            final_state: State::Stopped,
+            end_cause: EndCause::WorkloadFinished,
+            kept: false,
+            error: None,
+        };
+        let expected = serde_json::json!({
+            "workspace": "run-brave-otter-4f9c",
+            "state_dir": "/state",
+            "image": {
+                "reference": "docker.io/library/debian:12",
+                "digest": "sha256:00",
+                "platform": "linux/amd64",
+            },
+            "kernel": { "id": "6.1.0-1", "release": "6.1.0", "sha256": "11" },
+            "backend": "qemu-tcg",
+            "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },
+            "network": "user",
+            "command": ["true"],
+            "started_at": "1970-01-01T00:00:01.000Z",
+            "exited_at": "1970-01-01T00:00:02.500Z",
+            "exit": { "status": "exited", "code": 3 },
+            "exit_code": 3,
+            "oom_kills": 0,
+            "stdout": { "encoding": "utf8", "data": "out\n", "total_bytes": 4, "truncated": false },
+            "stderr": { "encoding": "utf8", "data": "", "total_bytes": 0, "truncated": false },
+            "phases": [{ "name": "boot", "ms": 900 }],
+            "final_state": "stopped",
+            "end_cause": "workload_finished",
+            "kept": false,
+        });
+        assert_eq!(serde_json::to_value(&result).unwrap(), expected);
+        assert_eq!(
+            serde_json::from_value::<RunResult>(expected).unwrap(),
+            result
+        );
+    }
 }

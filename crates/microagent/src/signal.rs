@@ -2,11 +2,37 @@
 
 /// The numbers are those of Linux on every architecture microagent runs (asm-generic/signal.h).
 const SIGNALS: [(&str, u8); 31] = [
-    ("HUP", 1), ("INT", 2), ("QUIT", 3), ("ILL", 4), ("TRAP", 5), ("ABRT", 6), ("BUS", 7),
-    ("FPE", 8), ("KILL", 9), ("USR1", 10), ("SEGV", 11), ("USR2", 12), ("PIPE", 13),
-    ("ALRM", 14), ("TERM", 15), ("STKFLT", 16), ("CHLD", 17), ("CONT", 18), ("STOP", 19),
-    ("TSTP", 20), ("TTIN", 21), ("TTOU", 22), ("URG", 23), ("XCPU", 24), ("XFSZ", 25),
-    ("VTALRM", 26), ("PROF", 27), ("WINCH", 28), ("IO", 29), ("PWR", 30), ("SYS", 31),
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ILL", 4),
+    ("TRAP", 5),
+    ("ABRT", 6),
+    ("BUS", 7),
+    ("FPE", 8),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("SEGV", 11),
+    ("USR2", 12),
+    ("PIPE", 13),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("STKFLT", 16),
+    ("CHLD", 17),
+    ("CONT", 18),
+    ("STOP", 19),
+    ("TSTP", 20),
+    ("TTIN", 21),
+    ("TTOU", 22),
+    ("URG", 23),
+    ("XCPU", 24),
+    ("XFSZ", 25),
+    ("VTALRM", 26),
+    ("PROF", 27),
+    ("WINCH", 28),
+    ("IO", 29),
+    ("PWR", 30),
+    ("SYS", 31),
 ];
 
 const RTMIN: u8 = 34;
@@ -24,7 +50,11 @@ pub fn parse(text: &str) -> Option<u8> {
         return Some(*number);
     }
     let offset = |rest: &str, sign: char| -> Option<u8> {
-        if rest.is_empty() { Some(0) } else { rest.strip_prefix(sign)?.parse().ok() }
+        if rest.is_empty() {
+            Some(0)
+        } else {
+            rest.strip_prefix(sign)?.parse().ok()
+        }
     };
     let number = match (name.strip_prefix("RTMIN"), name.strip_prefix("RTMAX")) {
         (Some(rest), _) => RTMIN.checked_add(offset(rest, '+')?)?,
@@ -40,7 +70,10 @@ pub fn name(number: u8) -> String {
     SIGNALS
         .iter()
         .find(|(_, known)| *known == number)
-        .map_or_else(|| format!("signal {number}"), |(name, _)| format!("SIG{name}"))
+        .map_or_else(
+            || format!("signal {number}"),
+            |(name, _)| format!("SIG{name}"),
+        )
 }
 
 #[cfg(test)]
@@ -50,12 +83,19 @@ mod tests {
     #[test]
     fn signals_are_read_as_images_write_them() {
         for (text, number) in [
-            ("SIGTERM", 15), ("term", 15), ("9", 9), ("SIGRTMIN+3", 37), ("SIGRTMIN", 34),
-            ("RTMAX-1", 63), ("64", 64),
+            ("SIGTERM", 15),
+            ("term", 15),
+            ("9", 9),
+            ("SIGRTMIN+3", 37),
+            ("SIGRTMIN", 34),
+            ("RTMAX-1", 63),
+            ("64", 64),
         ] {
             assert_eq!(parse(text), Some(number), "{text}");
         }
-        for text in ["", "0", "65", "SIGFOO", "SIG", "RTMIN+99", "RTMIN-1", "RTMAX+1", "-1"] {
+        for text in [
+            "", "0", "65", "SIGFOO", "SIG", "RTMIN+99", "RTMIN-1", "RTMAX+1", "-1",
+        ] {
             assert_eq!(parse(text), None, "{text}");
         }
     }

@@ -82,15 +82,28 @@ impl Workspace {
         match DirBuilder::new().mode(0o700).create(&directory) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                return Err(Error::NameTaken { name: name.to_string() });
+                return Err(Error::NameTaken {
+                    name: name.to_string(),
+                });
             }
-            Err(source) => return Err(Error::Io { doing: "create", path: directory, source }),
+            Err(source) => {
+                return Err(Error::Io {
+                    doing: "create",
+                    path: directory,
+                    source,
+                });
+            }
         }
         let lock = File::open(&directory).context("open", &directory)?;
         flock(&lock, FlockOperation::LockExclusive).context("lock", &directory)?;
         drop(gate);
 
-        let mut workspace = Self { directory, runtime_dir: PathBuf::new(), keep: false, _lock: lock };
+        let mut workspace = Self {
+            directory,
+            runtime_dir: PathBuf::new(),
+            keep: false,
+            _lock: lock,
+        };
         workspace.runtime_dir = make_runtime_dir(runtime_root)?;
         Ok(workspace)
     }
@@ -102,7 +115,11 @@ impl Workspace {
 
     /// Records what the workspace is made of.
     pub(crate) fn write_manifest(&self, manifest: &Manifest) -> Result<()> {
-        let durability = if manifest.ephemeral { Durability::Unsynced } else { Durability::Synced };
+        let durability = if manifest.ephemeral {
+            Durability::Unsynced
+        } else {
+            Durability::Synced
+        };
         files::write_json(&self.directory.join(MANIFEST), manifest, durability)
     }
 
@@ -130,7 +147,9 @@ impl Drop for Workspace {
 /// The digest of the image that the workspace in `directory` is made of.
 pub(crate) fn image_of(directory: &Path) -> Option<String> {
     let bytes = fs::read(directory.join(MANIFEST)).ok()?;
-    serde_json::from_slice::<Manifest>(&bytes).ok().map(|manifest| manifest.image.digest)
+    serde_json::from_slice::<Manifest>(&bytes)
+        .ok()
+        .map(|manifest| manifest.image.digest)
 }
 
 fn check_runtime_dir(path: &Path) -> Result<()> {
@@ -156,7 +175,13 @@ fn make_runtime_dir(root: &Path) -> Result<PathBuf> {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
             // Another run ended just now and took the empty directory with it.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(Error::Io { doing: "create", path, source }),
+            Err(source) => {
+                return Err(Error::Io {
+                    doing: "create",
+                    path,
+                    source,
+                });
+            }
         }
     }
 }
@@ -164,7 +189,11 @@ fn make_runtime_dir(root: &Path) -> Result<PathBuf> {
 /// Orders making directories and sweeping them.
 fn gate(root: &Path) -> Result<File> {
     let path = root.join(LOCK);
-    File::options().create(true).append(true).open(&path).context("open", &path)
+    File::options()
+        .create(true)
+        .append(true)
+        .open(&path)
+        .context("open", &path)
 }
 
 /// Removes what runs left behind whose program was killed. Problems are logged: they are no
@@ -179,7 +208,13 @@ fn try_sweep(root: &Path, runtime_root: &Path) -> Result<()> {
     let entries = match fs::read_dir(root) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(source) => return Err(Error::Io { doing: "list", path: root.to_owned(), source }),
+        Err(source) => {
+            return Err(Error::Io {
+                doing: "list",
+                path: root.to_owned(),
+                source,
+            });
+        }
     };
     let gate = gate(root)?;
     if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_err() {
@@ -188,10 +223,13 @@ fn try_sweep(root: &Path, runtime_root: &Path) -> Result<()> {
     let mut doomed = Vec::new();
     for entry in entries {
         let path = entry.context("list", root)?.path();
-        let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else { continue };
+        let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
         if file_name.starts_with(TRASH) {
             doomed.push(path);
-        } else if file_name.parse::<WorkspaceName>().is_ok() && is_left_behind(&path, runtime_root) {
+        } else if file_name.parse::<WorkspaceName>().is_ok() && is_left_behind(&path, runtime_root)
+        {
             // Out of the way at once, removed after the lock is let go.
             let trash = root.join(format!("{TRASH}{}", name::random_hex()?));
             fs::rename(&path, &trash).context("rename", &path)?;
@@ -207,7 +245,9 @@ fn try_sweep(root: &Path, runtime_root: &Path) -> Result<()> {
 
 /// Whether nobody holds `directory` and it was not meant to stay. Its sockets go at once.
 fn is_left_behind(directory: &Path, runtime_root: &Path) -> bool {
-    let Ok(held) = File::open(directory) else { return false };
+    let Ok(held) = File::open(directory) else {
+        return false;
+    };
     if flock(&held, FlockOperation::NonBlockingLockExclusive).is_err() {
         return false;
     }
@@ -243,7 +283,11 @@ mod tests {
     use crate::config::SupervisorProgram;
 
     fn config(base: &Path) -> Config {
-        Config::new(base.join("state"), base.join("run"), SupervisorProgram::ThisProgram)
+        Config::new(
+            base.join("state"),
+            base.join("run"),
+            SupervisorProgram::ThisProgram,
+        )
     }
 
     fn manifest(workspace: &Workspace, ephemeral: bool) -> Manifest {
@@ -257,7 +301,11 @@ mod tests {
                 digest: "d".into(),
                 platform: "linux/amd64".into(),
             },
-            kernel: KernelInfo { id: "k".into(), release: "6".into(), sha256: "s".into() },
+            kernel: KernelInfo {
+                id: "k".into(),
+                release: "6".into(),
+                sha256: "s".into(),
+            },
             resources: crate::RunOptions::new("r").resources(),
             network: NetworkMode::User,
             hostname: "a".into(),
@@ -301,7 +349,9 @@ mod tests {
         let abandon = |name: &str, written: Option<bool>| {
             let workspace = Workspace::create(&config, &name.parse().unwrap()).unwrap();
             if let Some(ephemeral) = written {
-                workspace.write_manifest(&manifest(&workspace, ephemeral)).unwrap();
+                workspace
+                    .write_manifest(&manifest(&workspace, ephemeral))
+                    .unwrap();
             }
             // As when the program is killed: locks go, files stay.
             let (directory, runtime) = (workspace.directory.clone(), workspace.runtime_dir.clone());

@@ -13,7 +13,9 @@ use crate::{
 /// Each check does what a boot does; a small probe machine is booted with a deadline. What was
 /// proved stays valid until this host is booted again.
 #[derive(Debug, Args)]
-#[command(after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can.")]
+#[command(
+    after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can."
+)]
 pub(crate) struct DoctorArgs {
     /// Look at one backend: auto, qemu, qemu-kvm or qemu-tcg
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
@@ -36,11 +38,19 @@ pub(crate) fn run(args: &DoctorArgs, globals: &Globals, screen: &Screen) -> Resu
 }
 
 fn text(report: &DoctorReport, screen: &Screen) -> String {
-    let width = report.checks.iter().map(|check| check.name.len()).max().unwrap_or(0);
+    let width = report
+        .checks
+        .iter()
+        .map(|check| check.name.len())
+        .max()
+        .unwrap_or(0);
     let mut text = String::new();
     for check in &report.checks {
         let verdict = verdict(check.verdict, screen);
-        text.push_str(&format!("{verdict}  {:width$}  {}\n", check.name, check.detail));
+        text.push_str(&format!(
+            "{verdict}  {:width$}  {}\n",
+            check.name, check.detail
+        ));
         if let Some(remedy) = &check.remedy
             && check.verdict != Verdict::Ready
         {
@@ -92,7 +102,10 @@ mod tests {
                 check("kvm", Verdict::Unusable, Some("Enable it.")),
             ],
         };
-        let globals = Globals { no_color: true, ..Globals::default() };
+        let globals = Globals {
+            no_color: true,
+            ..Globals::default()
+        };
         let text = text(&report, &Screen::new(&globals));
         assert_eq!(
             text,

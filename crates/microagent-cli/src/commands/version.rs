@@ -15,7 +15,10 @@ pub(crate) fn run(screen: &Screen) -> Result<u8, Error> {
     });
     screen.result(&value, |_| {
         let (os, architecture) = (std::env::consts::OS, std::env::consts::ARCH);
-        format!("microagent {version} ({architecture} {os}, guest agent {})\n", short(GUEST_SHA256))
+        format!(
+            "microagent {version} ({architecture} {os}, guest agent {})\n",
+            short(GUEST_SHA256)
+        )
     });
     Ok(0)
 }

@@ -62,6 +62,7 @@ impl Workspace {
             boot_timeout_ms: 5_000,
             time_limit_ms: None,
             owned: false,
+            ephemeral: false,
             capture_limit: 1024,
             console_limit: 65_536,
         };

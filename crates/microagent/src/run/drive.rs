@@ -16,7 +16,10 @@ use microagent_protocol::{
     supervisor::{Event, EventKind},
 };
 
-use super::{Happening, session::{Session, Sinks}};
+use super::{
+    Happening,
+    session::{Session, Sinks},
+};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -198,9 +201,15 @@ impl<'a> Drive<'a> {
         command: &mut Option<(ExecRequest, Option<Box<dyn Read + Send>>)>,
     ) {
         let (stage, request, stdin, sinks) = if let Some(setup) = setups.pop_front() {
-            (self.events)(RunEvent::Setup { command: setup.script.clone() });
+            (self.events)(RunEvent::Setup {
+                command: setup.script.clone(),
+            });
             let stderr = &self.sinks.stderr;
-            let sinks = Sinks { stdout: stderr.clone(), stderr: stderr.clone(), own: false };
+            let sinks = Sinks {
+                stdout: stderr.clone(),
+                stderr: stderr.clone(),
+                own: false,
+            };
             (Stage::Setup(setup.script), setup.request, None, sinks)
         } else if let Some((mut request, stdin)) = command.take() {
             if request.tty.is_some() {
@@ -274,7 +283,10 @@ impl<'a> Drive<'a> {
     fn ended(&mut self, ended: Result<ExitReport>) -> bool {
         match std::mem::replace(&mut self.stage, Stage::Over) {
             Stage::Setup(command) => match ended {
-                Ok(ExitReport { status: ExitStatus::Exited { code: 0 }, .. }) => return true,
+                Ok(ExitReport {
+                    status: ExitStatus::Exited { code: 0 },
+                    ..
+                }) => return true,
                 Ok(report) => {
                     let outcome = describe(&report.status);
                     self.fail(Error::SetupFailed { command, outcome });
@@ -312,7 +324,11 @@ impl<'a> Drive<'a> {
             self.deadline = Some((Instant::now() + BROKEN_PIPE_GRACE, Overdue::Command));
         } else if error.kind() != io::ErrorKind::BrokenPipe {
             let path = PathBuf::from("the command's output");
-            self.fail(Error::Io { doing: "hand on", path, source: error });
+            self.fail(Error::Io {
+                doing: "hand on",
+                path,
+                source: error,
+            });
         }
     }
 

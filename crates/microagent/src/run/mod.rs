@@ -83,18 +83,29 @@ impl Plan {
         }
         let reference: Reference = options.image.parse()?;
         let name = match &options.name {
-            Some(name) => name.parse::<WorkspaceName>().map_err(|error| Error::invalid("--name", error.to_string()))?,
+            Some(name) => name
+                .parse::<WorkspaceName>()
+                .map_err(|error| Error::invalid("--name", error.to_string()))?,
             None => name::generate()?,
         };
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
-            return Err(Error::invalid("--timeout", "it is zero; leave it out for no limit"));
+            return Err(Error::invalid(
+                "--timeout",
+                "it is zero; leave it out for no limit",
+            ));
         }
         let resources = options.resources();
         let vcpus = VcpuCount::try_from(resources.cpu_count)
             .map_err(|error| Error::invalid("--cpus", error.to_string()))?;
-        Ok(Self { reference, name, hostname, resources, vcpus })
+        Ok(Self {
+            reference,
+            name,
+            hostname,
+            resources,
+            vcpus,
+        })
     }
 }
 
@@ -104,14 +115,16 @@ fn check_hostname(hostname: &str) -> Result<()> {
         !label.is_empty()
             && !label.starts_with('-')
             && !label.ends_with('-')
-            && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+            && label
+                .bytes()
+                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
     };
-    if hostname.len() <= 64 && hostname.split('.').all(label) {
+    if hostname.len() <= 63 && hostname.split('.').all(label) {
         return Ok(());
     }
     Err(Error::invalid(
         "--hostname",
-        format!("{hostname:?} is not a host name; use up to 64 letters, digits, '-' and '.'"),
+        format!("{hostname:?} is not a host name; use up to 63 letters, digits, '-' and '.'"),
     ))
 }
 
@@ -119,7 +132,14 @@ fn check_hostname(hostname: &str) -> Result<()> {
 pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<RunResult> {
     let begun = Instant::now();
     let plan = Plan::new(config, options)?;
-    let Parts { stdin, stdout, stderr, events, sender, receiver } = io.into_parts();
+    let Parts {
+        stdin,
+        stdout,
+        stderr,
+        events,
+        sender,
+        receiver,
+    } = io.into_parts();
     workspace::sweep(config);
 
     let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
@@ -129,18 +149,26 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         .iter()
         .map(|script| {
             let request = command::setup(options, &prepared.image.config, script)?;
-            Ok(Setup { script: script.clone(), request })
+            Ok(Setup {
+                script: script.clone(),
+                request,
+            })
         })
         .collect::<Result<_>>()?;
 
     let making = Instant::now();
     let workspace = Workspace::create(config, &plan.name)?;
-    events(RunEvent::Workspace { name: plan.name.to_string() });
+    events(RunEvent::Workspace {
+        name: plan.name.to_string(),
+    });
     fill(&workspace, options, &plan, &prepared, &workload)?;
     prepared.phases.add("workspace", making.elapsed());
 
     let argv = workload.argv.clone();
-    let launched = program::launch(config, launch_spec(config, options, &plan, &prepared, &workspace))?;
+    let launched = program::launch(
+        config,
+        launch_spec(config, options, &plan, &prepared, &workspace),
+    )?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
     let limit = config.capture_limit;
@@ -157,13 +185,22 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     } else {
         drop(workspace);
     }
-    let Prepared { image, kernel, phases } = &prepared;
+    let Prepared {
+        image,
+        kernel,
+        phases,
+    } = &prepared;
     let (image, kernel, name) = (&image.info, &kernel.info, &plan.name);
-    Outcome { driven, config, options, name, image, kernel, argv }.into_result(
-        &sinks,
-        phases.clone(),
-        begun,
-    )
+    Outcome {
+        driven,
+        config,
+        options,
+        name,
+        image,
+        kernel,
+        argv,
+    }
+    .into_result(&sinks, phases.clone(), begun)
 }
 
 /// Gets image and kernel ready in a thread, so that the caller can give up meanwhile. The thread
@@ -218,8 +255,12 @@ fn fill(
         runtime_dir: workspace.runtime_dir.clone(),
     })?;
     let path = workspace.scratch();
-    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into())
-        .map_err(|error| Error::Scratch { path, reason: error.to_string() })
+    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into()).map_err(
+        |error| Error::Scratch {
+            path,
+            reason: error.to_string(),
+        },
+    )
 }
 
 fn launch_spec(
@@ -245,6 +286,7 @@ fn launch_spec(
         boot_timeout_ms: millis(config.timeouts.boot),
         time_limit_ms: options.timeout.map(millis),
         owned: true,
+        ephemeral: !options.keep,
         capture_limit: config.capture_limit,
         console_limit: config.console_limit,
     }
@@ -282,7 +324,10 @@ mod tests {
 
     fn refusal(options: &RunOptions) -> String {
         let config = Config::new("/state", "/run", SupervisorProgram::ThisProgram);
-        Plan::new(&config, options).map(|_| ()).unwrap_err().to_string()
+        Plan::new(&config, options)
+            .map(|_| ())
+            .unwrap_err()
+            .to_string()
     }
 
     #[test]
@@ -293,7 +338,7 @@ mod tests {
             (run().hostname("a_b"), "--hostname"),
             (run().hostname("-a"), "--hostname"),
             (run().hostname("a..b"), "--hostname"),
-            (run().hostname("x".repeat(65)), "--hostname"),
+            (run().hostname("x".repeat(64)), "--hostname"),
             (run().timeout(Duration::ZERO), "--timeout"),
             (RunOptions::new("Not An Image"), "Not An Image"),
         ] {
@@ -308,6 +353,9 @@ mod tests {
         let plan = Plan::new(&config, &RunOptions::new("debian:12").name("agent-1")).unwrap();
         assert_eq!(plan.hostname, "agent-1");
         let options = RunOptions::new("debian:12").hostname("build.example");
-        assert_eq!(Plan::new(&config, &options).unwrap().hostname, "build.example");
+        assert_eq!(
+            Plan::new(&config, &options).unwrap().hostname,
+            "build.example"
+        );
     }
 }

@@ -184,7 +184,10 @@ impl Outcome<'_> {
                 ));
         }
         let message = message.trim_end_matches('.');
-        ErrorReport::new(kind, format!("The command could not be started: {message}."))
+        ErrorReport::new(
+            kind,
+            format!("The command could not be started: {message}."),
+        )
     }
 }
 

@@ -45,7 +45,10 @@ impl Output {
         if self.broken {
             return Ok(());
         }
-        let written = self.writer.write_all(bytes).and_then(|()| self.writer.flush());
+        let written = self
+            .writer
+            .write_all(bytes)
+            .and_then(|()| self.writer.flush());
         self.broken = written.is_err();
         written
     }
@@ -70,7 +73,12 @@ fn capture(kept: &[u8], total: u64) -> CapturedOutput {
         Some(text) => (OutputEncoding::Utf8, text.to_owned()),
         None => (OutputEncoding::Base64, STANDARD.encode(kept)),
     };
-    CapturedOutput { encoding, data, total_bytes: total, truncated }
+    CapturedOutput {
+        encoding,
+        data,
+        total_bytes: total,
+        truncated,
+    }
 }
 
 #[cfg(test)]
@@ -91,15 +99,24 @@ mod tests {
         assert_eq!(captured.data, "abcde");
         assert_eq!((captured.total_bytes, captured.truncated), (6, true));
         let captured = run(6, &[b"abc", b"def"]);
-        assert_eq!((captured.data.as_str(), captured.truncated), ("abcdef", false));
+        assert_eq!(
+            (captured.data.as_str(), captured.truncated),
+            ("abcdef", false)
+        );
     }
 
     #[test]
     fn a_character_cut_by_the_limit_is_left_out_and_other_bytes_become_base64() {
         let captured = run(2, &["aé".as_bytes()]);
-        assert_eq!((captured.encoding, captured.data.as_str()), (OutputEncoding::Utf8, "a"));
+        assert_eq!(
+            (captured.encoding, captured.data.as_str()),
+            (OutputEncoding::Utf8, "a")
+        );
         let captured = run(10, &[b"\xff\0"]);
-        assert_eq!((captured.encoding, captured.data.as_str()), (OutputEncoding::Base64, "/wA="));
+        assert_eq!(
+            (captured.encoding, captured.data.as_str()),
+            (OutputEncoding::Base64, "/wA=")
+        );
         let captured = run(10, &[&"é".as_bytes()[..1]]);
         assert_eq!(captured.encoding, OutputEncoding::Base64);
     }

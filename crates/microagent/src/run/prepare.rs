@@ -52,7 +52,11 @@ pub(crate) fn prepare(
     let begun = Instant::now();
     let kernel = kernel(config, &options.kernel, events)?;
     phases.add("kernel", begun.elapsed());
-    Ok(Prepared { image, kernel, phases })
+    Ok(Prepared {
+        image,
+        kernel,
+        phases,
+    })
 }
 
 fn image(
@@ -75,7 +79,11 @@ fn image(
         platform: record.platform.to_string(),
     };
     events(RunEvent::ImageReady(info.clone()));
-    Ok(PreparedImage { info, config: image_config, disk })
+    Ok(PreparedImage {
+        info,
+        config: image_config,
+        disk,
+    })
 }
 
 /// The chosen kernel with its initramfs.
@@ -91,7 +99,14 @@ pub(crate) fn kernel(
         KernelChoice::Installed(id) => store.inspect(id)?,
         KernelChoice::File { kernel, modules } => {
             let (kernel, modules, sha256) = (kernel.clone(), modules.clone(), None);
-            store.install(&KernelSource::File { kernel, modules, sha256 }, &mut progress)?
+            store.install(
+                &KernelSource::File {
+                    kernel,
+                    modules,
+                    sha256,
+                },
+                &mut progress,
+            )?
         }
     };
     let prepared = ready(&store, &record)?;
@@ -107,5 +122,9 @@ pub(crate) fn ready(store: &KernelStore, record: &KernelRecord) -> Result<Prepar
         release: record.release.clone(),
         sha256: record.sha256.clone(),
     };
-    Ok(PreparedKernel { info, kernel: store.vmlinux(record), initramfs })
+    Ok(PreparedKernel {
+        info,
+        kernel: store.vmlinux(record),
+        initramfs,
+    })
 }

@@ -17,7 +17,7 @@ use microagent_protocol::{
 use super::{Happening, output::Output};
 use crate::{
     error::{Error, Result},
-    supervisor::client::Exec,
+    supervisor::client::{Begun, Exec},
 };
 
 /// Input is read in pieces of this size.
@@ -55,16 +55,25 @@ impl Session {
             .map_err(|error| Error::connection("the session", &error.into()))?;
         let stream = Arc::new(Mutex::new(copy));
         let credit = Arc::new(Credit::default());
-        let session = Self { stream: Arc::clone(&stream), credit: Arc::clone(&credit) };
+        let session = Self {
+            stream: Arc::clone(&stream),
+            credit: Arc::clone(&credit),
+        };
         thread::spawn(move || {
-            let ended = exec.start().and_then(|reader| {
-                tell(&sender, Happening::SessionStarted);
-                if let Some(stdin) = stdin {
-                    let credit = Arc::clone(&credit);
-                    thread::spawn(move || send_stdin(stdin, &stream, &credit));
+            let ended = exec.start().and_then(|begun| match begun {
+                Begun::Failed(status) => Ok(ExitReport {
+                    status,
+                    oom_kills: 0,
+                }),
+                Begun::Running(reader) => {
+                    tell(&sender, Happening::SessionStarted);
+                    if let Some(stdin) = stdin {
+                        let credit = Arc::clone(&credit);
+                        thread::spawn(move || send_stdin(stdin, &stream, &credit));
+                    }
+                    receive(reader, &sinks, &credit, &sender)
+                        .map_err(|error| Error::connection("the session", &error))
                 }
-                receive(reader, &sinks, &credit, &sender)
-                    .map_err(|error| Error::connection("the session", &error))
             });
             credit.close();
             tell(&sender, Happening::SessionEnded(ended));
@@ -125,11 +134,19 @@ fn receive(
                 continue;
             }
             FrameKind::Exit => return frame.json(),
-            got => return Err(FrameError::Unexpected { got, wanted: "output or an exit" }),
+            got => {
+                return Err(FrameError::Unexpected {
+                    got,
+                    wanted: "output or an exit",
+                });
+            }
         };
         let mut output = lock(output);
-        let written =
-            if sinks.own { output.take(frame.payload) } else { output.pass(frame.payload) };
+        let written = if sinks.own {
+            output.take(frame.payload)
+        } else {
+            output.pass(frame.payload)
+        };
         if let Err(error) = written {
             tell(sender, Happening::OutputFailed(error));
         }
@@ -151,7 +168,9 @@ fn send_stdin(mut stdin: Box<dyn Read + Send>, stream: &Mutex<UnixStream>, credi
         };
         let mut rest = &chunk[..count];
         while !rest.is_empty() {
-            let Some(granted) = credit.take(rest.len()) else { return };
+            let Some(granted) = credit.take(rest.len()) else {
+                return;
+            };
             let (now, later) = rest.split_at(granted);
             if frame::write_frame(&mut *lock(stream), FrameKind::Stdin, now).is_err() {
                 return; // The session is over.
@@ -172,7 +191,10 @@ struct Credit {
 
 impl Default for Credit {
     fn default() -> Self {
-        Self { left: Mutex::new(Some(STDIN_WINDOW)), changed: Condvar::new() }
+        Self {
+            left: Mutex::new(Some(STDIN_WINDOW)),
+            changed: Condvar::new(),
+        }
     }
 }
 
@@ -184,7 +206,10 @@ impl Credit {
             match &mut *left {
                 None => return None,
                 Some(0) => {
-                    left = self.changed.wait(left).unwrap_or_else(PoisonError::into_inner);
+                    left = self
+                        .changed
+                        .wait(left)
+                        .unwrap_or_else(PoisonError::into_inner);
                 }
                 Some(credit) => {
                     let granted = u32::try_from(wanted).unwrap_or(u32::MAX).min(*credit);

@@ -9,7 +9,7 @@ use std::{
 
 use microagent_protocol::{
     FrameError, FrameKind, FrameReader,
-    exec::ExecRequest,
+    exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response},
 };
@@ -36,7 +36,9 @@ pub(crate) struct Events(FrameReader<UnixStream>);
 impl Supervisor {
     /// Becomes the owner of a machine that was just launched.
     pub(crate) fn own(subject: &str, launched: &Launched) -> Result<(Self, Events)> {
-        let process = i32::try_from(launched.supervisor.pid).ok().and_then(Pid::from_raw);
+        let process = i32::try_from(launched.supervisor.pid)
+            .ok()
+            .and_then(Pid::from_raw);
         // Without a handle (it may have ended already) its end shows only on the connection.
         let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
         let mut owner = connect(subject, &launched.socket)?;
@@ -71,7 +73,12 @@ impl Supervisor {
     /// Ends the machine at once. That it is gone already is fine.
     pub(crate) fn kill(&self) {
         let killed = connect(&self.subject, &self.socket).and_then(|mut stream| {
-            request(&self.subject, &mut stream, Command::Kill, Some(ANSWER_LIMIT))
+            request(
+                &self.subject,
+                &mut stream,
+                Command::Kill,
+                Some(ANSWER_LIMIT),
+            )
         });
         if let Err(error) = killed {
             tracing::debug!("kill {}: {error}", self.subject);
@@ -113,6 +120,14 @@ impl Events {
     }
 }
 
+/// How an exec began.
+pub(crate) enum Begun {
+    /// It runs; the stream is its session.
+    Running(UnixStream),
+    /// It never ran.
+    Failed(ExitStatus),
+}
+
 /// A session about to be opened.
 pub(crate) struct Exec {
     subject: String,
@@ -121,11 +136,14 @@ pub(crate) struct Exec {
 }
 
 impl Exec {
-    /// Waits until the process runs; the stream is a session from then on.
-    pub(crate) fn start(mut self) -> Result<UnixStream> {
+    /// Waits until the process runs, or cannot.
+    pub(crate) fn start(mut self) -> Result<Begun> {
         let command = Command::Exec(self.request);
         match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(self.stream),
+            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
+            Answer::FailedToStart { reason, message } => {
+                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
+            }
             _ => Err(unexpected(&self.subject)),
         }
     }
@@ -154,13 +172,19 @@ fn request(
     limit: Option<Duration>,
 ) -> Result<Answer> {
     let lost = |error: FrameError| Error::connection(subject, &error);
-    stream.set_read_timeout(limit).map_err(|error| lost(error.into()))?;
+    stream
+        .set_read_timeout(limit)
+        .map_err(|error| lost(error.into()))?;
     frame::write_json(stream, FrameKind::Request, &Request::new(command)).map_err(lost)?;
     let mut reader = FrameReader::new(&mut *stream);
     let response: Response = reader
         .require()
         .and_then(|frame| frame.expect_json(FrameKind::Response, "a response"))
         .map_err(lost)?;
-    stream.set_read_timeout(None).map_err(|error| lost(error.into()))?;
-    response.into_result().map_err(|report| Error::Supervisor(Box::new(report)))
+    stream
+        .set_read_timeout(None)
+        .map_err(|error| lost(error.into()))?;
+    response
+        .into_result()
+        .map_err(|report| Error::Supervisor(Box::new(report)))
 }

@@ -34,10 +34,16 @@ const MAX_LOG: u64 = 4 * 1024;
 pub(crate) fn launch(config: &Config, spec: LaunchSpec) -> Result<Launched> {
     let subject = spec.workspace.to_string();
     let log_path = spec.directory.join("supervisor.log");
-    let log = File::options().create(true).append(true).mode(0o600).open(&log_path);
+    let log = File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&log_path);
     let log = log.context("open", &log_path)?;
     let request = Request::new(Command::Launch(Box::new(spec)));
-    match ask(config, &subject, &request, Stdio::from(log), || tail(&log_path))? {
+    match ask(config, &subject, &request, Stdio::from(log), || {
+        tail(&log_path)
+    })? {
         Answer::Launched(launched) => Ok(launched),
         other => Err(unexpected(&subject, &other)),
     }
@@ -49,10 +55,17 @@ pub(crate) fn host(config: &Config, query: HostQuery) -> Result<HostReport> {
     let directory = config.host_cache_dir();
     files::private_dir(&directory)?;
     let log_path = directory.join("probe.log");
-    let log = File::options().create(true).write(true).truncate(true).mode(0o600).open(&log_path);
+    let log = File::options()
+        .create(true)
+        .write(true)
+        .truncate(true)
+        .mode(0o600)
+        .open(&log_path);
     let log = log.context("open", &log_path)?;
     let request = Request::new(Command::Host(query));
-    match ask(config, SUBJECT, &request, Stdio::from(log), || tail(&log_path))? {
+    match ask(config, SUBJECT, &request, Stdio::from(log), || {
+        tail(&log_path)
+    })? {
         Answer::Host(report) => Ok(report),
         other => Err(unexpected(SUBJECT, &other)),
     }
@@ -86,7 +99,10 @@ fn ask(
         .stdout(Stdio::piped())
         .stderr(stderr)
         .spawn()
-        .map_err(|source| Error::SupervisorStart { program: program.clone(), source })?;
+        .map_err(|source| Error::SupervisorStart {
+            program: program.clone(),
+            source,
+        })?;
     let mut child = Reaped(Some(started));
     let Some((mut stdin, mut stdout)) = child.take_pipes() else {
         return Err(failed("it has no pipes".to_owned()));
@@ -110,7 +126,9 @@ fn ask(
     };
     let response: Response = serde_json::from_slice(&line)
         .map_err(|error| failed(format!("its answer is not understood: {error}")))?;
-    response.into_result().map_err(|report| Error::Supervisor(Box::new(report)))
+    response
+        .into_result()
+        .map_err(|report| Error::Supervisor(Box::new(report)))
 }
 
 fn program_path(program: &SupervisorProgram) -> PathBuf {
@@ -140,7 +158,9 @@ impl Reaped {
 
 impl Drop for Reaped {
     fn drop(&mut self) {
-        let Some(mut child) = self.0.take() else { return };
+        let Some(mut child) = self.0.take() else {
+            return;
+        };
         match child.try_wait() {
             Ok(None) => {
                 // A supervisor that is our own child lives as long as its machine.
@@ -169,7 +189,10 @@ fn read_line(stdout: &mut ChildStdout, deadline: Instant) -> io::Result<Vec<u8>>
         };
         if count == 0 {
             return if line.is_empty() {
-                Err(io::Error::new(io::ErrorKind::UnexpectedEof, "it ended without a word"))
+                Err(io::Error::new(
+                    io::ErrorKind::UnexpectedEof,
+                    "it ended without a word",
+                ))
             } else {
                 Ok(line)
             };
@@ -180,7 +203,10 @@ fn read_line(stdout: &mut ChildStdout, deadline: Instant) -> io::Result<Vec<u8>>
             return Ok(line);
         }
         if line.len() > MAX_RESPONSE {
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "its answer has no end"));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "its answer has no end",
+            ));
         }
     }
 }
@@ -210,7 +236,8 @@ fn timespec(duration: Duration) -> Timespec {
 fn tail(path: &Path) -> Option<String> {
     let mut log = File::open(path).ok()?;
     let length = log.metadata().ok()?.len();
-    log.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG))).ok()?;
+    log.seek(SeekFrom::Start(length.saturating_sub(MAX_LOG)))
+        .ok()?;
     let mut bytes = Vec::new();
     log.take(MAX_LOG).read_to_end(&mut bytes).ok()?;
     let text = String::from_utf8_lossy(&bytes).trim().to_owned();
@@ -245,7 +272,8 @@ mod tests {
         let report = host(&config, HostQuery::default()).unwrap();
         assert_eq!(report.reason, "none works");
 
-        let json = r#"{"protocol":1,"ok":false,"error":{"kind":"unsupported","message":"no such thing"}}"#;
+        let json =
+            r#"{"protocol":1,"ok":false,"error":{"kind":"unsupported","message":"no such thing"}}"#;
         let error = failure(&format!("cat >/dev/null; echo '{json}'"));
         assert!(matches!(&error, Error::Supervisor(report) if report.message == "no such thing"));
     }
@@ -253,7 +281,9 @@ mod tests {
     #[test]
     fn a_program_that_fails_is_told_with_its_last_words() {
         let error = failure("echo it broke >&2; exit 3");
-        let Error::SupervisorFailed { log, .. } = &error else { panic!("{error}") };
+        let Error::SupervisorFailed { log, .. } = &error else {
+            panic!("{error}")
+        };
         assert_eq!(log.as_deref(), Some("it broke"));
         let error = failure("cat >/dev/null; echo nonsense");
         assert!(error.to_string().contains("not understood"), "{error}");

@@ -33,7 +33,9 @@ pub(crate) fn run(args: ImportArgs, globals: &Globals, screen: &Screen) -> Resul
     }
     let progress = Progress::new(screen);
     let path = surroundings::absolute(&args.path)?;
-    let imported = microagent.images().import(&path, &options, &|event| progress.image(&event));
+    let imported = microagent
+        .images()
+        .import(&path, &options, &|event| progress.image(&event));
     progress.clear();
     screen.result(&imported?, super::line);
     Ok(0)

@@ -36,7 +36,10 @@ fn text(details: &ImageDetails) -> String {
         ("environment", config.env.join("\n             ")),
         ("user", config.user.clone().unwrap_or_default()),
         ("directory", config.working_dir.clone().unwrap_or_default()),
-        ("stop signal", config.stop_signal.clone().unwrap_or_default()),
+        (
+            "stop signal",
+            config.stop_signal.clone().unwrap_or_default(),
+        ),
     ];
     rows.iter()
         .filter(|(_, value)| !value.is_empty())

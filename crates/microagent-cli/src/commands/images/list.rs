@@ -16,7 +16,9 @@ struct List {
 
 pub(crate) fn run(globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
-    let list = List { images: microagent.images().list()? };
+    let list = List {
+        images: microagent.images().list()?,
+    };
     screen.result(&list, |list| {
         let rows: Vec<_> = list.images.iter().map(row).collect();
         table(&["IMAGE", "DIGEST", "PLATFORM", "SIZE", "LAST USED"], &rows)

@@ -20,9 +20,11 @@ pub(crate) struct PullArgs {
 pub(crate) fn run(args: &PullArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
     let progress = Progress::new(screen);
-    let pulled = microagent.images().pull(&args.image, args.platform.clone(), &|event| {
-        progress.image(&event);
-    });
+    let pulled = microagent
+        .images()
+        .pull(&args.image, args.platform.clone(), &|event| {
+            progress.image(&event);
+        });
     progress.clear();
     screen.result(&pulled?, super::line);
     Ok(0)

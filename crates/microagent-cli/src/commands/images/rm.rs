@@ -24,7 +24,11 @@ pub(crate) fn run(args: &RmArgs, globals: &Globals, screen: &Screen) -> Result<u
     for image in &args.images {
         match microagent.images().remove(image) {
             Ok(done) => {
-                removed.extend(done.records.iter().map(|record| record.reference.familiar()));
+                removed.extend(
+                    done.records
+                        .iter()
+                        .map(|record| record.reference.familiar()),
+                );
                 files += done.reclaimed.files;
                 bytes += done.reclaimed.bytes;
             }
@@ -37,7 +41,11 @@ pub(crate) fn run(args: &RmArgs, globals: &Globals, screen: &Screen) -> Result<u
     let result = json!({ "removed": removed, "files": files, "bytes": bytes });
     screen.result(&result, |_| {
         let names: String = removed.iter().map(|name| format!("{name}\n")).collect();
-        if bytes == 0 { names } else { format!("{names}{} reclaimed\n", size(bytes)) }
+        if bytes == 0 {
+            names
+        } else {
+            format!("{names}{} reclaimed\n", size(bytes))
+        }
     });
     Ok(code)
 }

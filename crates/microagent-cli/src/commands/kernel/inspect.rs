@@ -23,7 +23,11 @@ pub(crate) fn run(args: &InspectArgs, globals: &Globals, screen: &Screen) -> Res
 }
 
 fn text(record: &KernelRecord) -> String {
-    let modules: Vec<_> = record.modules.iter().map(|module| module.name.as_str()).collect();
+    let modules: Vec<_> = record
+        .modules
+        .iter()
+        .map(|module| module.name.as_str())
+        .collect();
     let rows = [
         ("kernel", record.id.clone()),
         ("release", record.release.clone()),

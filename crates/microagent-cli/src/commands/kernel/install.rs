@@ -45,7 +45,13 @@ pub(crate) fn run(args: InstallArgs, globals: &Globals, screen: &Screen) -> Resu
 }
 
 fn source(args: InstallArgs) -> Result<KernelSource, Error> {
-    let InstallArgs { from, modules, sha256, package, .. } = args;
+    let InstallArgs {
+        from,
+        modules,
+        sha256,
+        package,
+        ..
+    } = args;
     let of_a_file = |given: bool, option| {
         if given {
             let reason = "it belongs to --from FILE".to_owned();
@@ -60,7 +66,10 @@ fn source(args: InstallArgs) -> Result<KernelSource, Error> {
     }
     if package.is_some() && !named("distribution") {
         let reason = "it belongs to --from distribution".to_owned();
-        return Err(Error::Invalid { option: "--package", reason });
+        return Err(Error::Invalid {
+            option: "--package",
+            reason,
+        });
     }
     if named("distribution") {
         return Ok(KernelSource::DistributionPackage { package });
@@ -68,6 +77,12 @@ fn source(args: InstallArgs) -> Result<KernelSource, Error> {
     if named("host") {
         return Ok(KernelSource::Host);
     }
-    let modules = modules.map(|path| surroundings::absolute(&path)).transpose()?;
-    Ok(KernelSource::File { kernel: surroundings::absolute(&from)?, modules, sha256 })
+    let modules = modules
+        .map(|path| surroundings::absolute(&path))
+        .transpose()?;
+    Ok(KernelSource::File {
+        kernel: surroundings::absolute(&from)?,
+        modules,
+        sha256,
+    })
 }

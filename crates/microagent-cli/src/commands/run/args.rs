@@ -8,7 +8,11 @@ use microagent::{
     PullPolicy, Reference, RunOptions, TtySize, VcpuCount, WorkspaceName, env_file,
 };
 
-use crate::{cli::run_error, refusals::{self, RefusedFlags}, surroundings};
+use crate::{
+    cli::run_error,
+    refusals::{self, RefusedFlags},
+    surroundings,
+};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -39,7 +43,11 @@ pub(crate) struct RunArgs {
     #[arg(value_name = "IMAGE")]
     first: Option<String>,
     /// The command and its arguments [default: the image's own]
-    #[arg(value_name = "COMMAND", trailing_var_arg = true, allow_hyphen_values = true)]
+    #[arg(
+        value_name = "COMMAND",
+        trailing_var_arg = true,
+        allow_hyphen_values = true
+    )]
     rest: Vec<String>,
 
     /// The image, when it does not stand before the command
@@ -91,7 +99,12 @@ pub(crate) struct RunArgs {
 
     /// The machine's size: tiny (256 MiB, 1 CPU, 512 MiB of disk), small (512, 2, 1024), medium
     /// (2048, 2, 8192) or large (4096, 4, 16384)
-    #[arg(long, value_name = "PROFILE", default_value = "small", help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "PROFILE",
+        default_value = "small",
+        help_heading = "Machine"
+    )]
     profile: Profile,
     /// Memory: MiB, or a number with M or G
     #[arg(long, short, value_name = "SIZE", help_heading = "Machine")]
@@ -107,17 +120,32 @@ pub(crate) struct RunArgs {
           value_parser = refusals::network, help_heading = "Machine")]
     network: NetworkMode,
     /// auto, qemu, qemu-kvm or qemu-tcg
-    #[arg(long, value_name = "BACKEND", default_value = "auto", help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "BACKEND",
+        default_value = "auto",
+        help_heading = "Machine"
+    )]
     backend: BackendChoice,
     /// An installed kernel's id, or a kernel file (with a slash in it) [default: the default kernel]
     #[arg(long, value_name = "KERNEL", help_heading = "Machine")]
     kernel: Option<String>,
     /// The modules that belong to a kernel file
-    #[arg(long, value_name = "DIR", requires = "kernel", help_heading = "Machine")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        requires = "kernel",
+        help_heading = "Machine"
+    )]
     modules: Option<PathBuf>,
 
     /// When to pull: missing, always or never
-    #[arg(long, value_name = "WHEN", default_value = "missing", help_heading = "Image")]
+    #[arg(
+        long,
+        value_name = "WHEN",
+        default_value = "missing",
+        help_heading = "Image"
+    )]
     pull: PullPolicy,
     /// Which of a multi-platform image's images, such as linux/amd64 [default: this host's]
     #[arg(long, value_name = "OS/ARCH", help_heading = "Image")]
@@ -142,7 +170,10 @@ impl FromStr for EnvArg {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         if text.contains('=') {
-            return text.parse().map(Self::Set).map_err(|error: microagent::InvalidEnvVar| error.to_string());
+            return text
+                .parse()
+                .map(Self::Set)
+                .map_err(|error: microagent::InvalidEnvVar| error.to_string());
         }
         if text.is_empty() || text.contains(char::is_whitespace) {
             return Err(format!("{text:?} is not a variable's name"));
@@ -185,6 +216,7 @@ impl RunArgs {
     }
 
     /// The image.
+    #[cfg(test)]
     pub(crate) fn image(&self) -> &str {
         self.image.as_deref().unwrap_or_default()
     }
@@ -257,8 +289,11 @@ fn host_variable(name: &str) -> Option<String> {
 }
 
 fn read_env_file(path: &PathBuf) -> Result<Vec<EnvVar>, Error> {
-    let text = fs::read_to_string(path)
-        .map_err(|source| Error::Io { doing: "read", path: path.clone(), source })?;
+    let text = fs::read_to_string(path).map_err(|source| Error::Io {
+        doing: "read",
+        path: path.clone(),
+        source,
+    })?;
     env_file::parse(&text, host_variable).map_err(|error| Error::Invalid {
         option: "--env-file",
         reason: format!("{}, {error}", path.display()),
@@ -270,7 +305,9 @@ fn kernel(given: Option<String>, modules: Option<PathBuf>) -> Result<KernelChoic
         None => KernelChoice::Default,
         Some(path) if path.contains('/') => KernelChoice::File {
             kernel: surroundings::absolute(path.as_ref())?,
-            modules: modules.map(|path| surroundings::absolute(&path)).transpose()?,
+            modules: modules
+                .map(|path| surroundings::absolute(&path))
+                .transpose()?,
         },
         Some(id) => KernelChoice::Installed(id),
     })
@@ -278,8 +315,11 @@ fn kernel(given: Option<String>, modules: Option<PathBuf>) -> Result<KernelChoic
 
 /// Reads `90`, `90s`, `1.5m`, `2h` or `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
-    let invalid = || format!("{text:?} is not a time; give seconds, or a number with ms, s, m or h");
-    let digits = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let invalid =
+        || format!("{text:?} is not a time; give seconds, or a number with ms, s, m or h");
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let seconds = match unit {
         "" | "s" => 1.0,
@@ -301,7 +341,13 @@ mod tests {
 
     #[test]
     fn times_are_read_with_their_unit() {
-        for (text, ms) in [("12", 12_000), ("1.5m", 90_000), ("500ms", 500), ("2h", 7_200_000), ("3s", 3_000)] {
+        for (text, ms) in [
+            ("12", 12_000),
+            ("1.5m", 90_000),
+            ("500ms", 500),
+            ("2h", 7_200_000),
+            ("3s", 3_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
         for text in ["", "0", "-1", "1d", "s", "1.2.3", "1e999", "inf", "nan"] {
@@ -320,7 +366,10 @@ mod tests {
 
     #[test]
     fn a_kernel_with_a_slash_is_a_file() {
-        assert_eq!(kernel(Some("6.1-abc".into()), None).unwrap(), KernelChoice::Installed("6.1-abc".into()));
+        assert_eq!(
+            kernel(Some("6.1-abc".into()), None).unwrap(),
+            KernelChoice::Installed("6.1-abc".into())
+        );
         let file = kernel(Some("./vmlinuz".into()), None).unwrap();
         assert!(matches!(file, KernelChoice::File { kernel, .. } if kernel.is_absolute()));
     }

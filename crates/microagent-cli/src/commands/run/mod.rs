@@ -11,8 +11,7 @@ use std::{
 };
 
 use microagent::{
-    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunEvent, RunIo,
-    RunResult,
+    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunEvent, RunIo, RunResult,
 };
 
 pub(crate) use self::args::RunArgs;
@@ -28,14 +27,22 @@ pub(crate) fn run(args: RunArgs, globals: &Globals, screen: &Screen) -> ExitCode
     if args.wants_tty() && !terminal::is_terminal(args.wants_stdin()) {
         let report = Error::Invalid {
             option: "--tty",
-            reason: "standard input and output are not a terminal; leave -t out in a pipe".to_owned(),
+            reason: "standard input and output are not a terminal; leave -t out in a pipe"
+                .to_owned(),
         };
         screen.error(&report.report());
         return ExitCode::from(EXIT_USAGE);
     }
     if args.wants_tty() && screen.form == Form::Json {
-        let reason = "a terminal's output does not go into JSON; leave one of the two out".to_owned();
-        screen.error(&Error::Invalid { option: "--tty", reason }.report());
+        let reason =
+            "a terminal's output does not go into JSON; leave one of the two out".to_owned();
+        screen.error(
+            &Error::Invalid {
+                option: "--tty",
+                reason,
+            }
+            .report(),
+        );
         return ExitCode::from(EXIT_USAGE);
     }
     match try_run(args, globals, screen) {
@@ -67,19 +74,23 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
     if stdin {
         io = io.stdin(unbuffered(io::stdin())?);
     }
-    let io = io.on_event(listener(*screen, Arc::clone(&progress), Arc::clone(&raw), stdin && tty));
+    let io = io.on_event(listener(
+        *screen,
+        Arc::clone(&progress),
+        Arc::clone(&raw),
+        stdin && tty,
+    ));
     let torn_down = signals::forward(io.controller())?;
 
     let outcome = microagent.run(&options, io);
     progress.clear();
     raw.restore();
-    let result = outcome?;
-    let code = match (result.end_cause, torn_down.signal()) {
-        (EndCause::Killed, Some(signal)) => signals::exit_code(signal),
-        _ => result.exit_code,
-    };
-    report(&RunResult { exit_code: code, ..result }, screen);
-    Ok(code)
+    let mut result = outcome?;
+    if let (EndCause::Killed, Some(signal)) = (result.end_cause, torn_down.signal()) {
+        result.exit_code = signals::exit_code(signal);
+    }
+    report(&result, screen);
+    Ok(result.exit_code)
 }
 
 fn report(result: &RunResult, screen: &Screen) {
@@ -97,11 +108,14 @@ fn report(result: &RunResult, screen: &Screen) {
 
 /// The stream without a buffer of ours: what the guest writes goes out at once, byte for byte.
 fn unbuffered(stream: impl AsFd) -> Result<Unbuffered, Error> {
-    let copy = stream.as_fd().try_clone_to_owned().map_err(|source| Error::Io {
-        doing: "use",
-        path: "a standard stream".into(),
-        source,
-    })?;
+    let copy = stream
+        .as_fd()
+        .try_clone_to_owned()
+        .map_err(|source| Error::Io {
+            doing: "use",
+            path: "a standard stream".into(),
+            source,
+        })?;
     Ok(Unbuffered(File::from(copy)))
 }
 
