@@ -115,8 +115,15 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let mut blocks = FileBlocks(output.file());
-    let merged = merge(layers, &mut blocks, options, progress, &output)?;
+    let (merged, synced) = std::thread::scope(|scope| {
+        let (mut blocks, syncer) =
+            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
+        let merged = merge(layers, &mut blocks, options, progress, &output);
+        drop(blocks);
+        Ok((merged, joined(syncer)))
+    })?;
+    let merged = merged?;
+    synced.map_err(output.error("sync"))?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
@@ -147,6 +154,10 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
+}
+
+fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+    thread.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
