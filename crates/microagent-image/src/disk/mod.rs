@@ -157,7 +157,9 @@ pub fn build(
 }
 
 fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
-    thread.join().unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
@@ -383,7 +385,7 @@ fn apply<R: io::BufRead>(
             })?;
             extents = file.finish()?;
         }
-        tree.insert(target, entry, extents)?;
+        tree.insert(target, &entry, extents)?;
         if reader.offset() - reported >= REPORT_EVERY {
             reported = reader.offset();
             progress(reported);

@@ -113,14 +113,24 @@ impl<'f> FileBlocks<'f> {
         let (syncer, requests) = sync_channel(1);
         let thread = std::thread::Builder::new()
             .name("disk-sync".to_owned())
-            .spawn_scoped(scope, move || requests.iter().try_for_each(|()| file.sync_data()))?;
-        Ok((FileBlocks { file, syncer, unsynced: 0 }, thread))
+            .spawn_scoped(scope, move || {
+                requests.iter().try_for_each(|()| file.sync_data())
+            })?;
+        Ok((
+            FileBlocks {
+                file,
+                syncer,
+                unsynced: 0,
+            },
+            thread,
+        ))
     }
 }
 
 impl BlockFile for FileBlocks<'_> {
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()> {
-        self.file.write_all_at(bytes, u64::from(block) * BLOCK as u64)?;
+        self.file
+            .write_all_at(bytes, u64::from(block) * BLOCK as u64)?;
         self.unsynced += bytes.len();
         if self.unsynced >= Self::SYNC_EVERY {
             self.unsynced = 0;

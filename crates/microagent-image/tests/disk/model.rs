@@ -27,7 +27,8 @@ enum Node {
 }
 
 fn path() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4).prop_map(|parts| parts.join("/"))
+    prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
+        .prop_map(|parts| parts.join("/"))
 }
 
 fn step() -> impl Strategy<Value = Step> {
@@ -46,9 +47,12 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn below<'a>(tree: &'a BTreeMap<String, Node>, directory: &str) -> Vec<String> {
+fn below(tree: &BTreeMap<String, Node>, directory: &str) -> Vec<String> {
     let prefix = format!("{directory}/");
-    tree.keys().filter(|name| name.starts_with(&prefix)).cloned().collect()
+    tree.keys()
+        .filter(|name| name.starts_with(&prefix))
+        .cloned()
+        .collect()
 }
 
 fn remove(tree: &mut BTreeMap<String, Node>, name: &str) {
@@ -61,7 +65,10 @@ fn remove(tree: &mut BTreeMap<String, Node>, name: &str) {
 /// Puts a node, with its missing parents; `false` where a parent is no directory.
 fn put(tree: &mut BTreeMap<String, Node>, name: &str, node: Node) -> bool {
     let mut parents: Vec<&str> = name.match_indices('/').map(|(at, _)| &name[..at]).collect();
-    if parents.iter().any(|parent| tree.get(*parent).is_some_and(|node| *node != Node::Directory)) {
+    if parents.iter().any(|parent| {
+        tree.get(*parent)
+            .is_some_and(|node| *node != Node::Directory)
+    }) {
         return false;
     }
     for parent in parents.drain(..) {
@@ -76,20 +83,42 @@ fn put(tree: &mut BTreeMap<String, Node>, name: &str, node: Node) -> bool {
 
 /// Applies a layer: all whiteouts to what lies below, then all else. Returns its archive, whose order is `late`:
 /// whiteouts behind the entries.
-fn apply(tree: &mut BTreeMap<String, Node>, steps: &[Step], late: bool, next: &mut usize) -> Vec<u8> {
+fn apply(
+    tree: &mut BTreeMap<String, Node>,
+    steps: &[Step],
+    late: bool,
+    next: &mut usize,
+) -> Vec<u8> {
     let mut whiteouts = Tar::default();
+    let mut hidden_files: Vec<String> = Vec::new();
     for step in steps {
         match step {
             Step::Whiteout(name) => {
+                hidden_files.extend(below(tree, name).into_iter().chain([name.clone()]).filter(
+                    |hidden| {
+                        tree.get(hidden)
+                            .is_some_and(|node| *node != Node::Directory)
+                    },
+                ));
                 remove(tree, name);
-                let (parent, last) = name.rsplit_once('/').map_or(("", name.as_str()), |(p, l)| (p, l));
-                let parent = if parent.is_empty() { String::new() } else { format!("{parent}/") };
+                let (parent, last) = name
+                    .rsplit_once('/')
+                    .map_or(("", name.as_str()), |(p, l)| (p, l));
+                let parent = if parent.is_empty() {
+                    String::new()
+                } else {
+                    format!("{parent}/")
+                };
                 whiteouts = whiteouts.whiteout(&format!("{parent}.wh.{last}"));
             }
             Step::Opaque(name) => {
                 for inner in below(tree, name) {
-                    // A file that `name` itself is keeps; only what is below goes.
-                    tree.remove(&inner);
+                    if tree
+                        .remove(&inner)
+                        .is_some_and(|node| node != Node::Directory)
+                    {
+                        hidden_files.push(inner);
+                    }
                 }
                 whiteouts = whiteouts.whiteout(&format!("{name}/.wh..wh..opq"));
             }
@@ -97,13 +126,11 @@ fn apply(tree: &mut BTreeMap<String, Node>, steps: &[Step], late: bool, next: &m
         }
     }
     let mut entries = Tar::default();
-    let mut of_this_layer: BTreeSet<String> = BTreeSet::new();
     for step in steps {
         match step {
             Step::File(name, content) => {
                 *next += 1;
                 if put(tree, name, Node::File(*next, content.clone())) {
-                    of_this_layer.insert(name.clone());
                     entries = entries.file(name, content, FILE);
                 }
             }
@@ -118,8 +145,11 @@ fn apply(tree: &mut BTreeMap<String, Node>, steps: &[Step], late: bool, next: &m
                 }
             }
             Step::HardLink(name, pick) => {
-                let files: Vec<(String, Node)> =
-                    tree.iter().filter(|(_, n)| matches!(n, Node::File(..))).map(|(p, n)| (p.clone(), n.clone())).collect();
+                let files: Vec<(String, Node)> = tree
+                    .iter()
+                    .filter(|(_, n)| matches!(n, Node::File(..)))
+                    .map(|(p, n)| (p.clone(), n.clone()))
+                    .collect();
                 if files.is_empty() {
                     continue;
                 }
@@ -135,7 +165,21 @@ fn apply(tree: &mut BTreeMap<String, Node>, steps: &[Step], late: bool, next: &m
             Step::Whiteout(_) | Step::Opaque(_) => {}
         }
     }
-    if late { entries.raw(&whiteouts.0).end() } else { whiteouts.raw(&entries.0).end() }
+    // A whiteout that comes too late to make room for a parent is an error, here as in umoci.
+    let in_the_way = |step: &Step| match step {
+        Step::File(name, _)
+        | Step::Directory(name)
+        | Step::Symlink(name)
+        | Step::HardLink(name, _) => hidden_files
+            .iter()
+            .any(|hidden| name.starts_with(&format!("{hidden}/"))),
+        Step::Whiteout(_) | Step::Opaque(_) => false,
+    };
+    if late && !steps.iter().any(in_the_way) {
+        entries.raw(&whiteouts.0).end()
+    } else {
+        whiteouts.raw(&entries.0).end()
+    }
 }
 
 /// What the disk says, read by a reader in Rust that checks every structure.
@@ -151,7 +195,11 @@ fn read_back(image: &[u8]) -> BTreeMap<String, (Node, u32)> {
             if child == "." || child == ".." {
                 continue;
             }
-            let path = if name.is_empty() { child } else { format!("{name}/{child}") };
+            let path = if name.is_empty() {
+                child
+            } else {
+                format!("{name}/{child}")
+            };
             let node = match entry.file_type {
                 1 => Node::File(0, disk.read_file(entry.inode).unwrap()),
                 2 => {

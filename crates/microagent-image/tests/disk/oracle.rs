@@ -13,54 +13,90 @@ use microagent_image::disk::{BuildOptions, BuiltDisk, Compression, DiskError, La
 use sha2::{Digest, Sha256};
 
 /// Runs a tool; fails the test with the package to install where it is missing.
-pub fn tool(package: &str, program: &str, arguments: &[&str]) -> String {
+pub(crate) fn tool(package: &str, program: &str, arguments: &[&str]) -> String {
     let output = Command::new(program)
         .args(arguments)
         .output()
-        .unwrap_or_else(|error| panic!("cannot run {program}: {error}; install the package {package}"));
-    let text = format!("{}{}", String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "{program} {arguments:?}: {}\n{text}", output.status);
+        .unwrap_or_else(|error| {
+            panic!("cannot run {program}: {error}; install the package {package}")
+        });
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{text}",
+        output.status
+    );
     text
 }
 
 /// A directory of this test's own on a real file system.
-pub fn directory() -> tempfile::TempDir {
+pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()
 }
 
-pub fn source(label: &str, bytes: Vec<u8>, compression: Compression, diff_id: Option<[u8; 32]>) -> LayerSource {
-    LayerSource { label: label.to_owned(), reader: Box::new(std::io::Cursor::new(bytes)), compression, diff_id }
+pub(crate) fn source(
+    label: &str,
+    bytes: Vec<u8>,
+    compression: Compression,
+    diff_id: Option<[u8; 32]>,
+) -> LayerSource {
+    LayerSource {
+        label: label.to_owned(),
+        reader: Box::new(std::io::Cursor::new(bytes)),
+        compression,
+        diff_id,
+    }
 }
 
-pub fn build_plain(layers: &[Vec<u8>], output: &Path) -> Result<BuiltDisk, DiskError> {
+pub(crate) fn build_plain(layers: &[Vec<u8>], output: &Path) -> Result<BuiltDisk, DiskError> {
     let layers = layers
         .iter()
         .enumerate()
-        .map(|(index, bytes)| source(&format!("layer-{index}"), bytes.clone(), Compression::Detect, None))
+        .map(|(index, bytes)| {
+            source(
+                &format!("layer-{index}"),
+                bytes.clone(),
+                Compression::Detect,
+                None,
+            )
+        })
         .collect();
     build(layers, output, &BuildOptions::default(), &mut |_| {})
 }
 
-pub fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
     encoder.write_all(bytes).unwrap();
     encoder.finish().unwrap()
 }
 
-pub fn e2fsck(disk: &Path) {
+pub(crate) fn e2fsck(disk: &Path) {
     tool("e2fsprogs", "e2fsck", &["-fn", disk.to_str().unwrap()]);
 }
 
 /// A disk mounted read-only, for as long as the value lives.
-pub struct Mounted(tempfile::TempDir);
+pub(crate) struct Mounted(tempfile::TempDir);
 
 impl Mounted {
-    pub fn new(disk: &Path) -> Self {
+    pub(crate) fn new(disk: &Path) -> Self {
         let at = directory();
-        tool("mount", "mount", &["-o", "loop,ro", disk.to_str().unwrap(), at.path().to_str().unwrap()]);
+        tool(
+            "mount",
+            "mount",
+            &[
+                "-o",
+                "loop,ro",
+                disk.to_str().unwrap(),
+                at.path().to_str().unwrap(),
+            ],
+        );
         Mounted(at)
     }
-    pub fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -75,7 +111,7 @@ impl Drop for Mounted {
 }
 
 /// Writes an OCI layout with gzip layers and unpacks it with umoci; returns its rootfs.
-pub fn umoci(layers: &[Vec<u8>], under: &Path) -> PathBuf {
+pub(crate) fn umoci(layers: &[Vec<u8>], under: &Path) -> PathBuf {
     let layout = under.join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let store = |bytes: &[u8]| {
@@ -104,9 +140,22 @@ pub fn umoci(layers: &[Vec<u8>], under: &Path) -> PathBuf {
         "mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": manifest, "size": manifest_size,
         "annotations": {"org.opencontainers.image.ref.name": "test"}}]});
     fs::write(layout.join("index.json"), index.to_string()).unwrap();
-    fs::write(layout.join("oci-layout"), r#"{"imageLayoutVersion":"1.0.0"}"#).unwrap();
+    fs::write(
+        layout.join("oci-layout"),
+        r#"{"imageLayoutVersion":"1.0.0"}"#,
+    )
+    .unwrap();
     let bundle = under.join("bundle");
-    tool("umoci", "umoci", &["unpack", "--image", &format!("{}:test", layout.display()), bundle.to_str().unwrap()]);
+    tool(
+        "umoci",
+        "umoci",
+        &[
+            "unpack",
+            "--image",
+            &format!("{}:test", layout.display()),
+            bundle.to_str().unwrap(),
+        ],
+    );
     bundle.join("rootfs")
 }
 
@@ -116,19 +165,19 @@ fn hex(bytes: &[u8]) -> String {
 
 /// Everything that must agree about one name.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Facts {
-    pub kind: String,
-    pub mode: u32,
-    pub owner: (u32, u32),
-    pub links: u64,
-    pub size: u64,
-    pub mtime: (i64, i64),
-    pub xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
+pub(crate) struct Facts {
+    pub(crate) kind: String,
+    pub(crate) mode: u32,
+    pub(crate) owner: (u32, u32),
+    pub(crate) links: u64,
+    pub(crate) size: u64,
+    pub(crate) mtime: (i64, i64),
+    pub(crate) xattrs: BTreeMap<Vec<u8>, Vec<u8>>,
     /// The first name of the same file.
-    pub same_as: PathBuf,
+    pub(crate) same_as: PathBuf,
 }
 
-pub fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
+pub(crate) fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
     let mut found = BTreeMap::new();
     let mut pending = vec![PathBuf::new()];
     while let Some(relative) = pending.pop() {
@@ -136,7 +185,11 @@ pub fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
         let metadata = fs::symlink_metadata(&path).unwrap();
         let kind = metadata.file_type();
         let described = if kind.is_dir() {
-            pending.extend(fs::read_dir(&path).unwrap().map(|entry| relative.join(entry.unwrap().file_name())));
+            pending.extend(
+                fs::read_dir(&path)
+                    .unwrap()
+                    .map(|entry| relative.join(entry.unwrap().file_name())),
+            );
             "directory".to_owned()
         } else if kind.is_symlink() {
             format!("symlink to {:?}", fs::read_link(&path).unwrap())
@@ -169,7 +222,9 @@ pub fn facts(root: &Path) -> BTreeMap<PathBuf, Facts> {
     found
         .into_iter()
         .map(|(path, (inode, mut facts))| {
-            facts.same_as.clone_from(first.entry(inode).or_insert_with(|| path.clone()));
+            facts
+                .same_as
+                .clone_from(first.entry(inode).or_insert_with(|| path.clone()));
             (path, facts)
         })
         .collect()
@@ -183,7 +238,8 @@ fn xattrs(path: &Path) -> BTreeMap<Vec<u8>, Vec<u8>> {
         .filter(|name| !name.is_empty())
         .map(|name| {
             let mut value = vec![0u8; 64 << 10];
-            let length = rustix::fs::lgetxattr(path, OsString::from_vec_of(name), &mut value).unwrap();
+            let length =
+                rustix::fs::lgetxattr(path, OsString::from_vec_of(name), &mut value).unwrap();
             value.truncate(length);
             (name.to_vec(), value)
         })
@@ -201,7 +257,7 @@ impl FromBytes for OsString {
 }
 
 /// Compares two trees name by name, content included; `adjust` forgives what is known to differ.
-pub fn assert_same(ours: &Path, theirs: &Path, adjust: impl Fn(&Path, &mut Facts)) -> usize {
+pub(crate) fn assert_same(ours: &Path, theirs: &Path, adjust: impl Fn(&Path, &mut Facts)) -> usize {
     let (mut a, mut b) = (facts(ours), facts(theirs));
     for facts in [&mut a, &mut b] {
         for (path, fact) in facts.iter_mut() {
@@ -211,14 +267,26 @@ pub fn assert_same(ours: &Path, theirs: &Path, adjust: impl Fn(&Path, &mut Facts
     let mut differences = Vec::new();
     for path in a.keys().chain(b.keys()) {
         if a.get(path) != b.get(path) {
-            differences.push(format!("{path:?}\n  ours   {:?}\n  theirs {:?}", a.get(path), b.get(path)));
+            differences.push(format!(
+                "{path:?}\n  ours   {:?}\n  theirs {:?}",
+                a.get(path),
+                b.get(path)
+            ));
         }
     }
     differences.dedup();
-    assert!(differences.is_empty(), "{} differences:\n{}", differences.len(), differences[..differences.len().min(20)].join("\n"));
+    assert!(
+        differences.is_empty(),
+        "{} differences:\n{}",
+        differences.len(),
+        differences[..differences.len().min(20)].join("\n")
+    );
     for (path, fact) in &a {
         if fact.kind == "file" && fact.same_as == *path {
-            assert!(same_content(&ours.join(path), &theirs.join(path)), "content of {path:?}");
+            assert!(
+                same_content(&ours.join(path), &theirs.join(path)),
+                "content of {path:?}"
+            );
         }
     }
     a.len()
