@@ -362,6 +362,8 @@ fn apply<R: io::BufRead>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ContentError> {
     const REPORT_EVERY: u64 = 16 << 20;
+    /// Block numbers inside a file have 32 bits.
+    const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * BLOCK as u64;
     let limits = tree.limits();
     let mut reported = 0;
     while let Some(entry) = reader.next_entry()? {
@@ -374,6 +376,10 @@ fn apply<R: io::BufRead>(
                 entry: error::show(&entry.path),
             }
             .into());
+        }
+        if entry.size > MAX_FILE_BYTES {
+            let fault = EntryFault::Size("ext4 holds files of up to 16 TiB");
+            return Err(LayerFault::entry(&entry.path, fault).into());
         }
         let target = tree.locate(&entry.path)?;
         let mut extents = Extents::None;
