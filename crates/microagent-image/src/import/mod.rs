@@ -11,7 +11,7 @@ mod tarball;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::event::ImageEvent;
 use crate::manifest::Compression;
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::{Entry, ImageRecord, ImageStore, Transaction};
+use crate::store::{Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
 use container::{Container, Part};
 use tarball::{Kind, Skip, Streamed};
 
@@ -221,7 +221,7 @@ impl Import<'_> {
         let _lock = self
             .store
             .lock_image(transaction, chosen.digest, self.events)?;
-        let mut blobs: Vec<(Digest, PathBuf)> = Vec::new();
+        let mut blobs: Vec<StagedBlob> = Vec::new();
         let count = manifest.layers.len();
         for (at, layer) in manifest.layers.iter().enumerate() {
             if self.store.has_blob(layer.digest, layer.size) {
@@ -289,7 +289,7 @@ impl Import<'_> {
         transaction: &Transaction,
         reference: &Reference,
         chosen: &Chosen,
-        mut blobs: Vec<(Digest, PathBuf)>,
+        mut blobs: Vec<StagedBlob>,
     ) -> Result<ImageRecord> {
         for bytes in [&chosen.config_bytes, &chosen.manifest_bytes] {
             blobs.push(crate::store::stage_bytes(transaction, bytes)?);

@@ -253,7 +253,7 @@ pub(crate) fn build(
     disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
         ImageError::Disk {
             image: image.to_owned(),
-            source,
+            source: Box::new(source),
         }
     })
 }

@@ -42,6 +42,9 @@ pub struct ImageStore {
     root: PathBuf,
 }
 
+/// A verified file of an operation under way, and the name it will have.
+pub(crate) type StagedBlob = (Digest, PathBuf);
+
 /// One image in the store: a reference for a platform, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageRecord {
@@ -442,7 +445,7 @@ impl ImageStore {
     pub(crate) fn publish(
         &self,
         transaction: &Transaction,
-        blobs: &[(Digest, PathBuf)],
+        blobs: &[StagedBlob],
         entry: Entry,
     ) -> Result<ImageRecord> {
         for (digest, staged) in blobs {
@@ -506,7 +509,7 @@ fn ambiguous(name: &str, entries: &[Entry]) -> ImageError {
 }
 
 /// Writes a small blob of an operation, to be published with it.
-pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<(Digest, PathBuf)> {
+pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<StagedBlob> {
     let digest = Digest::of(bytes);
     let path = transaction.path(&format!("small-{}", digest.hex()));
     files::write_atomically(&path, bytes)?;
