@@ -449,3 +449,18 @@ fn nobody_there() {
     );
     assert!(error.to_string().contains("Check the network"), "{error}");
 }
+
+/// 0.0.0.0 reaches this machine, but is no loopback name: what holds for it holds for any host.
+#[test]
+fn plain_http_only_where_it_is_named() {
+    let parts = Parts::new();
+    let registry = Scripted::start(move |request| parts.answer(request));
+    let host = format!("0.0.0.0:{}", registry.port);
+    let image = format!("{host}/a:1");
+    let error = pull(&image, &options()).0.unwrap_err();
+    assert!(matches!(error, ImageError::PlainHttp { .. }), "{error:?}");
+    assert!(error.to_string().contains("insecure registry"), "{error}");
+    let mut named = RegistryOptions::default();
+    named.insecure_registries.push(host);
+    pull(&image, &options().registry(named)).0.unwrap();
+}
