@@ -23,7 +23,11 @@ fn inflate(path: &Path) -> std::io::Result<u64> {
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let path = Path::new(arguments.first().ok_or("usage: import_bench ROOTFS.tar.gz [ROUNDS]")?);
+    let path = Path::new(
+        arguments
+            .first()
+            .ok_or("usage: import_bench ROOTFS.tar.gz [ROUNDS]")?,
+    );
     let rounds: usize = arguments.get(1).map_or(Ok(5), |text| text.parse())?;
     let (mut floors, mut imports) = (Vec::new(), Vec::new());
     for _ in 0..rounds {
@@ -40,6 +44,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     floors.sort_unstable();
     imports.sort_unstable();
     let (floor, import) = (floors[rounds / 2], imports[rounds / 2]);
-    println!("inflate {floor} ms {floors:?}, import {import} ms {imports:?}, ratio {:.2}", import as f64 / floor as f64);
+    println!(
+        "inflate {floor} ms {floors:?}, import {import} ms {imports:?}, ratio {:.2}",
+        import as f64 / floor as f64
+    );
     Ok(())
 }

@@ -142,6 +142,14 @@ fn by_tag_by_digest_and_again() {
     );
     assert_eq!(bench.store.list().unwrap().len(), 2);
 
+    for blob in fs::read_dir(bench.store.root().join("blobs/sha256")).unwrap() {
+        let permissions = blob.unwrap().metadata().unwrap().permissions();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o7777,
+            0o600
+        );
+    }
+
     // Other tools read the store as an OCI layout.
     let mut inspect = registry::skopeo();
     inspect.args(["inspect", "--raw"]).arg(format!(
@@ -205,12 +213,15 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
     assert_eq!(removed.reclaimed.in_use, [path.clone()]);
     assert!(path.exists());
     drop(guard);
+    // What is kept is kept in older formats too.
+    let older = path.with_file_name(format!("{}.0.ext4", record.digest.hex()));
+    fs::write(&older, b"older").unwrap();
     let kept = bench
         .store
         .reclaim(&BTreeSet::from([record.digest]))
         .unwrap();
-    assert!(path.exists(), "{kept:?}");
-    assert_eq!(bench.store.reclaim(&BTreeSet::new()).unwrap().files, 1);
+    assert!(path.exists() && older.exists(), "{kept:?}");
+    assert_eq!(bench.store.reclaim(&BTreeSet::new()).unwrap().files, 2);
     bench.assert_empty();
     assert!(BaseDiskGuard::hold(&path).is_err());
 }

@@ -10,6 +10,7 @@ use crate::config::MAX_CONFIG;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result, clip};
 use crate::manifest::{self, Descriptor, MAX_MANIFEST};
+use crate::store::files;
 
 /// Where an image's parts are.
 pub(super) enum Container {
@@ -210,7 +211,7 @@ pub(super) struct Copy {
 impl Copy {
     /// `size` bytes from `offset` of `source` will be added.
     pub(super) fn begin(source: &File, offset: u64, size: u64, to: PathBuf) -> Result<Self> {
-        let file = File::create_new(&to).context("create", &to)?;
+        let file = files::create_new(&to)?;
         let whole = offset == 0
             && source
                 .metadata()

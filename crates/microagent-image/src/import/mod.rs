@@ -193,12 +193,7 @@ impl Import<'_> {
             return Ok(file);
         }
         let path = transaction.path("archive.tar");
-        let mut plain = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .context("create", &path)?;
+        let mut plain = crate::store::files::create_new(&path)?;
         let reader = decoder(compression, &file).context("read", self.path)?;
         let copied = io::copy(&mut reader.take(MAX_ARCHIVE + 1), &mut plain)
             .map_err(|error| self.refuse(format!("it cannot be unpacked: {error}")))?;

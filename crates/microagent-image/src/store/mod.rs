@@ -285,10 +285,10 @@ impl ImageStore {
         }
         files::sweep(&self.root)?;
         let mut blobs = BTreeSet::new();
-        let mut disks = keep.clone();
+        let mut images = BTreeSet::new();
         for entry in self.entries()? {
             blobs.insert(entry.manifest);
-            disks.insert(entry.manifest);
+            images.insert(entry.manifest);
             // Where a manifest is damaged its layers cannot be told from others: keep everything.
             let manifest = self.manifest(entry.manifest)?;
             blobs.insert(manifest.config.digest);
@@ -303,7 +303,7 @@ impl ImageStore {
                 reclaimed.count(files::remove_file(&path)?);
             }
         }
-        self.reclaim_disks(&disks, &mut reclaimed)?;
+        self.reclaim_disks(&images, keep, &mut reclaimed)?;
         // Whoever waits for one of these holds the activity lock, so nobody does.
         for path in files::entries(&self.root.join("locks"))? {
             files::remove_file(&path)?;
