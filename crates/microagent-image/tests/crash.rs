@@ -1,5 +1,7 @@
 //! SIGKILL at any instant of a pull, an import or a disk build: the next operation works and cleans up.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -140,7 +142,7 @@ fn killed_while_pulling() {
     registry.push(layout.path(), "big:1").unwrap();
     let reference = format!("127.0.0.1:{}/big:1", wire.port());
     torture(&format!("pull {reference}"), &|root| {
-        pull_and_build(root, &reference)
+        pull_and_build(root, &reference);
     });
 }
 

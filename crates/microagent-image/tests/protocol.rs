@@ -1,5 +1,7 @@
 //! What a registry may answer beyond what Debian's does: tokens, redirects, back-pressure, lies.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};

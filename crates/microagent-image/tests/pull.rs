@@ -1,5 +1,7 @@
 //! Pulls from Debian's `docker-registry`, filled by `skopeo`: what a registry gives, and what it breaks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -45,7 +47,7 @@ impl Bench {
     fn pull_with(&self, reference: &str, options: &PullOptions) -> Result<ImageRecord, ImageError> {
         let reference: Reference = reference.parse().unwrap();
         self.store.pull(&reference, options, &|event| {
-            self.events.lock().unwrap().push(event)
+            self.events.lock().unwrap().push(event);
         })
     }
 
@@ -210,7 +212,7 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
         .remove(&record.reference.canonical(), &BTreeSet::new())
         .unwrap();
     assert_eq!(removed.records.len(), 1);
-    assert_eq!(removed.reclaimed.in_use, [path.clone()]);
+    assert_eq!(removed.reclaimed.in_use, std::slice::from_ref(&path));
     assert!(path.exists());
     drop(guard);
     // What is kept is kept in older formats too.

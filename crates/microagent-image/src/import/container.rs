@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use super::tarball::Members;
 use crate::choose::{Documents, Fetched};
@@ -206,6 +207,7 @@ pub(super) struct Copy {
     path: PathBuf,
     shared: bool,
     hasher: Hasher,
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Copy {
@@ -222,6 +224,7 @@ impl Copy {
             path: to,
             shared,
             hasher: Hasher::default(),
+            syncing: None,
         })
     }
 
@@ -233,8 +236,21 @@ impl Copy {
         self.file.write_all(bytes).context("write", &self.path)
     }
 
-    pub(super) fn finish(self) -> Result<Digest> {
-        self.file.sync_data().context("sync", &self.path)?;
+    /// All is added: begins to sync, so that it costs nothing while others still work.
+    pub(super) fn complete(&mut self) -> io::Result<()> {
+        if self.syncing.is_none() {
+            let file = self.file.try_clone()?;
+            self.syncing = Some(std::thread::spawn(move || file.sync_data()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<Digest> {
+        let synced = match self.syncing.take().map(JoinHandle::join) {
+            Some(Ok(synced)) => synced,
+            Some(Err(_)) | None => self.file.sync_data(),
+        };
+        synced.context("sync", &self.path)?;
         Ok(self.hasher.finish())
     }
 }
