@@ -171,7 +171,7 @@ fn pull(
     let reference: Reference = reference.parse().unwrap();
     let events = Mutex::new(Vec::new());
     let result = store.pull(&reference, options, &|event| {
-        events.lock().unwrap().push(event)
+        events.lock().unwrap().push(event);
     });
     if result.is_err() {
         for folder in ["blobs/sha256", "tmp"] {
