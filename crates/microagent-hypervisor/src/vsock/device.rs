@@ -39,8 +39,8 @@ const MAX_RING: u16 = 1024;
 const MAX_BUFFERS: usize = 32;
 /// Largest payload of one packet (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux drivers).
 const MAX_PAYLOAD: usize = 64 * 1024;
-/// Packets taken from the guest before other events get their turn.
-const TX_BURST: usize = 64;
+/// Packets moved in each direction before other events get their turn.
+const BURST: usize = 64;
 
 /// Guest memory this process keeps mapped in before it lets go of it again: it is the VMM's and counted there, but a
 /// page we touched counts as ours too.
@@ -144,8 +144,7 @@ impl Device {
 
     /// Moves packets both ways until nothing moves or the guest had its turn; `true` asks to be called again soon.
     pub(crate) fn process(&mut self) -> bool {
-        let more = self.process_tx();
-        self.process_rx();
+        let more = self.process_tx() | self.process_rx();
         if self.mapped_in > MAX_MAPPED_IN {
             self.let_go();
         }
@@ -171,7 +170,7 @@ impl Device {
         let mut used = false;
         let mut scratch = std::mem::take(&mut self.scratch);
         for taken in 0.. {
-            if taken == TX_BURST {
+            if taken == BURST {
                 more = true;
                 break;
             }
@@ -192,10 +191,18 @@ impl Device {
         more
     }
 
-    fn process_rx(&mut self) {
+    fn process_rx(&mut self) -> bool {
+        let mut more = false;
         let mut used = false;
         let mut scratch = std::mem::take(&mut self.scratch);
-        while self.muxer.has_packet() {
+        for given in 0.. {
+            if !self.muxer.has_packet() {
+                break;
+            }
+            if given == BURST {
+                more = true;
+                break;
+            }
             let Some(chain) = self.pop(RX) else { break };
             let head = chain.head_index();
             let buffers = Buffers::collect(chain, true).filter(|b| b.total >= HEADER_LEN);
@@ -221,6 +228,7 @@ impl Device {
         if used {
             self.signal(RX);
         }
+        more
     }
 
     /// The next chain of a running ring. When there is none, the guest has been asked to notify of the next.
@@ -343,7 +351,14 @@ impl Device {
             guest: region.guest_phys_addr,
             len: region.memory_size,
         };
-        // Checks offset and length against the file's size.
+        // The mapping would be made all the same, and its tail would be fatal to touch.
+        let size = file.metadata().map_err(Error::ReqHandlerError)?.len();
+        let end = { region.mmap_offset }.checked_add(mapping.len);
+        if end.is_none_or(|end| end > size) {
+            return Err(Error::InvalidOperation(
+                "a memory region runs past the end of its file",
+            ));
+        }
         let region = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(mapping.guest))
             .ok_or(Error::InvalidParam)?;
         Ok((region, mapping))
@@ -681,3 +696,6 @@ impl VhostUserBackendReqHandlerMut for Device {
         Err(Error::InvalidOperation("no migration"))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,24 @@
 //! timeout unless a handshake or a connection attempt is pending. Layers, each ignorant of the ones above it:
 //! `packet` (bytes), `connection` (one stream's state machine), `muxer` (tables and sockets), `device` (rings and
 //! vhost-user), `worker` (the thread). The guest is hostile throughout; the VMM is not trusted with our liveness.
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//! use microagent_hypervisor::vsock::{VsockConfig, VsockDevice, connect, listen};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let uds = "/run/user/0/microagent/5f0c/vsock".as_ref();
+//! let hello = listen(uds, 1024)?;
+//! let device = VsockDevice::spawn(VsockConfig::new("/run/user/0/microagent/5f0c/vhost", uds, 3))?;
+//! // Start QEMU: -object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem
+//! //   -chardev socket,id=vs,path=/run/…/vhost -device vhost-user-vsock-device,chardev=vs
+//! let (agent, _) = hello.accept()?;
+//! let stream = connect(uds, 1025, Instant::now() + Duration::from_secs(5))?;
+//! # drop((agent, stream));
+//! device.shutdown();
+//! # Ok(())
+//! # }
+//! ```
 
 mod client;
 mod connection;
