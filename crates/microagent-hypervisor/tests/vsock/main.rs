@@ -372,6 +372,37 @@ fn soak() {
     eventually("connections end", || guest.device.stats().connections == 0);
 }
 
+/// The VMM killed at different moments of a full-duplex transfer; the device must serve the next one every time.
+#[test]
+#[ignore = "soak"]
+fn soak_kills() {
+    let rounds: u64 = std::env::var("KILLS").map_or(20, |r| r.parse().unwrap());
+    let mut guest = Guest::boot();
+    let data = pattern(1, 64 << 20);
+    for round in 0..rounds {
+        let mut stream = guest.connect(ECHO);
+        thread::scope(|scope| {
+            let mut writer = stream.try_clone().unwrap();
+            // Both end with the VMM, somewhere in the middle.
+            let data = &data;
+            scope.spawn(move || writer.write_all(data).map_err(|e| e.kind()));
+            let until = Instant::now() + Duration::from_millis(round * 37 % 300);
+            let mut buf = vec![0; 65536];
+            while Instant::now() < until {
+                stream.read_exact(&mut buf[..1000]).unwrap();
+            }
+            if round % 2 == 0 {
+                guest.qmp("stop");
+            }
+            guest.kill();
+            while stream.read(&mut buf).is_ok_and(|n| n > 0) {}
+        });
+        eventually("connections end", || guest.device.stats().connections == 0);
+        guest.reboot();
+    }
+    println!("{rounds} kills, {}", resident());
+}
+
 fn resident() -> String {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     status
