@@ -7,10 +7,13 @@ use proptest::prelude::*;
 use rustix::event::{EventfdFlags, eventfd};
 use rustix::fs::{MemfdFlags, fcntl_add_seals, ftruncate, memfd_create};
 use tempfile::TempDir;
-use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vhost::vhost_user::VhostUserBackendReqHandlerMut;
+use vhost::vhost_user::message::{
+    VhostUserConfigFlags, VhostUserMemoryRegion, VhostUserVringAddrFlags,
+};
 
 use super::super::Limits;
-use super::super::packet::{TYPE_STREAM, op};
+use super::super::packet::{Header, TYPE_STREAM, op};
 use super::super::socket::listen_private;
 use super::*;
 
@@ -252,6 +255,23 @@ fn a_stopped_ring_is_not_touched_and_goes_on_where_it_stood() {
     bench.device.set_vring_kick(1, Some(event())).unwrap();
     bench.device.process();
     assert_eq!(bench.used(TX), 2);
+}
+
+#[test]
+fn memory_taken_away_from_under_a_ring_stops_it() {
+    let mut bench = Bench::new(FEATURES);
+    bench.poke(DATA, &request());
+    bench.descriptor(at(TX, 0), 0, DATA, 44, 0, 0);
+    bench.offer(TX, 0);
+    let mut short = region();
+    short.memory_size = at(TX, 1);
+    let memory = bench.memory.try_clone().unwrap();
+    bench
+        .device
+        .set_mem_table(&[short], vec![memory], None)
+        .unwrap();
+    assert!(!bench.device.process());
+    assert_eq!(bench.used(TX), 0);
 }
 
 #[test]
