@@ -28,6 +28,10 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
         // There is no keyboard; looking for one costs a timeout.
         add("i8042.noprobe");
     }
+    if machine == MachineType::Microvm {
+        // There is no PCI, and the kernel calls that fatal on the console.
+        add("pci=off");
+    }
     if let Accelerator::Tcg { tsc_khz } = accelerator {
         // A busy host starves the emulated timer while the kernel tests it.
         add("no_timer_check");
@@ -37,6 +41,9 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
         if let Some(khz) = tsc_khz {
             // Measuring it in the guest fails on a busy host, and then the boot hangs.
             add(&format!("tsc_early_khz={khz}"));
+            // It is the host's own counter; a watchdog delayed by a busy host
+            // would take it for unstable and leave the guest without a good clock.
+            add("tsc=reliable");
         }
     }
     words.join(" ")
