@@ -28,10 +28,6 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
         // There is no keyboard; looking for one costs a timeout.
         add("i8042.noprobe");
     }
-    if machine == MachineType::Microvm {
-        // There is no PCI, and the kernel calls that fatal on the console.
-        add("pci=off");
-    }
     if let Accelerator::Tcg { tsc_khz } = accelerator {
         // A busy host starves the emulated timer while the kernel tests it.
         add("no_timer_check");
