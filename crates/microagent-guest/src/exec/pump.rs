@@ -23,6 +23,9 @@ use crate::{
     vsock,
 };
 
+/// The most output of one frame: with its header it fills one packet of a
+/// virtio socket, where a byte more would cost another.
+const MOST_OUTPUT: usize = MAX_DATA - HEADER;
 /// What a terminal may hold of a process that has ended.
 const TERMINAL_BUFFER: usize = 128 * 1024;
 /// Credit is given in parts of this size, or when everything was taken.
@@ -234,6 +237,7 @@ impl<'a> Pump<'a> {
         match result {
             Ok(0) => return Err(Error::HostGone),
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::HostGone),
             Err(error) => return Err(FrameError::Io(error.into()).into()),
         }
         let buffer = std::mem::take(&mut self.incoming);
@@ -357,7 +361,7 @@ impl Output {
         let Some(fd) = &self.fd else {
             return Ok(());
         };
-        let most = self.left.unwrap_or(MAX_DATA).min(MAX_DATA);
+        let most = self.left.unwrap_or(MOST_OUTPUT).min(MOST_OUTPUT);
         outgoing.bytes.resize(HEADER + most, 0);
         let result = if most == 0 {
             Ok(0)
