@@ -1,0 +1,304 @@
+//! The pump of one session: bytes between a stream and a process, in one poll
+//! loop with bounded buffers. What cannot be passed on is not read, so the
+//! process waits for the host and never fills the guest's memory.
+
+mod input;
+mod output;
+
+use std::{fs::File, os::fd::OwnedFd, time::Duration};
+
+use microagent_protocol::{
+    ExitStatus, Frame, FrameError, FrameKind, TtySize,
+    exec::ExitReport,
+    frame::{HEADER, MAX_DATA, write_frame, write_json},
+    guest::SessionReply,
+};
+use rustix::{
+    buffer::spare_capacity,
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::{Errno, ioctl_fionbio, read},
+};
+
+use self::{
+    input::Input,
+    output::{Outgoing, Output},
+};
+use super::terminal;
+use crate::{
+    error::{Context, Error},
+    reaper::{Child, Processes},
+    vsock,
+};
+
+/// How long a process may take to end after the host hung up.
+const HANGUP_GRACE: Duration = Duration::from_secs(2);
+/// How long the kernel may take to end a killed process.
+const KILL_LIMIT: Duration = Duration::from_secs(5);
+
+/// The agent's ends of a process's streams.
+#[derive(Debug)]
+pub(crate) struct Sides {
+    /// Where standard input is written, if it is streamed.
+    pub(crate) input: Option<OwnedFd>,
+    /// Where output is read, by the kind of frame it becomes.
+    pub(crate) outputs: Vec<(FrameKind, OwnedFd)>,
+    /// The terminal's both ends. The process's end is kept open so that the
+    /// terminal outlives a process that closes and reopens it.
+    pub(crate) terminal: Option<(OwnedFd, OwnedFd)>,
+}
+
+/// One session in progress.
+pub(crate) struct Pump<'a> {
+    stream: File,
+    child: Child,
+    processes: &'a Processes,
+    terminal: Option<(OwnedFd, OwnedFd)>,
+    incoming: Vec<u8>,
+    outgoing: Outgoing,
+    input: Input,
+    outputs: Vec<Output>,
+    exited: bool,
+}
+
+impl<'a> Pump<'a> {
+    /// Between `stream` and `child`.
+    pub(crate) fn new(stream: File, child: Child, sides: Sides, processes: &'a Processes) -> Self {
+        let outputs = sides.outputs.into_iter();
+        Self {
+            stream,
+            child,
+            processes,
+            terminal: sides.terminal,
+            incoming: Vec::new(),
+            outgoing: Outgoing::default(),
+            input: Input::new(sides.input),
+            outputs: outputs.map(|(kind, fd)| Output::new(kind, fd)).collect(),
+            exited: false,
+        }
+    }
+
+    /// Sends `reply`, pumps until the process has ended, and sends what
+    /// `report` makes of its status. If the host hangs up before, the process
+    /// and its group are ended.
+    pub(crate) fn run(
+        mut self,
+        reply: &SessionReply,
+        report: impl FnOnce(&ExitStatus) -> ExitReport,
+    ) -> Result<(), Error> {
+        let result = self.pump(reply, report);
+        if result.is_err() && !self.exited {
+            self.hang_up();
+        }
+        result
+    }
+
+    fn pump(
+        &mut self,
+        reply: &SessionReply,
+        report: impl FnOnce(&ExitStatus) -> ExitReport,
+    ) -> Result<(), Error> {
+        self.prepare()?;
+        write_json(self.outgoing.buffer(), FrameKind::Header, reply)?;
+        loop {
+            self.outgoing.flush(&self.stream)?;
+            if self.outgoing.is_empty() && self.input.credit_due() {
+                let credit = self.input.grant().to_be_bytes();
+                write_frame(self.outgoing.buffer(), FrameKind::StdinCredit, &credit)?;
+                continue;
+            }
+            if self.outgoing.is_empty()
+                && self.exited
+                && self.outputs.iter().all(|output| output.fd().is_none())
+            {
+                break;
+            }
+            self.step()?;
+        }
+        if let Some(status) = self.child.exit.status() {
+            write_json(self.outgoing.buffer(), FrameKind::Exit, &report(status))?;
+        }
+        while !self.outgoing.is_empty() {
+            wait(&mut [PollFd::new(&self.stream, PollFlags::OUT)], None)?;
+            self.outgoing.flush(&self.stream)?;
+        }
+        Ok(())
+    }
+
+    fn prepare(&self) -> Result<(), Error> {
+        vsock::set_timeouts(&self.stream, None, None).context("unbound the session")?;
+        ioctl_fionbio(&self.stream, true).context("unblock the session")?;
+        let fds = self.outputs.iter().filter_map(Output::fd);
+        for fd in fds.chain(self.input.fd()) {
+            ioctl_fionbio(fd, true).context("unblock a stream")?;
+        }
+        Ok(())
+    }
+
+    /// Waits until something can go on, and lets it.
+    fn step(&mut self) -> Result<(), Error> {
+        let ready = self.wait()?;
+        if ready.exited {
+            self.note_exit();
+        }
+        if ready.input {
+            self.input.feed();
+        }
+        for (index, output) in self.outputs.iter_mut().enumerate() {
+            if self.outgoing.is_empty() && (self.exited || ready.outputs & (1 << index) != 0) {
+                output.read_into(&mut self.outgoing)?;
+                self.outgoing.flush(&self.stream)?;
+            }
+        }
+        // Whoever came last comes first next time, so that neither starves the other.
+        self.outputs.reverse();
+        if ready.stream {
+            self.receive()?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self) -> Result<Ready, Error> {
+        let writing = !self.outgoing.is_empty();
+        let draining = self.exited && !writing;
+        let mut fds = Vec::with_capacity(5);
+        let stream_events = if writing {
+            PollFlags::IN | PollFlags::OUT
+        } else {
+            PollFlags::IN
+        };
+        fds.push(PollFd::new(&self.stream, stream_events));
+        let exit = (!self.exited).then(|| {
+            fds.push(PollFd::from_borrowed_fd(
+                self.child.exit.event(),
+                PollFlags::IN,
+            ));
+            fds.len() - 1
+        });
+        let input = self
+            .input
+            .fd()
+            .filter(|_| self.input.wants_to_write())
+            .map(|fd| {
+                fds.push(PollFd::new(fd, PollFlags::OUT));
+                fds.len() - 1
+            });
+        let first_output = fds.len();
+        let mut indices = Vec::with_capacity(2);
+        for (index, output) in self.outputs.iter().enumerate() {
+            if let Some(fd) = output.fd().filter(|_| !writing && !draining) {
+                fds.push(PollFd::new(fd, PollFlags::IN));
+                indices.push(index);
+            }
+        }
+        wait(&mut fds, draining.then_some(Duration::ZERO))?;
+        let happened = |index: usize| !fds[index].revents().is_empty();
+        Ok(Ready {
+            stream: fds[0]
+                .revents()
+                .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
+            exited: exit.is_some_and(happened),
+            input: input.is_some_and(happened),
+            outputs: indices
+                .iter()
+                .enumerate()
+                .filter(|(place, _)| happened(first_output + place))
+                .fold(0, |set, (_, index)| set | 1 << index),
+        })
+    }
+
+    /// From now on only what is in the pipes already counts: a child left
+    /// behind may hold them open, or write, for ever.
+    fn note_exit(&mut self) {
+        self.exited = true;
+        self.input.close();
+        self.outputs.iter_mut().for_each(Output::note_exit);
+    }
+
+    fn receive(&mut self) -> Result<(), Error> {
+        self.incoming.reserve_exact(HEADER + MAX_DATA);
+        let result = read(&self.stream, spare_capacity(&mut self.incoming));
+        match result {
+            Ok(0) => return Err(Error::HostGone),
+            Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::HostGone),
+            Err(error) => return Err(FrameError::Io(error.into()).into()),
+        }
+        let buffer = std::mem::take(&mut self.incoming);
+        let mut rest = &buffer[..];
+        while let Some((frame, after)) = Frame::split(rest)? {
+            self.obey(frame)?;
+            rest = after;
+        }
+        let consumed = buffer.len() - rest.len();
+        self.incoming = buffer;
+        self.incoming.drain(..consumed);
+        if self.incoming.len() > HEADER + MAX_DATA {
+            // Only a JSON frame can be that long, and none is due.
+            return Err(FrameError::Truncated.into());
+        }
+        self.input.feed();
+        Ok(())
+    }
+
+    fn obey(&mut self, frame: Frame<'_>) -> Result<(), Error> {
+        match frame.kind {
+            FrameKind::Stdin => self.input.take(frame.payload)?,
+            FrameKind::StdinEof => self
+                .input
+                .end(self.terminal.as_ref().map(|(agent, _)| agent)),
+            FrameKind::Signal => {
+                if let [number @ 1..=64] = frame.payload {
+                    self.processes.signal(&self.child, (*number).into());
+                }
+            }
+            FrameKind::Resize => {
+                if let (Some(size), Some((agent, _))) =
+                    (TtySize::from_bytes(frame.payload), &self.terminal)
+                {
+                    terminal::resize(agent, size)?;
+                }
+            }
+            got => {
+                let wanted = "input, a signal or a size";
+                return Err(FrameError::Unexpected { got, wanted }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Nobody is listening any more: as a terminal does, and then for sure.
+    fn hang_up(&mut self) {
+        self.input.close();
+        self.outputs.clear();
+        self.terminal = None;
+        for (signal, limit) in [(libc::SIGHUP, HANGUP_GRACE), (libc::SIGKILL, KILL_LIMIT)] {
+            self.processes.signal(&self.child, signal);
+            let event = PollFd::from_borrowed_fd(self.child.exit.event(), PollFlags::IN);
+            // A failure to wait only makes it end sooner.
+            let _ = wait(&mut [event], Some(limit));
+            if self.child.exit.status().is_some() {
+                return;
+            }
+        }
+    }
+}
+
+/// What can go on.
+struct Ready {
+    stream: bool,
+    exited: bool,
+    input: bool,
+    /// One bit for each output.
+    outputs: u32,
+}
+
+fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Error> {
+    let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
+    match poll(fds, limit.as_ref()) {
+        Ok(_) | Err(Errno::INTR) => Ok(()),
+        Err(error) => Err(error).context("wait for a session"),
+    }
+}
+
+#[cfg(test)]
+mod tests;
