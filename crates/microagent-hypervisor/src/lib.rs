@@ -13,6 +13,8 @@ mod console;
 mod error;
 mod machine;
 #[cfg(target_os = "linux")]
+pub mod probe;
+#[cfg(target_os = "linux")]
 mod process;
 #[cfg(target_os = "linux")]
 pub mod qemu;

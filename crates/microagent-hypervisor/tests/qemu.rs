@@ -1,12 +1,29 @@
 //! The QEMU driver on real guests. Needs QEMU and the distribution's kernel
 //! package, and nothing else of the host.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 mod common;
 
-use std::time::{Duration, Instant};
+use std::{
+    fs,
+    io::{BufRead, BufReader, Read},
+    os::fd::AsFd,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
 
-use common::{Guest, alive};
-use microagent_hypervisor::{Exit, Machine};
+use common::{Guest, alive, tcg};
+use microagent_hypervisor::{
+    Error, Exit, Hypervisor, Machine,
+    qemu::{MachineType, QemuMachine},
+    vsock,
+};
+use microagent_protocol::NetworkMode;
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    process::{Pid, Signal, kill_process},
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -41,4 +58,280 @@ fn a_killed_machine_is_gone_and_killing_it_again_is_no_error() {
     assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Signal(9)));
     machine.kill().unwrap();
     assert!(!alive(machine.vmm().pid));
+}
+
+#[test]
+fn the_console_is_bounded_however_much_the_guest_prints() {
+    let mut guest = Guest::new("flood");
+    guest.spec.console.limit = 64 * 1024;
+    let machine = guest.launch();
+    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
+    // Dropping it waits for the last bytes.
+    drop(machine);
+    let mut older = guest.spec.console.log.clone().into_os_string();
+    older.push(".1");
+    let (newer, older) = (
+        fs::read(&guest.spec.console.log).unwrap(),
+        fs::read(older).unwrap(),
+    );
+    assert_eq!(older.len(), 64 * 1024);
+    assert!(newer.len() <= 64 * 1024);
+    let kept = String::from_utf8([older, newer].concat()).unwrap();
+    assert!(kept.contains("FLOOD 3999 ") && kept.contains("GUEST-IS-DONE"));
+    assert!(!kept.contains("FLOOD 0 "));
+}
+
+#[test]
+fn disks_come_in_order_with_their_serials_and_read_only_ones_refuse_writes() {
+    for attempt in [0, 1] {
+        let mut guest = Guest::new("disks")
+            .with_disk("base", true)
+            .with_disk("scratch", false)
+            .with_disk("extra-1", false);
+        guest.spec.attempt = attempt;
+        guest.spec.network = NetworkMode::User;
+        let machine = guest.launch();
+        let wanted = [MachineType::Microvm, MachineType::Q35][attempt as usize];
+        assert_eq!(machine.machine_type(), wanted);
+        let console = guest.wait_for("GUEST-IS-DONE");
+        assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
+        for (name, serial, write) in [
+            ("vda", "base", "refused"),
+            ("vdb", "scratch", "ok"),
+            ("vdc", "extra-1", "ok"),
+        ] {
+            let start = &serial[..4];
+            assert!(
+                console.contains(&format!(
+                    "DISK {name} serial={serial} read=Ok(()) start={start}"
+                )),
+                "{console}"
+            );
+            assert!(
+                console.contains(&format!("DISK {name} write={write}")),
+                "{console}"
+            );
+        }
+        assert!(
+            console.contains("NET eth0") && console.contains("NET lo"),
+            "{console}"
+        );
+        let written = |serial: &str| {
+            let disk = fs::read(guest.dir.path().join(serial)).unwrap();
+            disk[4096..].starts_with(b"written by the guest")
+        };
+        assert!(!written("base") && written("scratch") && written("extra-1"));
+    }
+}
+
+#[test]
+fn a_machine_freezes_thaws_and_can_be_severed() {
+    let guest = Guest::new("beat");
+    let hello = vsock::listen(&guest.spec.vsock.uds, 1023).unwrap();
+    let machine = guest.launch();
+    guest.wait_for("BEAT 1");
+    let (mut stream, _) = hello.accept().unwrap();
+    machine.pause().unwrap();
+    machine.pause().unwrap();
+    assert!(machine.run_state().stopped);
+    // What it had already printed may still be on its way.
+    std::thread::sleep(Duration::from_millis(200));
+    let frozen = guest.console();
+    std::thread::sleep(Duration::from_millis(700));
+    assert_eq!(guest.console(), frozen, "a frozen guest spoke");
+    machine.resume().unwrap();
+    machine.resume().unwrap();
+    let last: u32 = frozen
+        .lines()
+        .filter_map(|l| l.strip_prefix("BEAT ")?.parse().ok())
+        .max()
+        .unwrap();
+    guest.wait_for(&format!("BEAT {}\n", last + 5));
+
+    machine.pause().unwrap();
+    machine.sever().unwrap();
+    stream.set_read_timeout(Some(MINUTE)).unwrap();
+    let mut rest = Vec::new();
+    // The end of the stream or a reset: either way nothing can come any more.
+    let _ = stream.read_to_end(&mut rest);
+    assert!(
+        vsock::connect(
+            machine.vsock(),
+            1024,
+            Instant::now() + Duration::from_secs(2)
+        )
+        .is_err()
+    );
+    assert_eq!(
+        machine.wait(Duration::ZERO).unwrap(),
+        None,
+        "severing must not end it"
+    );
+    let pid = machine.vmm().pid;
+    drop(machine);
+    assert!(!alive(pid));
+    assert_eq!(
+        guest.leftovers(),
+        [guest.dir.path().join("run/v.sock_1023")]
+    );
+}
+
+#[test]
+fn severing_cuts_a_user_network() {
+    let mut guest = Guest::new("beat");
+    guest.spec.network = NetworkMode::User;
+    let machine = guest.launch();
+    guest.wait_for("BEAT 1");
+    machine.sever().unwrap();
+    guest.wait_for("CARRIER 0");
+}
+
+#[test]
+fn a_vmm_killed_by_another_hand_is_seen_at_once() {
+    let guest = Guest::new("beat");
+    let machine = guest.launch();
+    guest.wait_for("GUEST-IS-UP");
+    let pid = Pid::from_raw(machine.vmm().pid.cast_signed()).unwrap();
+    kill_process(pid, Signal::KILL).unwrap();
+    let limit = Timespec {
+        tv_sec: 10,
+        tv_nsec: 0,
+    };
+    let fd = machine.exit_fd();
+    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
+    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
+    assert_eq!(machine.wait(Duration::ZERO).unwrap(), Some(Exit::Signal(9)));
+    assert!(matches!(machine.pause(), Err(Error::Control { .. })));
+}
+
+#[test]
+fn a_kernel_that_is_none_fails_in_qemus_own_words() {
+    let mut guest = Guest::new("hello");
+    let bad = guest.dir.path().join("bad,kernel");
+    fs::write(&bad, b"not a kernel").unwrap();
+    guest.spec.kernel = bad;
+    let Err(error) = tcg().launch(&guest.spec) else {
+        panic!("it launched")
+    };
+    let text = error.to_string();
+    assert!(matches!(error, Error::VmmStart { .. }), "{text}");
+    assert!(
+        text.contains("bad,kernel") && text.contains("kernel"),
+        "{text}"
+    );
+    assert!(guest.leftovers().is_empty());
+    guest.spec.kernel = guest.dir.path().join("missing");
+    let text = tcg().launch(&guest.spec).err().unwrap().to_string();
+    assert!(text.contains("missing"), "{text}");
+}
+
+#[test]
+fn qemu_is_confined_as_it_is_said() {
+    let guest = Guest::new("beat");
+    let machine = guest.launch();
+    let confinement = machine.confinement();
+    println!("{confinement}");
+    let status = fs::read_to_string(format!("/proc/{}/status", machine.vmm().pid)).unwrap();
+    let field = |name: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_else(|| panic!("{name}: {status}"))
+            .trim()
+            .to_owned()
+    };
+    assert!(confinement.no_new_privileges && confinement.no_capabilities);
+    assert_eq!(field("NoNewPrivs:"), "1");
+    for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
+        assert_eq!(field(set), "0000000000000000", "{set}");
+    }
+    assert!(confinement.system_calls);
+    assert_eq!(field("Seccomp:"), "2");
+    let open: Vec<_> = fs::read_dir(format!("/proc/{}/fd", machine.vmm().pid))
+        .unwrap()
+        .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())
+        .filter(|path| path.starts_with(guest.dir.path()))
+        .collect();
+    assert!(open.is_empty(), "a disk-less machine holds {open:?}");
+}
+
+/// Launches a machine in a child program and kills that program.
+#[test]
+fn a_vmm_does_not_outlive_its_parent() {
+    let exe = std::env::current_exe().unwrap();
+    let mut parent = Command::new(exe)
+        .args([
+            "--ignored",
+            "--exact",
+            "parent_that_will_be_killed",
+            "--nocapture",
+        ])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = BufReader::new(parent.stdout.take().unwrap()).lines();
+    let pid: u32 = lines
+        .map_while(Result::ok)
+        .find_map(|line| line.split("VMM-PID ").nth(1)?.trim().parse().ok())
+        .expect("the child's VMM");
+    assert!(alive(pid));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while alive(pid) {
+        assert!(Instant::now() < deadline, "QEMU {pid} outlived its parent");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+#[test]
+#[ignore = "runs inside a_vmm_does_not_outlive_its_parent"]
+fn parent_that_will_be_killed() {
+    let guest = Guest::new("beat");
+    let machine: QemuMachine = std::thread::spawn({
+        let spec = guest.spec.clone();
+        move || tcg().launch_qemu(&spec).unwrap()
+    })
+    .join()
+    .unwrap();
+    // The thread that launched it is gone; the VMM must not be.
+    assert_eq!(machine.wait(Duration::from_millis(300)).unwrap(), None);
+    println!("VMM-PID {}", machine.vmm().pid);
+    std::thread::sleep(Duration::from_secs(120));
+}
+
+#[test]
+#[ignore = "a soak: 20 boots under full load, about 2 minutes"]
+fn twenty_boots_under_load() {
+    let stop = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        let outcome = std::panic::catch_unwind(|| {
+            let guest = Guest::new("hello");
+            let mut times: Vec<Duration> = (0..20)
+                .map(|_| {
+                    let start = Instant::now();
+                    let machine = guest.launch();
+                    assert_eq!(
+                        machine.wait(MINUTE).unwrap(),
+                        Some(Exit::Code(0)),
+                        "{}",
+                        guest.console()
+                    );
+                    start.elapsed()
+                })
+                .collect();
+            times.sort();
+            println!(
+                "20 boots: {:?} .. {:?} .. {:?}",
+                times[0], times[10], times[19]
+            );
+        });
+        stop.store(true, std::sync::atomic::Ordering::Relaxed);
+        outcome.unwrap();
+    });
 }

@@ -225,7 +225,7 @@ impl Lifecycle {
                 kernel_ms,
             } => {
                 if self.greeted {
-                    self.violation("it said hello twice".to_owned(), &mut out);
+                    self.violation("it said hello twice", &mut out);
                 } else {
                     self.greeted = true;
                     out.push(self.record(EventKind::GuestHello {
@@ -241,13 +241,13 @@ impl Lifecycle {
                     self.boot_failed(reason, false, &mut out);
                 } else {
                     self.violation(
-                        format!("it reported a failed boot after it was ready: {reason}"),
+                        &format!("it reported a failed boot after it was ready: {reason}"),
                         &mut out,
                     );
                 }
             }
             Input::GoingDown { requested, clean } => self.going_down(requested, clean, &mut out),
-            Input::Violation { detail } => self.violation(detail, &mut out),
+            Input::Violation { detail } => self.violation(&detail, &mut out),
             Input::LinkLost => {
                 // A severed guest loses its link by our own hand.
                 // A guest that is ending anyway has its deadline already.
@@ -319,7 +319,7 @@ impl Lifecycle {
 
     fn ready(&mut self, ms: u64, out: &mut Vec<Action>) {
         if !self.greeted || self.state != State::Starting {
-            self.violation("it said ready out of turn".to_owned(), out);
+            self.violation("it said ready out of turn", out);
         } else if self.ending.is_none() {
             out.push(Action::Disarm(Timer::Boot));
             self.state = State::Running;
@@ -348,7 +348,7 @@ impl Lifecycle {
         }
     }
 
-    fn violation(&mut self, detail: String, out: &mut Vec<Action>) {
+    fn violation(&mut self, detail: &str, out: &mut Vec<Action>) {
         let cause = if self.state == State::Starting {
             EndCause::BootFailed
         } else {
@@ -560,3 +560,6 @@ fn was_killed(status: &ExitStatus) -> bool {
 fn taken_by_signal(status: &ExitStatus) -> bool {
     matches!(status, ExitStatus::Signaled { .. }) || matches!(status.code(), 137 | 143)
 }
+
+#[cfg(test)]
+mod tests;

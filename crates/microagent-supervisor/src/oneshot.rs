@@ -34,7 +34,7 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
             let outcome = match request.command {
                 Command::Host(query) => backends.host(&query).map(Answer::Host),
                 Command::Check(spec) => check(&spec, backends),
-                Command::Launch(spec) => return start(id, *spec, backends, started),
+                Command::Launch(spec) => return start(&id, *spec, backends, started),
                 Command::Inspect
                 | Command::Subscribe { .. }
                 | Command::Exec(_)
@@ -92,12 +92,9 @@ fn answer(output: &mut impl Write, response: &Response) -> bool {
         .is_ok()
 }
 
-fn start(id: String, spec: LaunchSpec, backends: &dyn Backends, started: Instant) -> i32 {
+fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) -> i32 {
     let refuse = |error: &Error| {
-        answer(
-            &mut io::stdout(),
-            &Response::new(id.clone(), Err(error.report())),
-        );
+        answer(&mut io::stdout(), &Response::new(id, Err(error.report())));
         1
     };
     if let Err(error) = launch::validate(&spec) {
@@ -121,7 +118,7 @@ fn start(id: String, spec: LaunchSpec, backends: &dyn Backends, started: Instant
                 Ok(output)
             };
             match logged() {
-                Ok(output) => supervise(&id, spec, backends, launcher, started, output, judge),
+                Ok(output) => supervise(id, spec, backends, launcher, started, output, judge),
                 Err(error) => {
                     let code = refuse(&error);
                     judge.tell(false);

@@ -337,7 +337,7 @@ impl<N: Fn(Notice)> Down<N> {
                 FrameKind::StdinCredit if frame.payload.len() == 4 => {}
                 FrameKind::Exit => {
                     return match exit(frame) {
-                        Ok(report) => self.exit(report, client),
+                        Ok(report) => self.exit(&report, client),
                         Err(detail) => Outcome::Violation(detail),
                     };
                 }
@@ -369,13 +369,13 @@ impl<N: Fn(Notice)> Down<N> {
         self.orphan == Orphan::Detach
     }
 
-    fn exit(&self, report: ExitReport, client: &mut UnixStream) -> Outcome {
+    fn exit(&self, report: &ExitReport, client: &mut UnixStream) -> Outcome {
         self.keep(|capture| capture.exited(report.clone()));
         // A client that leaves on the exit frame was not lost.
         self.shared.done.store(true, Ordering::SeqCst);
         (self.notify)(Notice::Exiting(report.clone()));
         if !self.shared.detached.load(Ordering::SeqCst)
-            && let Err(error) = write_json(client, FrameKind::Exit, &report)
+            && let Err(error) = write_json(client, FrameKind::Exit, report)
         {
             tracing::debug!("a client did not wait for the exit: {error}");
         }

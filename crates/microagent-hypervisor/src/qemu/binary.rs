@@ -8,6 +8,8 @@ use std::{
     time::Duration,
 };
 
+use serde::{Deserialize, Serialize};
+
 use crate::{
     Error,
     process::{find_program, is_executable, printable, readable_within},
@@ -33,7 +35,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 const ANSWER_BYTES: usize = 1024 * 1024;
 
 /// A QEMU version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct QemuVersion {
     /// Major.
     pub major: u32,
@@ -72,14 +74,24 @@ impl QemuBinary {
     /// # Errors
     /// [`Error::ProgramMissing`], or as [`QemuBinary::at`].
     pub fn find(search_path: &OsStr) -> Result<Self, Error> {
-        let path = find_program(OsStr::new(PROGRAM), search_path).ok_or_else(|| {
-            Error::ProgramMissing {
-                program: PROGRAM.to_owned(),
-                searched: search_path.to_string_lossy().into_owned(),
-                remedy: REMEDY.to_owned(),
-            }
-        })?;
-        Self::at(&path)
+        Self::at(&Self::locate(search_path)?)
+    }
+
+    /// Where the emulator for this architecture is; it is not asked anything.
+    pub(crate) fn locate(search_path: &OsStr) -> Result<PathBuf, Error> {
+        find_program(OsStr::new(PROGRAM), search_path).ok_or_else(|| Error::ProgramMissing {
+            program: PROGRAM.to_owned(),
+            searched: search_path.to_string_lossy().into_owned(),
+            remedy: REMEDY.to_owned(),
+        })
+    }
+
+    /// One that told its version before and has not changed since.
+    pub(crate) fn known(path: &Path, version: QemuVersion) -> Self {
+        Self {
+            path: path.to_owned(),
+            version,
+        }
     }
 
     /// Takes the program at this absolute path.
@@ -125,9 +137,29 @@ impl QemuBinary {
         self.version
     }
 
-    /// What it says to a question about itself, such as `-M help`.
-    pub(crate) fn ask(&self, arguments: &[&str]) -> Result<String, Error> {
-        ask(&self.path, arguments)
+    /// Whether it was built with the machines and devices this driver uses.
+    pub(crate) fn check_devices(&self) -> Result<(), Error> {
+        let machine = if cfg!(target_arch = "aarch64") {
+            "virt"
+        } else {
+            "microvm"
+        };
+        for (question, wanted) in [
+            ("-machine", machine),
+            ("-device", "vhost-user-vsock-device"),
+        ] {
+            let answer = ask(&self.path, &[question, "help"])?;
+            let there = answer
+                .split(|c: char| !c.is_ascii_alphanumeric() && c != '-')
+                .any(|word| word == wanted);
+            if !there {
+                return Err(Error::Unsupported(format!(
+                    "{} was built without {wanted}",
+                    self.path.display()
+                )));
+            }
+        }
+        Ok(())
     }
 }
 

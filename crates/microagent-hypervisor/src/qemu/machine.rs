@@ -135,17 +135,13 @@ impl QemuMachine {
 
     /// Why a QEMU that ended before it was greeted did so.
     fn start_failure(self, binary: &QemuBinary) -> Error {
-        let ended = self.vmm.wait(END_LIMIT);
-        let mut vmm = self.vmm;
-        // Also waits for the thread that gathers its words.
-        vmm.end();
-        let words = vmm.words();
-        let how = match ended {
+        let how = match self.vmm.wait(END_LIMIT) {
             Ok(Some(Exit::Code(code))) => format!("it ended with code {code}"),
             Ok(Some(Exit::Signal(signal))) => format!("it was ended by signal {signal}"),
             Ok(None) => "it closed its control channel".to_owned(),
             Err(error) => error.to_string(),
         };
+        let words = self.last_words();
         Error::VmmStart {
             program: binary.path().to_owned(),
             reason: if words.is_empty() {
@@ -154,6 +150,13 @@ impl QemuMachine {
                 format!("{words} ({how})")
             },
         }
+    }
+
+    /// Ends it, if it has not ended, and gives all it said of itself.
+    pub(crate) fn last_words(mut self) -> String {
+        // Also waits for the thread that gathers its words.
+        self.vmm.end();
+        self.vmm.words()
     }
 
     /// What QEMU says the machine is doing.

@@ -11,6 +11,7 @@ mod kernel_line;
 mod machine;
 mod qmp;
 
+pub(crate) use binary::REMEDY;
 pub use binary::{QemuBinary, QemuVersion};
 pub use machine::QemuMachine;
 pub use qmp::RunState;

@@ -4,7 +4,7 @@ use std::{
     ffi::{CString, c_char, c_int, c_long, c_ulong, c_void},
     fs::{File, OpenOptions},
     io::{Read, Seek, Write},
-    os::fd::AsRawFd,
+    os::fd::{AsRawFd, FromRawFd},
     thread::sleep,
     time::Duration,
 };
@@ -12,6 +12,9 @@ use std::{
 unsafe extern "C" {
     fn mount(s: *const c_char, t: *const c_char, f: *const c_char, o: c_ulong, d: *const c_void) -> c_int;
     fn reboot(how: c_int) -> c_int;
+    fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
+    fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
+    fn connect(fd: c_int, address: *const c_void, length: u32) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
 }
 
@@ -55,6 +58,53 @@ fn disks() {
     }
 }
 
+/// Shows the interfaces and raises eth0, which only then knows of a carrier.
+fn interfaces() {
+    for entry in std::fs::read_dir("/sys/class/net").unwrap() {
+        println!("NET {}", entry.unwrap().file_name().to_string_lossy());
+    }
+    // struct ifreq with SIOCSIFFLAGS, IFF_UP.
+    let mut request = [0u8; 40];
+    request[..4].copy_from_slice(b"eth0");
+    request[16] = 1;
+    unsafe {
+        let fd = socket(2, 2, 0);
+        ioctl(fd, 0x8914, request.as_mut_ptr());
+    }
+}
+
+/// A connection to a host port, as a file.
+fn vsock(port: u32) -> File {
+    // struct sockaddr_vm, linux/vm_sockets.h: family, reserved, port, CID 2 (the host), zeros.
+    let mut address = [0u8; 16];
+    address[0..2].copy_from_slice(&40u16.to_ne_bytes());
+    address[4..8].copy_from_slice(&port.to_ne_bytes());
+    address[8..12].copy_from_slice(&2u32.to_ne_bytes());
+    unsafe {
+        let fd = socket(40, 1, 0);
+        assert!(fd >= 0, "no vsock");
+        let connected = connect(fd, address.as_ptr().cast(), 16);
+        if connected != 0 {
+            println!("VSOCK-REFUSED {}", std::io::Error::last_os_error());
+        }
+        File::from_raw_fd(fd)
+    }
+}
+
+fn hello() -> File {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let json = format!(
+        r#"{{"type":"hello","protocol":1,"kernel_release":"{}","kernel_ms":1}}"#,
+        release.trim()
+    );
+    let mut frame = (json.len() as u32 + 1).to_be_bytes().to_vec();
+    frame.push(10);
+    frame.extend(json.as_bytes());
+    let mut stream = vsock(1023);
+    println!("HELLO {:?}", stream.write_all(&frame));
+    stream
+}
+
 fn main() {
     mount_at("proc", "/proc");
     mount_at("sysfs", "/sys");
@@ -65,10 +115,21 @@ fn main() {
     println!("GUEST-IS-UP mode={mode} uptime={}", uptime.split(' ').next().unwrap());
     match mode.as_str() {
         "hello" => {}
-        "disks" => disks(),
+        "disks" => {
+            disks();
+            interfaces();
+        }
         "beat" => {
+            let _stream = std::fs::metadata("/sys/class/net/eth0").is_err().then(hello);
+            interfaces();
+            let mut carrier = String::new();
             for n in 0u64.. {
                 println!("BEAT {n}");
+                let now = std::fs::read_to_string("/sys/class/net/eth0/carrier").unwrap_or_default();
+                if now != carrier {
+                    carrier = now;
+                    println!("CARRIER {}", carrier.trim());
+                }
                 sleep(Duration::from_millis(50));
             }
         }
@@ -79,11 +140,12 @@ fn main() {
             }
             println!("FLOOD-DONE");
         }
-        "network" => {
-            // The names of the interfaces, and whether they have a carrier.
-            for entry in std::fs::read_dir("/sys/class/net").unwrap() {
-                println!("NET {}", entry.unwrap().file_name().to_string_lossy());
-            }
+        "probe" => {
+            let mut stream = hello();
+            println!("HELLO-SAID");
+            // Until the host hangs up.
+            let end = stream.read(&mut [0; 16]);
+            println!("HOST-GONE {end:?}");
         }
         "panic" => std::process::exit(3),
         other => println!("UNKNOWN-MODE {other}"),

@@ -279,7 +279,7 @@ fn controls() {
     let mut session = exec(&machine, ExecRole::Command, true, &["cat"]);
     let mut client = machine.client();
     let state = |answer| match answer {
-        Ok(Answer::Status(status)) => (*status).state,
+        Ok(Answer::Status(status)) => status.state,
         other => panic!("{other:?}"),
     };
     assert_eq!(state(client.ask(Ask::Pause)), State::Paused);

@@ -1,0 +1,192 @@
+//! Boots the probe guest with the real driver until its agent says hello.
+
+use std::{
+    fs,
+    os::{
+        fd::AsFd,
+        unix::{fs::DirBuilderExt, net::UnixListener},
+    },
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::{
+    FrameKind, FrameReader, Mebibytes, NetworkMode, VcpuCount,
+    guest::{GUEST_CID, GuestMessage, HELLO_PORT},
+    supervisor::ProbeGuest,
+};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    io::Errno,
+};
+
+use crate::{
+    ConsoleSpec, Error, Machine, MachineSpec, VsockSpec,
+    process::printable,
+    qemu::{Qemu, QemuMachine},
+    vsock,
+};
+
+/// The guest's first words.
+pub(super) struct Hello {
+    pub kernel_release: String,
+    /// From the launch.
+    pub after: Duration,
+}
+
+/// A directory of its own, gone with all in it in the end.
+struct Place(PathBuf);
+
+impl Place {
+    fn new(runtime_dir: &Path) -> Result<Self, Error> {
+        static NEXT: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+        let number = NEXT.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let path = runtime_dir.join(format!("p{:x}.{number:x}", std::process::id()));
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(|source| Error::Io {
+                context: format!("make the directory {}", path.display()),
+                source,
+            })?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_dir_all(&self.0) {
+            tracing::warn!(path = %self.0.display(), %error, "a probe's directory was left behind");
+        }
+    }
+}
+
+/// Boots the guest; ends it as soon as it said hello or `limit` passed.
+pub(super) fn until_hello(
+    driver: &Qemu,
+    guest: &ProbeGuest,
+    runtime_dir: &Path,
+    attempt: u32,
+    limit: Duration,
+) -> Result<Hello, Error> {
+    let start = Instant::now();
+    let deadline = start + limit;
+    let place = Place::new(runtime_dir)?;
+    let uds = place.0.join("v");
+    let spec = MachineSpec {
+        name: "probe".to_owned(),
+        memory: Mebibytes(256),
+        vcpus: VcpuCount::try_from(1).map_err(|error| Error::Invalid(error.to_string()))?,
+        kernel: guest.kernel.clone(),
+        initramfs: guest.initramfs.clone(),
+        disks: Vec::new(),
+        network: NetworkMode::Isolated,
+        vsock: VsockSpec {
+            cid: GUEST_CID,
+            uds: uds.clone(),
+        },
+        console: ConsoleSpec {
+            log: place.0.join("console"),
+            limit: 64 * 1024,
+        },
+        runtime_dir: place.0.clone(),
+        attempt,
+    };
+    let listener = vsock::listen(&uds, HELLO_PORT).map_err(|source| Error::Io {
+        context: format!("listen for the probe guest at {}", uds.display()),
+        source,
+    })?;
+    let machine = driver.launch_qemu(&spec)?;
+    if !connected(&machine, &listener, deadline)? {
+        let ended = machine.wait(Duration::ZERO)?;
+        let words = machine.last_words();
+        let console = last_line(&spec.console.log);
+        return Err(match ended {
+            Some(exit) => Error::VmmStart {
+                program: driver.binary().path().to_owned(),
+                reason: format!("it ended ({exit:?}) before the guest spoke: {words}{console}"),
+            },
+            None => Error::Timeout {
+                what: format!("the guest's hello{console}"),
+                limit,
+            },
+        });
+    }
+    let (stream, _) = listener.accept().map_err(|source| Error::Io {
+        context: "accept the probe guest's connection".to_owned(),
+        source,
+    })?;
+    let left = deadline.saturating_duration_since(Instant::now());
+    stream
+        .set_nonblocking(false)
+        .and_then(|()| stream.set_read_timeout(Some(left.max(Duration::from_millis(100)))))
+        .map_err(|source| Error::Io {
+            context: "set a deadline for the probe guest".to_owned(),
+            source,
+        })?;
+    let mut reader = FrameReader::new(stream);
+    let message = reader
+        .require()
+        .and_then(|frame| frame.expect_json::<GuestMessage>(FrameKind::Control, "hello"))
+        .map_err(|error| Error::Unsupported(format!("the probe guest does not speak: {error}")))?;
+    match message {
+        GuestMessage::Hello { kernel_release, .. } => Ok(Hello {
+            kernel_release: printable(kernel_release.as_bytes())
+                .chars()
+                .take(64)
+                .collect(),
+            after: start.elapsed(),
+        }),
+        _ => Err(Error::Unsupported(
+            "the probe guest's first word was not hello".to_owned(),
+        )),
+    }
+}
+
+/// Waits until the guest connects; `false` if the VMM ended or time ran out first.
+fn connected(
+    machine: &QemuMachine,
+    listener: &UnixListener,
+    deadline: Instant,
+) -> Result<bool, Error> {
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timeout = Timespec::try_from(left).ok();
+        let exit_fd = machine.exit_fd();
+        let mut fds = [
+            PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+            PollFd::from_borrowed_fd(exit_fd, PollFlags::IN),
+        ];
+        match poll(&mut fds, timeout.as_ref()) {
+            Err(Errno::INTR) => {}
+            Err(errno) => {
+                return Err(Error::Io {
+                    context: "wait for the probe guest".to_owned(),
+                    source: errno.into(),
+                });
+            }
+            Ok(0) if left.is_zero() => return Ok(false),
+            Ok(0) => {}
+            Ok(_) => return Ok(!fds[0].revents().is_empty()),
+        }
+    }
+}
+
+/// The console's last line, for a message.
+fn last_line(log: &Path) -> String {
+    let bytes = fs::read(log).unwrap_or_default();
+    let text = printable(&bytes);
+    let line: String = text
+        .lines()
+        .rev()
+        .find(|line| !line.trim().is_empty())
+        .unwrap_or_default()
+        .chars()
+        .take(200)
+        .collect();
+    if line.is_empty() {
+        " (nothing on the console)".to_owned()
+    } else {
+        format!(" (last on the console: {})", line.trim())
+    }
+}
