@@ -115,3 +115,56 @@ fn end(child: &mut Child) {
     // Reaps it; SIGKILL cannot be refused, and an error means there is nothing to reap.
     let _ = child.wait();
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run_here(program: &str, arguments: &[&str], timeout: Duration) -> Result<String> {
+        run(program, arguments, Path::new("/"), timeout, "Install it.")
+    }
+
+    #[test]
+    fn output_and_failure_come_back() {
+        let minute = Duration::from_secs(60);
+        assert_eq!(run_here("echo", &["a  b"], minute).unwrap(), "a  b\n");
+        let error = run_here("ls", &["/no/such/file"], minute).unwrap_err();
+        assert!(
+            matches!(&error, KernelError::ToolFailed { stderr, .. } if stderr.contains("/no/such/file")),
+            "{error}"
+        );
+        let error = run_here("microagent-no-such-program", &[], minute)
+            .unwrap_err()
+            .to_string();
+        assert!(
+            error.contains("microagent-no-such-program") && error.ends_with("Install it."),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn more_output_than_is_kept_does_not_block() {
+        let size = (2 * MAX_OUTPUT).to_string();
+        let output = run_here(
+            "head",
+            &["--bytes", &size, "/dev/zero"],
+            Duration::from_secs(60),
+        )
+        .unwrap();
+        assert_eq!(output.len() as u64, MAX_OUTPUT);
+    }
+
+    #[test]
+    fn what_takes_too_long_is_ended_with_its_children() {
+        let start = Instant::now();
+        // The grandchild keeps the pipes open: only killing the group ends the wait.
+        let error = run_here(
+            "sh",
+            &["-c", "sleep 300 & wait"],
+            Duration::from_millis(100),
+        )
+        .unwrap_err();
+        assert!(matches!(error, KernelError::ToolTimedOut { .. }), "{error}");
+        assert!(start.elapsed() < Duration::from_secs(60));
+    }
+}

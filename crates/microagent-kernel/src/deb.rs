@@ -161,4 +161,76 @@ mod tests {
             assert!(error.to_string().contains("broken.deb"), "{error}");
         }
     }
+
+    /// A package with a kernel, a module, and files that must stay where they are.
+    fn package() -> Vec<u8> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for name in [
+            "boot/vmlinuz-6.1",
+            "lib/modules/6.1/kernel/a-b.ko",
+            "lib/modules/6.1/modules.builtin",
+            "etc/passwd",
+        ] {
+            let mut header = tar::Header::new_ustar();
+            header.set_size(name.len() as u64);
+            tar.append_data(&mut header, name, name.as_bytes()).unwrap();
+        }
+        let mut package = b"!<arch>\n".to_vec();
+        for (name, content) in [
+            ("debian-binary", b"2.0\n".to_vec()),
+            (
+                "data.tar.gz",
+                crate::fixtures::gzip(&tar.into_inner().unwrap()),
+            ),
+        ] {
+            package.extend(
+                format!(
+                    "{name:<16}{:<12}{:<6}{:<6}{:<8}{:<10}`\n",
+                    0,
+                    0,
+                    0,
+                    100_644,
+                    content.len()
+                )
+                .bytes(),
+            );
+            package.extend(&content);
+            package.resize(package.len().next_multiple_of(2), b'\n');
+        }
+        package
+    }
+
+    #[test]
+    fn the_kernel_and_its_modules_are_unpacked() {
+        let directory = tempfile::tempdir().unwrap();
+        unpack("linux", &package(), directory.path()).unwrap();
+        for (file, content) in [
+            ("vmlinuz", "boot/vmlinuz-6.1"),
+            ("modules/a-b.ko", "lib/modules/6.1/kernel/a-b.ko"),
+            ("modules/modules.builtin", "lib/modules/6.1/modules.builtin"),
+        ] {
+            assert_eq!(
+                fs::read_to_string(directory.path().join(file)).unwrap(),
+                content
+            );
+        }
+        assert_eq!(fs::read_dir(directory.path()).unwrap().count(), 2);
+    }
+
+    proptest::proptest! {
+        #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+        #[test]
+        fn damaged_packages_never_panic(at in 0_usize..1024, flip in 1_u8.., length in 0_usize..1024) {
+            let whole = package();
+            let mut flipped = whole.clone();
+            let index = at % flipped.len();
+            flipped[index] ^= flip;
+            for bytes in [&flipped[..], &whole[..length.min(whole.len())]] {
+                let directory = tempfile::tempdir().unwrap();
+                if let Err(error) = unpack("damaged.deb", bytes, directory.path()) {
+                    proptest::prop_assert!(error.to_string().contains("damaged.deb"), "{}", error);
+                }
+            }
+        }
+    }
 }

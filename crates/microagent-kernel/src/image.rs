@@ -177,13 +177,14 @@ fn check_vmlinux(elf: &Elf<'_>) -> Result<usize, String> {
         .ok_or_else(|| "its ELF file is cut short".to_owned())
 }
 
-/// What follows "Linux version " in the kernel's own banner.
+/// What follows "Linux version " in the kernel's own banner: the longest of several, for there is one without a date.
 fn banner(bytes: &[u8]) -> Option<String> {
     const PREFIX: &[u8] = b"Linux version ";
     occurrences(bytes, PREFIX)
         .filter_map(|at| bytes.get(at + PREFIX.len()..))
         .filter(|rest| rest.first().is_some_and(u8::is_ascii_digit))
-        .find_map(|rest| text(rest, b'\n'))
+        .filter_map(|rest| text(rest, b'\n'))
+        .max_by_key(String::len)
 }
 
 /// The gzip-compressed configuration between the markers of `kernel/configs.c`.

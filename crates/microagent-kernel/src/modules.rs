@@ -33,13 +33,16 @@ enum Need {
     Transport,
     /// Better with it.
     Optional,
+    /// Asked for by name when another driver starts working, where the guest has nobody to load it.
+    Helper,
 }
 
 /// The drivers of a microVM in the order they are wanted: (module, configuration option, need).
-const DRIVERS: [(&str, &str, Need); 8] = [
+const DRIVERS: [(&str, &str, Need); 9] = [
     ("virtio_mmio", "CONFIG_VIRTIO_MMIO", Need::Transport),
     ("virtio_pci", "CONFIG_VIRTIO_PCI", Need::Transport),
     ("virtio_blk", "CONFIG_VIRTIO_BLK", Need::Required),
+    ("crc32c_generic", "CONFIG_CRYPTO_CRC32C", Need::Helper),
     ("ext4", "CONFIG_EXT4_FS", Need::Required),
     ("overlay", "CONFIG_OVERLAY_FS", Need::Required),
     (
@@ -117,7 +120,7 @@ impl ModuleTree {
                 Need::Required if !found => missing.push(name.to_owned()),
                 Need::Required => {}
                 Need::Optional if !found => closure.drivers.absent.push(name.to_owned()),
-                Need::Optional => {}
+                Need::Optional | Need::Helper => {}
             }
         }
         finish(closure.drivers, release, transports, missing)
@@ -152,7 +155,7 @@ pub(crate) fn drivers_from_config(config: Option<&str>, release: &str) -> Result
             Need::Transport => transports += usize::from(found),
             Need::Required if !found => missing.push(name.to_owned()),
             Need::Optional if !found => drivers.absent.push(name.to_owned()),
-            Need::Required | Need::Optional => {}
+            Need::Required | Need::Optional | Need::Helper => {}
         }
         if found {
             drivers.built_in.push(name.to_owned());

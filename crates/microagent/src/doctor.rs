@@ -158,6 +158,8 @@ fn state_dir(config: &Config) -> Finding {
     if let Err(error) = files::private_dir(&config.runtime_dir) {
         return (Verdict::Unusable, error.to_string(), choose);
     }
+    // It is made again when it is needed; others may be using it.
+    let _ = std::fs::remove_dir(&config.runtime_dir);
     let free = match rustix::fs::statvfs(path) {
         Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) / (1024 * 1024),
         Err(error) => {

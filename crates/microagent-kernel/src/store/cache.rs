@@ -1,5 +1,6 @@
 //! The initramfs files beside a kernel: one per guest agent, built at first use, with a note of what was built.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -159,21 +160,25 @@ fn remove_oldest(directory: &Path) -> Result<()> {
     Ok(())
 }
 
-/// When each cached file was built, and its name.
+/// When each cached file, or its note if that is all there is, was written, and the file's name.
 fn cached_files(directory: &Path) -> Result<Vec<(SystemTime, String)>> {
-    let mut files = Vec::new();
+    let mut files = BTreeMap::new();
     for entry in fs::read_dir(directory).context("list", directory)? {
         let entry = entry.context("list", directory)?;
         if let Some(name) = entry.file_name().to_str()
             && name.starts_with(PREFIX)
-            && !name.ends_with(NOTE)
         {
-            let metadata = entry.metadata().context("inspect", &entry.path())?;
-            files.push((
-                metadata.modified().context("inspect", &entry.path())?,
-                name.to_owned(),
-            ));
+            let metadata = match entry.metadata() {
+                // Replaced by a newer one since it was listed; `verify` holds no lock.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                other => other.context("inspect", &entry.path())?,
+            };
+            let written = metadata.modified().context("inspect", &entry.path())?;
+            files.insert(name.strip_suffix(NOTE).unwrap_or(name).to_owned(), written);
         }
     }
-    Ok(files)
+    Ok(files
+        .into_iter()
+        .map(|(name, written)| (written, name))
+        .collect())
 }

@@ -203,6 +203,14 @@ fn a_new_guest_replaces_the_oldest_initramfs() {
         .collect();
     assert!(built.last().unwrap().exists() && !built[0].exists());
     assert_eq!(built.iter().filter(|path| path.exists()).count(), 4);
+    let notes = fs::read_dir(world.store.root.join(&record.id))
+        .unwrap()
+        .filter(|entry| {
+            let name = entry.as_ref().unwrap().file_name();
+            name.to_str().unwrap().starts_with("initramfs-")
+                && name.to_str().unwrap().ends_with(".json")
+        });
+    assert_eq!(notes.count(), 4);
     fs::write(built.last().unwrap(), b"else").unwrap();
     let divergences = world.store.verify(&record.id).unwrap();
     assert_eq!(divergences.len(), 1);

@@ -1,6 +1,8 @@
 //! The way of a run: image and kernel, workspace, machine, command, and everything away again.
 
 mod drive;
+#[cfg(test)]
+mod drive_tests;
 mod outcome;
 mod output;
 mod phases;

@@ -102,8 +102,16 @@ impl Outcome<'_> {
         }
         Error::NeverStarted {
             workspace: self.name.to_string(),
-            reason: describe(end).to_owned(),
+            reason: self.reason().to_owned(),
             console: self.driven.detail.clone(),
+        }
+    }
+
+    /// Why the machine ended, for people.
+    fn reason(&self) -> &'static str {
+        match self.driven.end {
+            Some(end) => describe(end),
+            None => "its supervisor ended unexpectedly",
         }
     }
 
@@ -152,11 +160,11 @@ impl Outcome<'_> {
                     .remedy("Give it more with --memory.")
             }
             (_, Some(_)) => return None,
-            (end, None) => {
+            (_, None) => {
                 let message = format!(
                     "The machine of {} ended before its command did: {}.",
                     self.name,
-                    describe(end)
+                    self.reason()
                 );
                 let report = ErrorReport::new(ErrorKind::Permanent, message);
                 match &self.driven.detail {

@@ -14,6 +14,8 @@ use microagent::{
     Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunEvent, RunIo, RunResult,
 };
 
+use rustix::event::{PollFd, PollFlags, poll};
+
 pub(crate) use self::args::RunArgs;
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
@@ -124,7 +126,14 @@ struct Unbuffered(File);
 
 impl Read for Unbuffered {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buffer)
+        loop {
+            match self.0.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_for(&self.0, PollFlags::IN)?;
+                }
+                done => return done,
+            }
+        }
     }
 }
 
@@ -133,7 +142,9 @@ impl Write for Unbuffered {
         loop {
             match self.0.write(bytes) {
                 // Somebody else made the shared terminal or pipe non-blocking: wait, lose nothing.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => wait_writable(&self.0)?,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    wait_for(&self.0, PollFlags::OUT)?
+                }
                 done => return done,
             }
         }
@@ -144,9 +155,8 @@ impl Write for Unbuffered {
     }
 }
 
-fn wait_writable(file: &File) -> io::Result<()> {
-    use rustix::event::{PollFd, PollFlags, poll};
-    match poll(&mut [PollFd::new(file, PollFlags::OUT)], None) {
+fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
+    match poll(&mut [PollFd::new(file, what)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
         Err(error) => Err(error.into()),
     }
