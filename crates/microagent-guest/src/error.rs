@@ -55,7 +55,7 @@ pub(crate) enum Error {
     #[error("the connection to the host failed: {0}")]
     Frame(#[from] FrameError),
     /// The host went away.
-    #[error("the host closed the control connection")]
+    #[error("the host closed the connection")]
     HostGone,
     /// A process could not be started.
     #[error("{message}")]

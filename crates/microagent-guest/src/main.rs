@@ -69,7 +69,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
             processes: &processes,
             group: server.group(),
             sessions: &|| server.sessions(),
-            scratch: &booted.scratch,
+            disks: &booted.disks,
         },
     )
 }

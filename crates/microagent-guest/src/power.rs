@@ -14,7 +14,7 @@ use rustix::{
 };
 
 use crate::{
-    boot::{Failure, Scratch},
+    boot::{Failure, WritableDisks},
     cgroup::Workloads,
     console,
     control::{self, Event},
@@ -36,8 +36,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) group: Option<&'a Workloads>,
     /// How many sessions are open.
     pub(crate) sessions: &'a dyn Fn() -> usize,
-    /// The disk to leave clean.
-    pub(crate) scratch: &'a Scratch,
+    /// The disks to leave clean.
+    pub(crate) disks: &'a WritableDisks,
 }
 
 /// Waits until somebody wants the machine to end, and ends it.
@@ -67,7 +67,7 @@ pub(crate) fn wait_and_end(events: &Receiver<Event>, machine: &Machine<'_>) -> !
     end_workload(events, machine, grace);
     let clean = kill_everything(machine);
     rustix::fs::sync();
-    let clean = match machine.scratch.close() {
+    let clean = match machine.disks.close() {
         Ok(()) => clean,
         Err(error) => {
             console::say(format_args!("{error}"));

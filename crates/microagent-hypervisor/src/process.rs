@@ -76,26 +76,18 @@ impl Vmm {
         let keeper = std::thread::Builder::new()
             .name("vmm-keeper".to_owned())
             .spawn(move || {
-                let console = match fork(plan) {
-                    Ok((child, console, log)) => {
-                        let pidfd = Arc::clone(&child.pidfd);
-                        let stderr = child.stderr;
-                        if send
-                            .send(Ok((child.identity, Arc::clone(&child.pidfd))))
-                            .is_err()
-                        {
-                            return;
-                        }
-                        (console, log, stderr, pidfd)
-                    }
+                let (child, console, log) = match fork(plan) {
+                    Ok(born) => born,
                     Err(error) => {
                         // The receiver waits for exactly one message; nobody else can be told.
                         let _ = send.send(Err(error));
                         return;
                     }
                 };
-                let (console, log, stderr, pidfd) = console;
-                pump(&console, log, &stderr, &pidfd, &keeper_words);
+                let born = Ok((child.identity, Arc::clone(&child.pidfd)));
+                if send.send(born).is_ok() {
+                    pump(&console, log, &child.stderr, &child.pidfd, &keeper_words);
+                }
             })
             .map_err(|source| Error::Io {
                 context: "start the thread that keeps the VMM".to_owned(),
@@ -321,65 +313,79 @@ fn pump(
     let (mut console_open, mut stderr_open) = (true, true);
     let mut lost: u64 = 0;
     loop {
-        let mut fds = vec![PollFd::new(pidfd, PollFlags::IN)];
-        if console_open {
-            fds.push(PollFd::new(console, PollFlags::IN));
-        }
-        if stderr_open {
-            fds.push(PollFd::new(stderr, PollFlags::IN));
-        }
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => {
-                tracing::error!(error = %io::Error::from(errno), "the VMM cannot be watched");
+        let watched = [
+            Some(pidfd.as_fd()),
+            console_open.then_some(console.as_fd()),
+            stderr_open.then_some(stderr.as_fd()),
+        ];
+        let [gone, console_ready, stderr_ready] = match wait_for_any(watched) {
+            Ok(ready) => ready,
+            Err(error) => {
+                // This thread's end is the VMM's too: better no machine than one nobody watches.
+                tracing::error!(%error, "the VMM cannot be watched");
                 return;
             }
-        }
-        let gone = fds.first().is_some_and(|fd| !fd.revents().is_empty());
-        let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-        let console_ready = console_open && ready.get(1).copied().unwrap_or(false);
-        let stderr_ready = stderr_open
-            && ready.last().copied().unwrap_or(false)
-            && ready.len() > 1 + usize::from(console_open);
-        drop(fds);
-        let mut idle = true;
-        if console_ready {
-            match rustix::io::read(console, &mut *buffer) {
-                Ok(0) => console_open = false,
-                Ok(n) => {
-                    idle = false;
-                    // A full disk must not stop the guest: the bytes are lost, the count is told.
-                    if let Err(error) = log.write(&buffer[..n]) {
-                        if lost == 0 {
-                            tracing::warn!(%error, "the console log cannot be written");
-                        }
-                        lost += n as u64;
-                    }
+        };
+        let console_read = console_ready.then(|| read_some(console, &mut buffer));
+        if let Some(Some(n)) = console_read {
+            // A full disk must not stop the guest: the bytes are lost, the count is told.
+            if let Err(error) = log.write(&buffer[..n]) {
+                if lost == 0 {
+                    tracing::warn!(%error, "the console log cannot be written");
                 }
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(_) => console_open = false,
+                lost += n as u64;
             }
         }
-        if stderr_ready {
-            match rustix::io::read(stderr, &mut *buffer) {
-                Ok(0) => stderr_open = false,
-                Ok(n) => {
-                    idle = false;
-                    let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-                    words.extend(&buffer[..n]);
-                    let surplus = words.len().saturating_sub(WORDS_LIMIT);
-                    words.drain(..surplus);
-                }
-                Err(Errno::INTR | Errno::AGAIN) => {}
-                Err(_) => stderr_open = false,
-            }
+        let stderr_read = stderr_ready.then(|| read_some(stderr, &mut buffer));
+        if let Some(Some(n)) = stderr_read {
+            let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
+            words.extend(&buffer[..n]);
+            let surplus = words.len().saturating_sub(WORDS_LIMIT);
+            words.drain(..surplus);
         }
+        console_open &= console_read != Some(None);
+        stderr_open &= stderr_read != Some(None);
+        let idle = !matches!(console_read, Some(Some(_))) && !matches!(stderr_read, Some(Some(_)));
         if gone && idle {
             break;
         }
     }
     if lost > 0 {
         tracing::warn!(bytes = lost, "console output was lost");
+    }
+}
+
+/// Reads what is there; `None` at the end, which an error is as well.
+fn read_some(fd: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
+    match rustix::io::read(fd, buffer) {
+        Ok(0) => None,
+        Ok(n) => Some(n),
+        Err(Errno::INTR | Errno::AGAIN) => Some(0),
+        Err(_) => None,
+    }
+}
+
+/// Waits until one of these is readable or at its end; says which are.
+fn wait_for_any(fds: [Option<BorrowedFd<'_>>; 3]) -> io::Result<[bool; 3]> {
+    loop {
+        let mut places = Vec::with_capacity(fds.len());
+        let mut polled = Vec::with_capacity(fds.len());
+        for (place, fd) in fds.iter().enumerate() {
+            if let Some(fd) = fd {
+                places.push(place);
+                polled.push(PollFd::from_borrowed_fd(*fd, PollFlags::IN));
+            }
+        }
+        match poll(&mut polled, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(errno) => return Err(errno.into()),
+        }
+        let mut ready = [false; 3];
+        for (place, fd) in places.into_iter().zip(&polled) {
+            ready[place] = !fd.revents().is_empty();
+        }
+        return Ok(ready);
     }
 }
 

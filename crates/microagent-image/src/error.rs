@@ -194,7 +194,7 @@ pub enum ImageError {
         /// The image.
         image: String,
         /// What the builder said.
-        source: crate::disk::DiskError,
+        source: Box<crate::disk::DiskError>,
     },
 }
 

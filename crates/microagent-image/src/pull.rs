@@ -1,6 +1,5 @@
 //! From a reference to verified content in the store: resolve, choose the platform, download, publish.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -14,7 +13,7 @@ use crate::manifest::{Descriptor, Layer, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::{Client, Credentials, RegistryOptions};
-use crate::store::{self, Entry, ImageRecord, ImageStore, Transaction};
+use crate::store::{self, Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -235,7 +234,7 @@ fn download(
     options: &PullOptions,
     image: &str,
     events: &(dyn Fn(ImageEvent) + Sync),
-) -> Result<Vec<(Digest, PathBuf)>> {
+) -> Result<Vec<StagedBlob>> {
     let mut wanted: Vec<(usize, &Layer)> = Vec::new();
     for (at, layer) in manifest.layers.iter().enumerate() {
         if store.has_blob(layer.digest, layer.size) {

@@ -1,5 +1,7 @@
 //! Imports of everything that is an image in a file, made by real tools, and of what only claims to be one.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;

@@ -1,5 +1,7 @@
 //! Pulls from Debian's `docker-registry`, filled by `skopeo`: what a registry gives, and what it breaks.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
@@ -45,7 +47,7 @@ impl Bench {
     fn pull_with(&self, reference: &str, options: &PullOptions) -> Result<ImageRecord, ImageError> {
         let reference: Reference = reference.parse().unwrap();
         self.store.pull(&reference, options, &|event| {
-            self.events.lock().unwrap().push(event)
+            self.events.lock().unwrap().push(event);
         })
     }
 
@@ -142,6 +144,14 @@ fn by_tag_by_digest_and_again() {
     );
     assert_eq!(bench.store.list().unwrap().len(), 2);
 
+    for blob in fs::read_dir(bench.store.root().join("blobs/sha256")).unwrap() {
+        let permissions = blob.unwrap().metadata().unwrap().permissions();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&permissions) & 0o7777,
+            0o600
+        );
+    }
+
     // Other tools read the store as an OCI layout.
     let mut inspect = registry::skopeo();
     inspect.args(["inspect", "--raw"]).arg(format!(
@@ -202,15 +212,18 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
         .remove(&record.reference.canonical(), &BTreeSet::new())
         .unwrap();
     assert_eq!(removed.records.len(), 1);
-    assert_eq!(removed.reclaimed.in_use, [path.clone()]);
+    assert_eq!(removed.reclaimed.in_use, std::slice::from_ref(&path));
     assert!(path.exists());
     drop(guard);
+    // What is kept is kept in older formats too.
+    let older = path.with_file_name(format!("{}.0.ext4", record.digest.hex()));
+    fs::write(&older, b"older").unwrap();
     let kept = bench
         .store
         .reclaim(&BTreeSet::from([record.digest]))
         .unwrap();
-    assert!(path.exists(), "{kept:?}");
-    assert_eq!(bench.store.reclaim(&BTreeSet::new()).unwrap().files, 1);
+    assert!(path.exists() && older.exists(), "{kept:?}");
+    assert_eq!(bench.store.reclaim(&BTreeSet::new()).unwrap().files, 2);
     bench.assert_empty();
     assert!(BaseDiskGuard::hold(&path).is_err());
 }

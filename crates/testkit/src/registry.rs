@@ -669,8 +669,8 @@ fn carry(mut client: TcpStream, mut server: TcpStream, state: &WireState) {
         sent += count as u64;
         state.carried.fetch_add(count as u64, Ordering::Relaxed);
         let rate = state.rate.load(Ordering::Relaxed);
-        if rate > 0 {
-            std::thread::sleep(Duration::from_micros(count as u64 * 1_000_000 / rate));
+        if let Some(wait) = (count as u64 * 1_000_000).checked_div(rate) {
+            std::thread::sleep(Duration::from_micros(wait));
         }
         let limit = state.cut_after.load(Ordering::Relaxed);
         if limit > 0 && sent >= limit && state.cuts.fetch_sub(1, Ordering::Relaxed) > 0 {

@@ -13,7 +13,7 @@ use std::{os::unix::fs::DirBuilderExt, path::Path, sync::mpsc::Receiver};
 use microagent_protocol::guest::{BASE_SERIAL, BootConfig, DiskMount, SCRATCH_SERIAL};
 use rustix::mount::{MountFlags, mount};
 
-pub(crate) use self::root::{OldRoot, Scratch};
+pub(crate) use self::root::{OldRoot, WritableDisks};
 use crate::{
     clock,
     control::{self, Event},
@@ -45,8 +45,8 @@ impl<T> Stage<T> for Result<T, Error> {
 pub(crate) struct Booted {
     /// The initramfs, to be freed.
     pub(crate) old_root: OldRoot,
-    /// The disk that must be clean in the end.
-    pub(crate) scratch: Scratch,
+    /// The disks that must be clean in the end.
+    pub(crate) disks: WritableDisks,
     /// What the host told.
     pub(crate) config: Box<BootConfig>,
 }
@@ -63,24 +63,25 @@ pub(crate) fn finish(events: &Receiver<Event>) -> Result<Booted, Failure> {
     root::mount_base(&base).during("mount the base disk")?;
     let scratch = disks::wait_for(SCRATCH_SERIAL, Some(1)).during("find the scratch disk")?;
     root::mount_scratch(&scratch).during("mount the scratch disk")?;
-    let (old_root, scratch) = root::enter().during("enter the root")?;
+    let (old_root, mut disks) = root::enter().during("enter the root")?;
     mounts::mount_all().during("mount the root's file systems")?;
     network::raise_loopback().during("raise the loopback")?;
+    network::relax();
     let config = control::configuration(events).during("receive the configuration")?;
-    apply(&config)?;
+    apply(&config, &mut disks)?;
     Ok(Booted {
         old_root,
-        scratch,
+        disks,
         config,
     })
 }
 
-fn apply(config: &BootConfig) -> Result<(), Failure> {
+fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> {
     clock::set(config.unix_nanos).during("set the clock")?;
     identity::seed(&config.entropy).during("seed the random number generator")?;
     identity::apply(config).during("take the host name")?;
     for disk in &config.disks {
-        mount_extra(disk).during("mount an extra disk")?;
+        mount_extra(disk, disks).during("mount an extra disk")?;
     }
     if let Some(settings) = &config.network {
         network::configure(settings).during("configure the network")?;
@@ -88,7 +89,7 @@ fn apply(config: &BootConfig) -> Result<(), Failure> {
     Ok(())
 }
 
-fn mount_extra(disk: &DiskMount) -> Result<(), Error> {
+fn mount_extra(disk: &DiskMount, disks: &mut WritableDisks) -> Result<(), Error> {
     let target = Path::new(&disk.mountpoint);
     if !target.is_absolute() {
         return Err(Error::Malformed {
@@ -111,5 +112,9 @@ fn mount_extra(disk: &DiskMount) -> Result<(), Error> {
         "mount {} at {}",
         device.display(),
         target.display()
-    ))
+    ))?;
+    if disk.read_only {
+        return Ok(());
+    }
+    disks.add(target)
 }

@@ -22,6 +22,17 @@ pub(crate) fn raise_loopback() -> Result<(), Error> {
     Interface::open("lo")?.raise()
 }
 
+/// What container users count on: low ports and echo requests without root.
+pub(crate) fn relax() {
+    for (file, value) in [
+        ("ip_unprivileged_port_start", "0"),
+        ("ping_group_range", "0 2147483647"),
+    ] {
+        // A kernel without the setting keeps its own rule.
+        let _ = fs::write(format!("/proc/sys/net/ipv4/{file}"), value);
+    }
+}
+
 /// Applies `network` to the one interface that is not the loopback.
 pub(crate) fn configure(network: &GuestNetwork) -> Result<(), Error> {
     let mask = netmask(network.prefix)?;

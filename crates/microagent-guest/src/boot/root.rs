@@ -28,9 +28,13 @@ const OVERLAY: &std::ffi::CStr = c"lowerdir=/base,upperdir=/scratch/upper,workdi
 #[derive(Debug)]
 pub(crate) struct OldRoot(OwnedFd);
 
-/// The scratch disk's own mount, which no path of the new root leads to.
+/// The disks to leave clean: the scratch disk, whose own mount no path of the
+/// new root leads to, and extra ones.
 #[derive(Debug)]
-pub(crate) struct Scratch(OwnedFd);
+pub(crate) struct WritableDisks {
+    scratch: OwnedFd,
+    extra: Vec<OwnedFd>,
+}
 
 /// Mounts the base disk, which never changes.
 pub(crate) fn mount_base(device: &Path) -> Result<(), Error> {
@@ -56,7 +60,7 @@ pub(crate) fn mount_scratch(device: &Path) -> Result<(), Error> {
 }
 
 /// Joins the two and makes the result the root of this process.
-pub(crate) fn enter() -> Result<(OldRoot, Scratch), Error> {
+pub(crate) fn enter() -> Result<(OldRoot, WritableDisks), Error> {
     make_directory(NEW_ROOT)?;
     mount(
         "microagent",
@@ -77,7 +81,8 @@ pub(crate) fn enter() -> Result<(OldRoot, Scratch), Error> {
     mount_move(".", "/").context("move the new root")?;
     chroot(".").context("change the root")?;
     chdir("/").context("enter the root")?;
-    Ok((OldRoot(old), Scratch(scratch)))
+    let extra = Vec::new();
+    Ok((OldRoot(old), WritableDisks { scratch, extra }))
 }
 
 impl OldRoot {
@@ -116,14 +121,32 @@ fn remove_files(folder: impl AsFd, depth: u32) {
     }
 }
 
-impl Scratch {
-    /// Makes everything durable and the disk clean. No process may hold a file open for writing.
+impl WritableDisks {
+    /// Adds the disk that is mounted at `mountpoint`.
+    pub(crate) fn add(&mut self, mountpoint: &Path) -> Result<(), Error> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let disk = openat(CWD, mountpoint, flags, Mode::empty())
+            .context(format_args!("open {}", mountpoint.display()))?;
+        self.extra.push(disk);
+        Ok(())
+    }
+
+    /// Makes everything durable and the disks clean. No process may hold a
+    /// file open for writing.
     pub(crate) fn close(&self) -> Result<(), Error> {
+        // Every disk gets its chance; the first failure is the one to report.
+        let extra = self.extra.iter().map(|disk| close(disk, "an extra disk"));
+        let extra = extra.fold(Ok(()), Result::and);
         // The overlay first: afterwards nothing can reach the scratch disk.
         mount_remount("/", MountFlags::RDONLY, c"").context("remount the root read-only")?;
-        fchdir(&self.0).context("enter the scratch disk")?;
-        mount_remount(".", MountFlags::RDONLY, c"").context("remount the scratch disk read-only")
+        close(&self.scratch, "the scratch disk").and(extra)
     }
+}
+
+/// Read-only is as clean as unmounted, and needs no path to it.
+fn close(disk: &OwnedFd, name: &str) -> Result<(), Error> {
+    fchdir(disk).context(format_args!("enter {name}"))?;
+    mount_remount(".", MountFlags::RDONLY, c"").context(format_args!("remount {name} read-only"))
 }
 
 fn make_directory(path: &str) -> Result<(), Error> {

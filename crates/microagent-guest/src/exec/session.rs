@@ -29,9 +29,11 @@ const OPENING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves one stream to its end.
 pub(crate) fn serve(stream: File, server: &Server) {
-    if let Err(error) = try_serve(stream, server) {
+    match try_serve(stream, server) {
+        // Hanging up is how the host ends a session it has lost interest in.
+        Ok(()) | Err(Error::HostGone) => {}
         // The host knows; this is for whoever reads the console.
-        console::say(format_args!("a session failed: {error}"));
+        Err(error) => console::say(format_args!("a session failed: {error}")),
     }
 }
 

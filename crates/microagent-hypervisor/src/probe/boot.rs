@@ -1,17 +1,20 @@
 //! Boots the probe guest with the real driver until its agent says hello.
 
 use std::{
-    fs,
+    fs, io,
     os::{
         fd::AsFd,
-        unix::{fs::DirBuilderExt, net::UnixListener},
+        unix::{
+            fs::DirBuilderExt,
+            net::{UnixListener, UnixStream},
+        },
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use microagent_protocol::{
-    FrameKind, FrameReader, Mebibytes, NetworkMode, VcpuCount,
+    FrameError, FrameKind, FrameReader, Mebibytes, NetworkMode, VcpuCount,
     guest::{GUEST_CID, GuestMessage, HELLO_PORT},
     supervisor::ProbeGuest,
 };
@@ -97,50 +100,56 @@ pub(super) fn until_hello(
         source,
     })?;
     let machine = driver.launch_qemu(&spec)?;
-    if !connected(&machine, &listener, deadline)? {
-        let ended = machine.wait(Duration::ZERO)?;
-        let words = machine.last_words();
-        let console = last_line(&spec.console.log);
-        return Err(match ended {
-            Some(exit) => Error::VmmStart {
-                program: driver.binary().path().to_owned(),
-                reason: format!("it ended ({exit:?}) before the guest spoke: {words}{console}"),
-            },
-            None => Error::Timeout {
-                what: format!("the guest's hello{console}"),
-                limit,
-            },
-        });
-    }
-    let (stream, _) = listener.accept().map_err(|source| Error::Io {
-        context: "accept the probe guest's connection".to_owned(),
+    listener.set_nonblocking(true).map_err(|source| Error::Io {
+        context: "wait for the probe guest".to_owned(),
         source,
     })?;
+    while connected(&machine, &listener, deadline)? {
+        let Ok((stream, _)) = listener.accept() else {
+            continue;
+        };
+        match first_word(stream, deadline) {
+            Ok(kernel_release) => {
+                return Ok(Hello {
+                    kernel_release,
+                    after: start.elapsed(),
+                });
+            }
+            // A busy host may let a connection lapse; the agent tries again.
+            Err(error) => tracing::debug!(%error, "the probe guest connected in vain"),
+        }
+    }
+    let ended = machine.wait(Duration::ZERO)?;
+    let words = machine.last_words();
+    let console = last_line(&spec.console.log);
+    Err(match ended {
+        Some(exit) => Error::VmmStart {
+            program: driver.binary().path().to_owned(),
+            reason: format!("it ended ({exit:?}) before the guest spoke: {words}{console}"),
+        },
+        None => Error::Timeout {
+            what: format!("the guest's hello{console}"),
+            limit,
+        },
+    })
+}
+
+/// Reads the hello and gives the kernel's release.
+fn first_word(stream: UnixStream, deadline: Instant) -> Result<String, FrameError> {
     let left = deadline.saturating_duration_since(Instant::now());
-    stream
-        .set_nonblocking(false)
-        .and_then(|()| stream.set_read_timeout(Some(left.max(Duration::from_millis(100)))))
-        .map_err(|source| Error::Io {
-            context: "set a deadline for the probe guest".to_owned(),
-            source,
-        })?;
+    stream.set_nonblocking(false)?;
+    stream.set_read_timeout(Some(left.max(Duration::from_millis(100))))?;
     let mut reader = FrameReader::new(stream);
     let message = reader
-        .require()
-        .and_then(|frame| frame.expect_json::<GuestMessage>(FrameKind::Control, "hello"))
-        .map_err(|error| Error::Unsupported(format!("the probe guest does not speak: {error}")))?;
-    match message {
-        GuestMessage::Hello { kernel_release, .. } => Ok(Hello {
-            kernel_release: printable(kernel_release.as_bytes())
-                .chars()
-                .take(64)
-                .collect(),
-            after: start.elapsed(),
-        }),
-        _ => Err(Error::Unsupported(
-            "the probe guest's first word was not hello".to_owned(),
-        )),
-    }
+        .require()?
+        .expect_json::<GuestMessage>(FrameKind::Control, "hello")?;
+    let GuestMessage::Hello { kernel_release, .. } = message else {
+        return Err(io::Error::other("the first word is not hello").into());
+    };
+    Ok(printable(kernel_release.as_bytes())
+        .chars()
+        .take(64)
+        .collect())
 }
 
 /// Waits until the guest connects; `false` if the VMM ended or time ran out first.

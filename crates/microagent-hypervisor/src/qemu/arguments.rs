@@ -269,10 +269,9 @@ impl Bus {
         match self.machine {
             MachineType::Microvm | MachineType::Virt => {
                 device.insert("driver".to_owned(), json!(format!("{family}-device")));
-                device.insert(
-                    "bus".to_owned(),
-                    json!(format!("virtio-mmio-bus.{}", self.next)),
-                );
+                // No bus is named: QEMU fills the transports from the last one down,
+                // which is the order Linux finds them in. Naming the first one
+                // (interrupt line 24) gives a device whose interrupts never come.
             }
             MachineType::Q35 => {
                 device.insert("driver".to_owned(), json!(format!("{family}-pci")));

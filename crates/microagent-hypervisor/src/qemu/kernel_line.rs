@@ -37,6 +37,9 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
         if let Some(khz) = tsc_khz {
             // Measuring it in the guest fails on a busy host, and then the boot hangs.
             add(&format!("tsc_early_khz={khz}"));
+            // It is the host's own counter; a watchdog delayed by a busy host
+            // would take it for unstable and leave the guest without a good clock.
+            add("tsc=reliable");
         }
     }
     words.join(" ")

@@ -4,7 +4,10 @@ use std::{
     fs::{File, OpenOptions},
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        unix::{
+            fs::{MetadataExt, OpenOptionsExt},
+            net::UnixStream,
+        },
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -85,6 +88,8 @@ impl QemuMachine {
             context: format!("open the console log {}", spec.console.log.display()),
             source,
         })?;
+        let kernel = BootFile::open("kernel", &spec.kernel)?;
+        let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
         let arguments = arguments(
             spec,
             machine_type,
@@ -96,13 +101,14 @@ impl QemuMachine {
                 vsock: Some(vhost.as_raw_fd()),
             },
             &BootFiles {
-                kernel: &spec.kernel,
-                initramfs: &spec.initramfs,
+                kernel: &kernel.name,
+                initramfs: &initramfs.name,
             },
         )?;
         let mut descriptors: Vec<OwnedFd> =
             vec![qmp_there.into(), console_there.into(), vhost.into()];
         descriptors.extend(disks.into_iter().map(OwnedFd::from));
+        descriptors.extend(kernel.copy.into_iter().chain(initramfs.copy));
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");
 
         let qmp = Qmp::new(qmp_here).map_err(|source| Error::Io {
@@ -258,13 +264,55 @@ fn check(spec: &MachineSpec) -> Result<(), Error> {
     if spec.memory.0 == 0 {
         return Err(Error::Invalid("it has no memory".to_owned()));
     }
-    for (what, path) in [("kernel", &spec.kernel), ("initramfs", &spec.initramfs)] {
-        File::open(path).map_err(|source| Error::Io {
+    Ok(())
+}
+
+/// A file QEMU reads by name.
+struct BootFile {
+    name: PathBuf,
+    /// What the name leads to, where QEMU could not open the file itself.
+    copy: Option<OwnedFd>,
+}
+
+impl BootFile {
+    /// QEMU runs without capabilities. Started by root it could not read what
+    /// belongs to somebody else, so it gets a copy in memory then.
+    fn open(what: &'static str, path: &Path) -> Result<Self, Error> {
+        let fail = |source: std::io::Error| Error::Io {
             context: format!("open the {what} {}", path.display()),
             source,
-        })?;
+        };
+        let mut file = File::open(path).map_err(fail)?;
+        if !rustix::process::geteuid().is_root() || readable_by_plain_root(path).map_err(fail)? {
+            return Ok(Self {
+                name: path.to_owned(),
+                copy: None,
+            });
+        }
+        let copy = rustix::fs::memfd_create(what, rustix::fs::MemfdFlags::CLOEXEC)
+            .map_err(|errno| fail(errno.into()))?;
+        let mut writer = File::from(copy);
+        std::io::copy(&mut file, &mut writer).map_err(fail)?;
+        let copy = OwnedFd::from(writer);
+        Ok(Self {
+            name: format!("/proc/self/fd/{}", copy.as_raw_fd()).into(),
+            copy: Some(copy),
+        })
     }
-    Ok(())
+}
+
+/// Whether user 0 without capabilities can read the file at this path.
+fn readable_by_plain_root(path: &Path) -> std::io::Result<bool> {
+    let real = std::fs::canonicalize(path)?;
+    for (depth, part) in real.ancestors().enumerate() {
+        let meta = std::fs::metadata(part)?;
+        let needed = if depth == 0 { 0o4 } else { 0o1 };
+        let shift = if meta.uid() == 0 { 6 } else { 0 };
+        if (meta.mode() >> shift) & needed == 0 {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 fn socket_pair(what: &str) -> Result<(UnixStream, UnixStream), Error> {

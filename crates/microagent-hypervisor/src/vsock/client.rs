@@ -7,6 +7,8 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+
 use super::socket::{check_path, listen_private, port_path};
 
 /// `OK 4294967295\n`.
@@ -23,8 +25,7 @@ const MAX_REPLY: usize = 14;
 /// vsock device answers; else what the socket reports.
 pub fn connect(uds: &Path, port: u32, deadline: Instant) -> io::Result<UnixStream> {
     check_path(uds, true)?;
-    let mut stream = UnixStream::connect(uds)?;
-    stream.set_write_timeout(Some(left(deadline)?))?;
+    let mut stream = dial(uds, deadline)?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
 
     // Byte by byte: what follows the newline is the guest's and must stay in the socket.
@@ -73,6 +74,23 @@ pub fn listen(uds: &Path, port: u32) -> io::Result<UnixListener> {
     listen_private(&port_path(uds, port))
 }
 
+/// Even connecting can wait, for a device that has stopped accepting; the send timeout bounds that too.
+fn dial(uds: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let socket = socket_with(
+        AddressFamily::UNIX,
+        SocketType::STREAM,
+        SocketFlags::CLOEXEC,
+        None,
+    )?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(Some(left(deadline)?))?;
+    match rustix::net::connect(&stream, &SocketAddrUnix::new(uds)?) {
+        Ok(()) => Ok(stream),
+        Err(rustix::io::Errno::AGAIN) => Err(timed_out()),
+        Err(e) => Err(e.into()),
+    }
+}
+
 fn left(deadline: Instant) -> io::Result<Duration> {
     deadline
         .checked_duration_since(Instant::now())
@@ -85,4 +103,70 @@ fn timed_out() -> io::Error {
         io::ErrorKind::TimedOut,
         "the guest did not accept the vsock connection in time",
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tempfile::TempDir;
+
+    /// What `connect` makes of a server that says `reply` and keeps the stream open or not.
+    fn against(reply: &'static [u8], stay: bool) -> io::Result<UnixStream> {
+        let dir = TempDir::new().unwrap();
+        let uds = dir.path().join("v");
+        let listener = listen_private(&uds).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            let mut asked = [0; 13];
+            stream.read_exact(&mut asked).unwrap();
+            assert_eq!(&asked, b"CONNECT 1024\n");
+            stream.write_all(reply).unwrap();
+            stay.then_some(stream)
+        });
+        let result = connect(&uds, 1024, Instant::now() + Duration::from_millis(300));
+        drop(server.join().unwrap());
+        result
+    }
+
+    #[test]
+    fn an_answer_is_taken_to_its_newline_and_no_further() {
+        let mut stream = against(b"OK 1073741824\nhello", false).unwrap();
+        let mut rest = String::new();
+        stream.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "hello");
+    }
+
+    #[test]
+    fn any_other_answer_is_an_error_in_time() {
+        use io::ErrorKind::{ConnectionRefused, InvalidData, TimedOut};
+        for (reply, stay, kind) in [
+            (&b""[..], false, ConnectionRefused),
+            (b"OK 12", false, ConnectionRefused),
+            (b"", true, TimedOut),
+            (b"OK 12", true, TimedOut),
+            (b"OK \n", true, InvalidData),
+            (b"OK x\n", true, InvalidData),
+            (b"NO 12\n", true, InvalidData),
+            (b"OK 10737418240000000000000000000000", true, InvalidData),
+        ] {
+            let error = against(reply, stay).unwrap_err();
+            assert_eq!(error.kind(), kind, "{}", String::from_utf8_lossy(reply));
+        }
+    }
+
+    #[test]
+    fn a_device_that_no_longer_accepts_is_a_timeout() {
+        let dir = TempDir::new().unwrap();
+        let uds = dir.path().join("v");
+        let _listener = listen_private(&uds).unwrap();
+        let soon = || Instant::now() + Duration::from_millis(50);
+        let mut held = Vec::new();
+        // Fill the backlog, then one more.
+        while let Ok(stream) = dial(&uds, soon()) {
+            held.push(stream);
+            assert!(held.len() < 10_000);
+        }
+        let error = connect(&uds, 1, soon()).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
 }

@@ -227,10 +227,11 @@ impl<S: HostStream> Connection<S> {
         }
     }
 
-    /// Ends the connection at once on both sides; the guest gets a RST.
+    /// Ends the connection at once on both sides; the guest gets a RST, unless it has had its last word already.
     pub(crate) fn abort(&mut self) {
+        let owes_reset = !self.is_forgotten_by_guest();
         self.backlog = VecDeque::new();
-        self.over(true);
+        self.over(owes_reset);
     }
 
     /// Ends the connection at once on the host side; the guest is told nothing.

@@ -4,6 +4,9 @@
 //! once into private memory, and only then judged; guest memory must be a sealed memfd, so that a VMM gone bad cannot
 //! shrink it under our feet (which would be a SIGBUS).
 
+mod buffers;
+mod requests;
+
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -12,20 +15,15 @@ use rustix::event::epoll::{self, EventData, EventFlags};
 use rustix::fs::SealFlags;
 use rustix::mm::Advice;
 use tracing::{debug, warn};
-use vhost::VhostUserMemoryRegionBase;
-use vhost::vhost_user::message::{
-    VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
-    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
-    VhostUserVringAddrFlags, VhostUserVringState,
-};
-use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut};
+use vhost::vhost_user::message::VhostUserMemoryRegion;
+use vhost::vhost_user::{Error, Result};
 use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
+use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::TOKEN_FIRST_KICK;
 use super::muxer::Muxer;
-use super::packet::{HEADER_LEN, Header};
+use super::packet::HEADER_LEN;
+use buffers::Buffers;
 
 /// Packets to the guest.
 const RX: usize = 0;
@@ -35,12 +33,10 @@ const TX: usize = 1;
 const RINGS: usize = 3;
 /// Largest ring accepted; QEMU's has 128 entries.
 const MAX_RING: u16 = 1024;
-/// Buffers in one chain; Linux uses 2, and up to 19 for zero-copy sends.
-const MAX_BUFFERS: usize = 32;
 /// Largest payload of one packet (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux drivers).
 const MAX_PAYLOAD: usize = 64 * 1024;
-/// Packets taken from the guest before other events get their turn.
-const TX_BURST: usize = 64;
+/// Packets moved in each direction before other events get their turn.
+const BURST: usize = 64;
 
 /// Guest memory this process keeps mapped in before it lets go of it again: it is the VMM's and counted there, but a
 /// page we touched counts as ours too.
@@ -73,13 +69,6 @@ struct Mapping {
     frontend: u64,
     guest: u64,
     len: u64,
-}
-
-/// The pieces of guest memory a chain names, in order.
-struct Buffers {
-    pieces: [(GuestAddress, usize); MAX_BUFFERS],
-    count: usize,
-    total: usize,
 }
 
 /// See the module's description.
@@ -144,8 +133,7 @@ impl Device {
 
     /// Moves packets both ways until nothing moves or the guest had its turn; `true` asks to be called again soon.
     pub(crate) fn process(&mut self) -> bool {
-        let more = self.process_tx();
-        self.process_rx();
+        let more = self.process_tx() | self.process_rx();
         if self.mapped_in > MAX_MAPPED_IN {
             self.let_go();
         }
@@ -171,7 +159,7 @@ impl Device {
         let mut used = false;
         let mut scratch = std::mem::take(&mut self.scratch);
         for taken in 0.. {
-            if taken == TX_BURST {
+            if taken == BURST {
                 more = true;
                 break;
             }
@@ -192,10 +180,18 @@ impl Device {
         more
     }
 
-    fn process_rx(&mut self) {
+    fn process_rx(&mut self) -> bool {
+        let mut more = false;
         let mut used = false;
         let mut scratch = std::mem::take(&mut self.scratch);
-        while self.muxer.has_packet() {
+        for given in 0.. {
+            if !self.muxer.has_packet() {
+                break;
+            }
+            if given == BURST {
+                more = true;
+                break;
+            }
             let Some(chain) = self.pop(RX) else { break };
             let head = chain.head_index();
             let buffers = Buffers::collect(chain, true).filter(|b| b.total >= HEADER_LEN);
@@ -221,6 +217,7 @@ impl Device {
         if used {
             self.signal(RX);
         }
+        more
     }
 
     /// The next chain of a running ring. When there is none, the guest has been asked to notify of the next.
@@ -229,7 +226,8 @@ impl Device {
         if !ring.running || ring.broken {
             return None;
         }
-        loop {
+        // Twice at most: what was found missing may arrive while notification is being asked for, once.
+        for _ in 0..2 {
             let found = match ring.queue.iter(&self.mem) {
                 Ok(mut chains) => Ok(chains.next()),
                 Err(e) => Err(e),
@@ -249,6 +247,9 @@ impl Device {
                 }
             }
         }
+        warn!("vsock: ring {index} announces what cannot be read");
+        ring.broken = true;
+        None
     }
 
     fn push_used(&mut self, index: usize, head: u16, len: u32) {
@@ -262,12 +263,8 @@ impl Device {
     fn signal(&mut self, index: usize) {
         let ring = &mut self.rings[index];
         // An unreadable suppression field means: notify.
-        if ring.queue.needs_notification(&self.mem).unwrap_or(true)
-            && let Some(call) = &ring.call
-            && let Err(e) = rustix::io::write(call, &1u64.to_ne_bytes())
-        {
-            // Full means a notification is pending already.
-            debug!("vsock: cannot notify the guest: {e}");
+        if ring.queue.needs_notification(&self.mem).unwrap_or(true) {
+            notify(ring.call.as_ref());
         }
     }
 
@@ -303,6 +300,8 @@ impl Device {
             .map_err(|e| Error::ReqHandlerError(e.into()))?;
             ring.running = true;
             ring.broken = false;
+            // Whatever was used before a pause may not have been announced; an idle interrupt does no harm.
+            notify(ring.call.as_ref());
         }
         if index == RX && self.rings[RX].queue.next_avail() == 0 && self.stopped_at != 0 {
             // A new driver, not a resumed one: it knows none of the old connections.
@@ -343,341 +342,29 @@ impl Device {
             guest: region.guest_phys_addr,
             len: region.memory_size,
         };
-        // Checks offset and length against the file's size.
+        // The mapping would be made all the same, and its tail would be fatal to touch.
+        let size = file.metadata().map_err(Error::ReqHandlerError)?.len();
+        let end = { region.mmap_offset }.checked_add(mapping.len);
+        if end.is_none_or(|end| end > size) {
+            return Err(Error::InvalidOperation(
+                "a memory region runs past the end of its file",
+            ));
+        }
         let region = GuestRegionMmap::new(region.mmap_region(file)?, GuestAddress(mapping.guest))
             .ok_or(Error::InvalidParam)?;
         Ok((region, mapping))
     }
 }
 
-impl Buffers {
-    /// The readable or writable buffers of `chain`; `None` if there are too many.
-    fn collect(chain: DescriptorChain<&GuestMemoryMmap>, writable: bool) -> Option<Self> {
-        let mut buffers = Self {
-            pieces: [(GuestAddress(0), 0); MAX_BUFFERS],
-            count: 0,
-            total: 0,
-        };
-        // Bounded before filtering: a chain of the wrong kind is as long to walk as one of the right kind.
-        for (walked, descriptor) in chain.enumerate() {
-            if walked == MAX_BUFFERS {
-                return None;
-            }
-            if descriptor.is_write_only() == writable {
-                let len = descriptor.len() as usize;
-                buffers.pieces[buffers.count] = (descriptor.addr(), len);
-                buffers.count += 1;
-                buffers.total = buffers.total.checked_add(len)?;
-            }
-        }
-        Some(buffers)
-    }
-
-    /// Copies a packet out of the guest: the header, judged from our copy, and its payload into `data`.
-    fn read(&self, mem: &GuestMemoryMmap, data: &mut [u8]) -> Option<(Header, usize)> {
-        let mut header = [0; HEADER_LEN];
-        self.copy(0, HEADER_LEN, |addr, range| {
-            mem.read_slice(&mut header[range], addr).ok()
-        })?;
-        let header = Header::decode(&header);
-        let len = usize::try_from(header.len).ok()?;
-        let data = data.get_mut(..len)?;
-        self.copy(HEADER_LEN, len, |addr, range| {
-            mem.read_slice(&mut data[range], addr).ok()
-        })?;
-        Some((header, len))
-    }
-
-    /// Copies a packet into the guest; returns the bytes written, 0 if the buffers are not guest memory.
-    fn write(&self, mem: &GuestMemoryMmap, header: &Header, payload: &[u8]) -> u32 {
-        let raw = header.encode();
-        let header_done = self.copy(0, HEADER_LEN, |addr, range| {
-            mem.write_slice(&raw[range], addr).ok()
-        });
-        let payload_done = self.copy(HEADER_LEN, payload.len(), |addr, range| {
-            mem.write_slice(&payload[range], addr).ok()
-        });
-        match (header_done, payload_done) {
-            // At most HEADER_LEN + MAX_PAYLOAD.
-            (Some(()), Some(())) => (HEADER_LEN + payload.len()) as u32,
-            _ => 0,
-        }
-    }
-
-    /// Calls `each` for every piece of the `len` bytes from `offset` on; `None` if the buffers are shorter.
-    fn copy(
-        &self,
-        mut offset: usize,
-        len: usize,
-        mut each: impl FnMut(GuestAddress, std::ops::Range<usize>) -> Option<()>,
-    ) -> Option<()> {
-        let mut done = 0;
-        for (addr, piece) in &self.pieces[..self.count] {
-            if done == len {
-                break;
-            }
-            if offset >= *piece {
-                offset -= piece;
-                continue;
-            }
-            let take = (piece - offset).min(len - done);
-            let addr = addr.0.checked_add(offset as u64)?;
-            each(GuestAddress(addr), done..done + take)?;
-            done += take;
-            offset = 0;
-        }
-        (done == len).then_some(())
+/// Interrupts the guest.
+fn notify(call: Option<&File>) {
+    if let Some(call) = call
+        && let Err(e) = rustix::io::write(call, &1u64.to_ne_bytes())
+    {
+        // Full means a notification is pending already.
+        debug!("vsock: cannot notify the guest: {e}");
     }
 }
 
-impl VhostUserBackendReqHandlerMut for Device {
-    fn set_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_owner(&mut self) -> Result<()> {
-        Ok(())
-    }
-
-    fn reset_device(&mut self) -> Result<()> {
-        for index in 0..self.rings.len() {
-            self.rings[index].enabled = false;
-            self.update(index)?;
-        }
-        self.muxer.drop_connections();
-        Ok(())
-    }
-
-    fn get_features(&mut self) -> Result<u64> {
-        Ok(FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits())
-    }
-
-    fn set_features(&mut self, features: u64) -> Result<()> {
-        let known = FEATURES | VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
-        if features & !known != 0 {
-            return Err(Error::InvalidParam);
-        }
-        self.acked_features = features;
-        for index in 0..self.rings.len() {
-            let ring = &mut self.rings[index];
-            ring.queue
-                .set_event_idx(features & VIRTIO_RING_F_EVENT_IDX != 0);
-            // Without protocol features there is no request to enable a ring: it is enabled from the start.
-            if features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0 {
-                ring.enabled = true;
-                self.update(index)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn set_mem_table(
-        &mut self,
-        regions: &[VhostUserMemoryRegion],
-        files: Vec<File>,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<Vec<VhostUserMemoryRegionBase>>> {
-        let mut mapped = Vec::new();
-        let mut mappings = Vec::new();
-        for (region, file) in regions.iter().zip(files) {
-            let (region, mapping) = Self::map(region, file)?;
-            mapped.push(region);
-            mappings.push(mapping);
-        }
-        self.mem = GuestMemoryMmap::from_regions(mapped).map_err(|_| Error::InvalidParam)?;
-        self.mappings = mappings;
-        Ok(None)
-    }
-
-    fn set_vring_num(&mut self, index: u32, num: u32) -> Result<()> {
-        let size = u16::try_from(num).map_err(|_| Error::InvalidParam)?;
-        self.ring(index)?
-            .queue
-            .try_set_size(size)
-            .map_err(|_| Error::InvalidParam)
-    }
-
-    fn set_vring_addr(
-        &mut self,
-        index: u32,
-        _flags: VhostUserVringAddrFlags,
-        descriptor: u64,
-        used: u64,
-        available: u64,
-        _log: u64,
-    ) -> Result<()> {
-        let descriptor = GuestAddress(self.to_guest(descriptor)?);
-        let available = GuestAddress(self.to_guest(available)?);
-        let used = GuestAddress(self.to_guest(used)?);
-        let mem = self.mem.clone();
-        let queue = &mut self.ring(index)?.queue;
-        queue
-            .try_set_desc_table_address(descriptor)
-            .and_then(|()| queue.try_set_avail_ring_address(available))
-            .and_then(|()| queue.try_set_used_ring_address(used))
-            .map_err(|_| Error::InvalidParam)?;
-        // The request to set the base carries only the available index; the used index is the guest's own record.
-        let used_index = queue
-            .used_idx(&mem, std::sync::atomic::Ordering::Acquire)
-            .map_err(|_| Error::InvalidParam)?;
-        queue.set_next_used(used_index.0);
-        Ok(())
-    }
-
-    fn set_vring_base(&mut self, index: u32, base: u32) -> Result<()> {
-        let base = u16::try_from(base).map_err(|_| Error::InvalidParam)?;
-        self.ring(index)?.queue.set_next_avail(base);
-        Ok(())
-    }
-
-    fn get_vring_base(&mut self, index: u32) -> Result<VhostUserVringState> {
-        let ring = self.ring(index)?;
-        let base = ring.queue.next_avail();
-        ring.queue.set_ready(false);
-        let at = index as usize;
-        self.update(at)?;
-        if at == RX {
-            self.stopped_at = base;
-        }
-        self.rings[at].kick = None;
-        self.rings[at].call = None;
-        Ok(VhostUserVringState::new(index, u32::from(base)))
-    }
-
-    fn set_vring_kick(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        let at = usize::from(index);
-        self.ring(u32::from(index))?;
-        self.stop(at);
-        let mem = self.mem.clone();
-        let ring = &mut self.rings[at];
-        ring.kick = fd;
-        ring.queue.set_ready(true);
-        if ring.kick.is_some() && !ring.queue.is_valid(&mem) {
-            ring.queue.set_ready(false);
-            return Err(Error::InvalidParam);
-        }
-        self.update(at)
-    }
-
-    fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
-        if let Some(fd) = &fd {
-            // A frontend must not be able to block us with a full one.
-            rustix::io::ioctl_fionbio(fd, true).map_err(|e| Error::ReqHandlerError(e.into()))?;
-        }
-        self.ring(u32::from(index))?.call = fd;
-        // A new listener may have missed the last notification.
-        let at = usize::from(index);
-        if self.rings[at].running
-            && let Some(call) = &self.rings[at].call
-            && let Err(e) = rustix::io::write(call, &1u64.to_ne_bytes())
-        {
-            debug!("vsock: cannot notify the guest: {e}");
-        }
-        Ok(())
-    }
-
-    fn set_vring_err(&mut self, _index: u8, _fd: Option<File>) -> Result<()> {
-        Ok(())
-    }
-
-    fn get_protocol_features(&mut self) -> Result<VhostUserProtocolFeatures> {
-        Ok(VhostUserProtocolFeatures::MQ | VhostUserProtocolFeatures::CONFIG)
-    }
-
-    fn set_protocol_features(&mut self, _features: u64) -> Result<()> {
-        Ok(())
-    }
-
-    fn get_queue_num(&mut self) -> Result<u64> {
-        Ok(RINGS as u64)
-    }
-
-    fn set_vring_enable(&mut self, index: u32, enable: bool) -> Result<()> {
-        self.ring(index)?.enabled = enable;
-        self.update(index as usize)
-    }
-
-    fn get_config(
-        &mut self,
-        offset: u32,
-        size: u32,
-        _flags: VhostUserConfigFlags,
-    ) -> Result<Vec<u8>> {
-        // `struct virtio_vsock_config`: the guest's CID, 8 bytes.
-        let config = self.guest_cid.to_le_bytes();
-        let start = offset as usize;
-        start
-            .checked_add(size as usize)
-            .and_then(|end| config.get(start..end))
-            .map(<[u8]>::to_vec)
-            .ok_or(Error::InvalidParam)
-    }
-
-    fn set_config(
-        &mut self,
-        _offset: u32,
-        _buf: &[u8],
-        _flags: VhostUserConfigFlags,
-    ) -> Result<()> {
-        Err(Error::InvalidOperation(
-            "the vsock configuration is read-only",
-        ))
-    }
-
-    fn set_gpu_socket(&mut self, _gpu_backend: GpuBackend) -> Result<()> {
-        Err(Error::InvalidOperation("not a GPU"))
-    }
-
-    fn get_shared_object(&mut self, _uuid: VhostUserSharedMsg) -> Result<File> {
-        Err(Error::InvalidOperation("no shared objects"))
-    }
-
-    fn get_inflight_fd(
-        &mut self,
-        _inflight: &VhostUserInflight,
-    ) -> Result<(VhostUserInflight, File)> {
-        Err(Error::InvalidOperation("no inflight tracking"))
-    }
-
-    fn set_inflight_fd(&mut self, _inflight: &VhostUserInflight, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("no inflight tracking"))
-    }
-
-    fn get_max_mem_slots(&mut self) -> Result<u64> {
-        Err(Error::InvalidOperation("memory comes as one table"))
-    }
-
-    fn add_mem_region(
-        &mut self,
-        _region: &VhostUserSingleMemoryRegion,
-        _fd: File,
-        _postcopy: Option<bool>,
-    ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        Err(Error::InvalidOperation("memory comes as one table"))
-    }
-
-    fn remove_mem_region(&mut self, _region: &VhostUserSingleMemoryRegion) -> Result<()> {
-        Err(Error::InvalidOperation("memory comes as one table"))
-    }
-
-    fn set_device_state_fd(
-        &mut self,
-        _direction: VhostTransferStateDirection,
-        _phase: VhostTransferStatePhase,
-        _fd: File,
-    ) -> Result<Option<File>> {
-        Err(Error::InvalidOperation("no migration"))
-    }
-
-    fn check_device_state(&mut self) -> Result<()> {
-        Err(Error::InvalidOperation("no migration"))
-    }
-
-    fn get_shmem_config(&mut self) -> Result<VhostUserShMemConfig> {
-        Err(Error::InvalidOperation("no shared memory"))
-    }
-
-    fn set_log_base(&mut self, _log: &VhostUserLog, _file: File) -> Result<()> {
-        Err(Error::InvalidOperation("no migration"))
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -8,6 +8,24 @@
 //! timeout unless a handshake or a connection attempt is pending. Layers, each ignorant of the ones above it:
 //! `packet` (bytes), `connection` (one stream's state machine), `muxer` (tables and sockets), `device` (rings and
 //! vhost-user), `worker` (the thread). The guest is hostile throughout; the VMM is not trusted with our liveness.
+//!
+//! ```no_run
+//! use std::time::{Duration, Instant};
+//! use microagent_hypervisor::vsock::{VsockConfig, VsockDevice, connect, listen};
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let uds = "/run/user/0/microagent/5f0c/vsock".as_ref();
+//! let hello = listen(uds, 1024)?;
+//! let device = VsockDevice::spawn(VsockConfig::new("/run/user/0/microagent/5f0c/vhost", uds, 3))?;
+//! // Start QEMU: -object memory-backend-memfd,id=mem,size=…,share=on -machine memory-backend=mem
+//! //   -chardev socket,id=vs,path=/run/…/vhost -device vhost-user-vsock-device,chardev=vs
+//! let (agent, _) = hello.accept()?;
+//! let stream = connect(uds, 1025, Instant::now() + Duration::from_secs(5))?;
+//! # drop((agent, stream));
+//! device.shutdown();
+//! # Ok(())
+//! # }
+//! ```
 
 mod client;
 mod connection;
@@ -307,5 +325,100 @@ impl VsockDevice {
 impl Drop for VsockDevice {
     fn drop(&mut self) {
         self.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::{Read, Write};
+    use std::os::unix::fs::PermissionsExt;
+    use std::time::Instant;
+    use tempfile::TempDir;
+
+    fn spawn(dir: &TempDir) -> VsockDevice {
+        let at = |name| dir.path().join(name);
+        VsockDevice::spawn(VsockConfig::new(at("vhost"), at("v"), 3)).unwrap()
+    }
+
+    #[test]
+    fn sockets_are_private_and_go_with_the_device() {
+        let dir = TempDir::new().unwrap();
+        let device = spawn(&dir);
+        for name in ["vhost", "v"] {
+            let mode = std::fs::metadata(dir.path().join(name))
+                .unwrap()
+                .permissions()
+                .mode();
+            assert_eq!(mode & 0o777, 0o600, "{name}");
+        }
+        device.shutdown();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+        drop(spawn(&dir));
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_the_reason() {
+        let dir = TempDir::new().unwrap();
+        let running = spawn(&dir);
+        let at = |name: &str| dir.path().join(name);
+        let taken = VsockDevice::spawn(VsockConfig::new(at("vhost"), at("other"), 3)).unwrap_err();
+        assert!(taken.to_string().contains("vhost"), "{taken}");
+        assert!(
+            at("vhost").exists(),
+            "another device's socket is left alone"
+        );
+        let long = at(&"x".repeat(97));
+        let error = VsockDevice::spawn(VsockConfig::new(at("a"), long, 3)).unwrap_err();
+        assert!(error.to_string().contains("shorter directory"), "{error}");
+        assert!(!at("a").exists(), "what was made before is taken back");
+        for cid in [0, 1, 2, u64::from(u32::MAX), u64::MAX] {
+            let error = VsockDevice::spawn(VsockConfig::new(at("a"), at("b"), cid)).unwrap_err();
+            assert!(matches!(error, VsockError::Cid(_)), "{error}");
+        }
+        drop(running);
+    }
+
+    #[test]
+    fn a_vmm_that_stops_in_the_middle_of_a_request_holds_up_nothing() {
+        let dir = TempDir::new().unwrap();
+        let device = spawn(&dir);
+        let mut vmm = UnixStream::connect(dir.path().join("vhost")).unwrap();
+        vmm.write_all(&[1, 0, 0]).unwrap();
+        let mut client = UnixStream::connect(dir.path().join("v")).unwrap();
+        let began = Instant::now();
+        device.sever();
+        assert_eq!(client.read(&mut [0]).unwrap(), 0, "severed");
+        assert!(UnixStream::connect(dir.path().join("v")).is_err());
+
+        let mut vmm = UnixStream::connect(dir.path().join("vhost")).unwrap();
+        vmm.write_all(&[1, 0, 0]).unwrap();
+        device.shutdown();
+        assert!(began.elapsed() < Duration::from_secs(10));
+    }
+
+    #[test]
+    fn a_vmm_that_talks_nonsense_is_detached_and_the_next_one_served() {
+        let dir = TempDir::new().unwrap();
+        let device = spawn(&dir);
+        for nonsense in [
+            &[0xff; 64][..],
+            &[0; 12],
+            &[9, 0, 0, 0, 1, 0, 0, 0, 0, 16, 0, 0],
+        ] {
+            let mut vmm = UnixStream::connect(dir.path().join("vhost")).unwrap();
+            vmm.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+            vmm.write_all(nonsense).unwrap();
+            vmm.shutdown(std::net::Shutdown::Write).unwrap();
+            // An end or a reset, for lack of interest in the rest.
+            assert!(!matches!(vmm.read(&mut [0; 64]), Ok(1..)), "{nonsense:?}");
+        }
+        // GET_FEATURES, answered.
+        let mut vmm = UnixStream::connect(dir.path().join("vhost")).unwrap();
+        vmm.write_all(&[1, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0])
+            .unwrap();
+        vmm.read_exact(&mut [0; 20]).unwrap();
+        device.shutdown();
     }
 }

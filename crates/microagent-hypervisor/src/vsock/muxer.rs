@@ -528,3 +528,6 @@ impl Handshake {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

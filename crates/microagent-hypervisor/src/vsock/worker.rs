@@ -125,7 +125,7 @@ impl Worker {
             TOKEN_VHOST_LISTENER => self.attach(),
             TOKEN_FRONTEND => self.on_request(),
             TOKEN_HOST_LISTENER | TOKEN_FIRST_SOCKET.. => {
-                self.device().muxer.on_socket(token, flags)
+                self.device().muxer.on_socket(token, flags);
             }
             // A kick: every wake-up looks at the rings.
             TOKEN_FIRST_KICK.. => {}

@@ -147,6 +147,11 @@ fn main() {
             let end = stream.read(&mut [0; 16]);
             println!("HOST-GONE {end:?}");
         }
+        "poweroff" => unsafe {
+            // LINUX_REBOOT_CMD_POWER_OFF.
+            reboot(0x4321_fedc);
+            println!("STILL-ON");
+        },
         "panic" => std::process::exit(3),
         other => println!("UNKNOWN-MODE {other}"),
     }

@@ -1,6 +1,10 @@
 //! Real guests for the driver's tests: the distribution's kernel, and an
 //! initramfs with a PID 1 compiled here.
 
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+// Each test program uses a part of it.
+#![allow(dead_code)]
+
 use std::{
     ffi::OsString,
     fs::{self, File},

@@ -43,7 +43,7 @@ pub enum DiskError {
     Layout(String),
     /// A scratch disk of an impossible size was asked for.
     #[error(
-        "a scratch disk of {mebibytes} MiB is not possible: choose a size from 8 to 16777215 MiB"
+        "a scratch disk of {mebibytes} MiB is not possible: choose a size from 16 to 1048576 MiB"
     )]
     ScratchSize {
         /// The size asked for.

@@ -115,8 +115,15 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let mut blocks = FileBlocks(output.file());
-    let merged = merge(layers, &mut blocks, options, progress, &output)?;
+    let (merged, synced) = std::thread::scope(|scope| {
+        let (mut blocks, syncer) =
+            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
+        let merged = merge(layers, &mut blocks, options, progress, &output);
+        drop(blocks);
+        Ok((merged, joined(syncer)))
+    })?;
+    let merged = merged?;
+    synced.map_err(output.error("sync"))?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
@@ -147,6 +154,12 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
+}
+
+fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
+    thread
+        .join()
+        .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
@@ -349,6 +362,8 @@ fn apply<R: io::BufRead>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<(), ContentError> {
     const REPORT_EVERY: u64 = 16 << 20;
+    /// Block numbers inside a file have 32 bits.
+    const MAX_FILE_BYTES: u64 = (u32::MAX as u64 - 1) * BLOCK as u64;
     let limits = tree.limits();
     let mut reported = 0;
     while let Some(entry) = reader.next_entry()? {
@@ -362,6 +377,10 @@ fn apply<R: io::BufRead>(
             }
             .into());
         }
+        if entry.size > MAX_FILE_BYTES {
+            let fault = EntryFault::Size("ext4 holds files of up to 16 TiB");
+            return Err(LayerFault::entry(&entry.path, fault).into());
+        }
         let target = tree.locate(&entry.path)?;
         let mut extents = Extents::None;
         if entry.kind == EntryKind::File && matches!(target, Target::Place(_)) && entry.size > 0 {
@@ -372,7 +391,7 @@ fn apply<R: io::BufRead>(
             })?;
             extents = file.finish()?;
         }
-        tree.insert(target, entry, extents)?;
+        tree.insert(target, &entry, extents)?;
         if reader.offset() - reported >= REPORT_EVERY {
             reported = reader.offset();
             progress(reported);

@@ -4,6 +4,8 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
@@ -88,12 +90,54 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Writes blocks to a file.
-pub(crate) struct FileBlocks<'f>(pub(crate) &'f File);
+/// Writes blocks to a file, and has them on their way to stable storage while more arrive: a sync that begins only
+/// at the end would take as long as everything before it.
+pub(crate) struct FileBlocks<'f> {
+    file: &'f File,
+    syncer: SyncSender<()>,
+    unsynced: usize,
+}
+
+impl<'f> FileBlocks<'f> {
+    const SYNC_EVERY: usize = 32 << 20;
+
+    /// Starts the syncing thread; it ends with this value, and its result must be asked for: a write error is
+    /// reported by the host only once.
+    pub(crate) fn start<'scope>(
+        scope: &'scope Scope<'scope, '_>,
+        file: &'f File,
+    ) -> io::Result<(Self, ScopedJoinHandle<'scope, io::Result<()>>)>
+    where
+        'f: 'scope,
+    {
+        let (syncer, requests) = sync_channel(1);
+        let thread = std::thread::Builder::new()
+            .name("disk-sync".to_owned())
+            .spawn_scoped(scope, move || {
+                requests.iter().try_for_each(|()| file.sync_data())
+            })?;
+        Ok((
+            FileBlocks {
+                file,
+                syncer,
+                unsynced: 0,
+            },
+            thread,
+        ))
+    }
+}
 
 impl BlockFile for FileBlocks<'_> {
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()> {
-        self.0.write_all_at(bytes, u64::from(block) * BLOCK as u64)
+        self.file
+            .write_all_at(bytes, u64::from(block) * BLOCK as u64)?;
+        self.unsynced += bytes.len();
+        if self.unsynced >= Self::SYNC_EVERY {
+            self.unsynced = 0;
+            // Full: a sync is waiting to begin and will cover these blocks. Gone: its error is reported by `join`.
+            let _ = self.syncer.try_send(());
+        }
+        Ok(())
     }
 }
 

@@ -19,7 +19,7 @@ use super::output::Output;
 pub fn create_scratch(path: &Path, mebibytes: u64) -> Result<(), DiskError> {
     let size = mebibytes
         .checked_mul(1 << 20)
-        .filter(|_| (8..=16_777_215).contains(&mebibytes))
+        .filter(|_| (16..=1 << 20).contains(&mebibytes))
         .ok_or(DiskError::ScratchSize { mebibytes })?;
     let output = Output::create(path)?;
     let file = output.file();

@@ -3,7 +3,7 @@
 use std::io::{self, BufRead, BufReader, Read};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, TryRecvError, channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use sha2::{Digest, Sha256};
@@ -140,10 +140,7 @@ fn inflate(
         }
     };
     loop {
-        let mut piece = match recycled.try_recv() {
-            Ok(piece) => piece,
-            Err(TryRecvError::Empty | TryRecvError::Disconnected) => Vec::new(),
-        };
+        let mut piece = recycled.try_recv().unwrap_or_default();
         piece.resize(PIECE, 0);
         let mut filled = 0;
         while filled < PIECE {

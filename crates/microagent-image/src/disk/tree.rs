@@ -209,30 +209,30 @@ impl<'l> Tree<'l> {
     pub(crate) fn insert(
         &mut self,
         target: Target,
-        entry: Entry,
+        entry: &Entry,
         extents: Extents,
     ) -> Result<(), LayerFault> {
         let fail = |fault| LayerFault::entry(&entry.path, fault);
         let place = match target {
             Target::Whiteout => return Ok(()),
             Target::Root if entry.kind == EntryKind::Directory => {
-                let xattrs = self.intern(&entry)?;
-                return self.replace_metadata(ROOT, &entry, xattrs);
+                let xattrs = self.intern(entry)?;
+                return self.replace_metadata(ROOT, entry, xattrs);
             }
             Target::Root => return Err(fail(EntryFault::RootType)),
             Target::Place(place) => place,
         };
         if let EntryKind::HardLink(target) = &entry.kind {
-            return self.hard_link(&place, &entry, target);
+            return self.hard_link(&place, entry, target);
         }
-        let xattrs = self.intern(&entry)?;
+        let xattrs = self.intern(entry)?;
         let existing = self.child(place.parent, &place.name);
         if entry.kind == EntryKind::Directory
             && let Some(existing) = existing
             && self.directory(existing.node).is_some()
         {
             self.touch(existing.node);
-            return self.replace_metadata(existing.node, &entry, xattrs);
+            return self.replace_metadata(existing.node, entry, xattrs);
         }
         let depth = self.directory(place.parent).map_or(0, |d| d.depth) + 1;
         let kind = match entry.kind {

@@ -12,11 +12,13 @@ const MAGIC: u32 = 0xEA02_0000;
 pub(crate) const INODE_AREA: usize = 96;
 const BLOCK_HEADER: usize = 32;
 
+/// Name index, name behind the prefix, value.
+type Attribute = (u8, Box<[u8]>, Box<[u8]>);
+
 /// The attributes of one file, in ext4's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 pub(crate) struct XattrSet {
-    /// Name index, name behind the prefix, value.
-    attributes: Vec<(u8, Box<[u8]>, Box<[u8]>)>,
+    attributes: Vec<Attribute>,
     /// How many of them live in the inode.
     in_inode: usize,
 }
@@ -85,7 +87,7 @@ impl XattrSet {
             .sum()
     }
 
-    fn block_attributes(&self) -> &[(u8, Box<[u8]>, Box<[u8]>)] {
+    fn block_attributes(&self) -> &[Attribute] {
         &self.attributes[self.in_inode..]
     }
 
@@ -124,7 +126,7 @@ impl XattrSet {
 }
 
 /// Entries grow from the front, values from the back.
-fn render(region: &mut [u8], attributes: &[(u8, Box<[u8]>, Box<[u8]>)], base: usize) -> Vec<u32> {
+fn render(region: &mut [u8], attributes: &[Attribute], base: usize) -> Vec<u32> {
     let mut hashes = Vec::with_capacity(attributes.len());
     let (mut entry, mut value_at) = (0, region.len());
     for attribute in attributes {
@@ -148,11 +150,11 @@ fn render(region: &mut [u8], attributes: &[(u8, Box<[u8]>, Box<[u8]>)], base: us
     hashes
 }
 
-fn entry_bytes(attribute: &(u8, Box<[u8]>, Box<[u8]>)) -> usize {
+fn entry_bytes(attribute: &Attribute) -> usize {
     16 + attribute.1.len().next_multiple_of(4)
 }
 
-fn value_bytes(attribute: &(u8, Box<[u8]>, Box<[u8]>)) -> usize {
+fn value_bytes(attribute: &Attribute) -> usize {
     attribute.2.len().next_multiple_of(4)
 }
 

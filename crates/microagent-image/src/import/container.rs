@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 
 use super::tarball::Members;
 use crate::choose::{Documents, Fetched};
@@ -10,6 +11,7 @@ use crate::config::MAX_CONFIG;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result, clip};
 use crate::manifest::{self, Descriptor, MAX_MANIFEST};
+use crate::store::files;
 
 /// Where an image's parts are.
 pub(super) enum Container {
@@ -205,12 +207,13 @@ pub(super) struct Copy {
     path: PathBuf,
     shared: bool,
     hasher: Hasher,
+    syncing: Option<JoinHandle<io::Result<()>>>,
 }
 
 impl Copy {
     /// `size` bytes from `offset` of `source` will be added.
     pub(super) fn begin(source: &File, offset: u64, size: u64, to: PathBuf) -> Result<Self> {
-        let file = File::create_new(&to).context("create", &to)?;
+        let file = files::create_new(&to)?;
         let whole = offset == 0
             && source
                 .metadata()
@@ -221,6 +224,7 @@ impl Copy {
             path: to,
             shared,
             hasher: Hasher::default(),
+            syncing: None,
         })
     }
 
@@ -232,8 +236,21 @@ impl Copy {
         self.file.write_all(bytes).context("write", &self.path)
     }
 
-    pub(super) fn finish(self) -> Result<Digest> {
-        self.file.sync_data().context("sync", &self.path)?;
+    /// All is added: begins to sync, so that it costs nothing while others still work.
+    pub(super) fn complete(&mut self) -> io::Result<()> {
+        if self.syncing.is_none() {
+            let file = self.file.try_clone()?;
+            self.syncing = Some(std::thread::spawn(move || file.sync_data()));
+        }
+        Ok(())
+    }
+
+    pub(super) fn finish(mut self) -> Result<Digest> {
+        let synced = match self.syncing.take().map(JoinHandle::join) {
+            Some(Ok(synced)) => synced,
+            Some(Err(_)) | None => self.file.sync_data(),
+        };
+        synced.context("sync", &self.path)?;
         Ok(self.hasher.finish())
     }
 }

@@ -11,7 +11,7 @@ mod tarball;
 
 use std::fs::{self, File};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Mutex;
 use std::sync::PoisonError;
 use std::time::{Duration, Instant};
@@ -23,7 +23,7 @@ use crate::event::ImageEvent;
 use crate::manifest::Compression;
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::store::{Entry, ImageRecord, ImageStore, Transaction};
+use crate::store::{Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
 use container::{Container, Part};
 use tarball::{Kind, Skip, Streamed};
 
@@ -193,12 +193,7 @@ impl Import<'_> {
             return Ok(file);
         }
         let path = transaction.path("archive.tar");
-        let mut plain = File::options()
-            .create_new(true)
-            .read(true)
-            .write(true)
-            .open(&path)
-            .context("create", &path)?;
+        let mut plain = crate::store::files::create_new(&path)?;
         let reader = decoder(compression, &file).context("read", self.path)?;
         let copied = io::copy(&mut reader.take(MAX_ARCHIVE + 1), &mut plain)
             .map_err(|error| self.refuse(format!("it cannot be unpacked: {error}")))?;
@@ -221,7 +216,7 @@ impl Import<'_> {
         let _lock = self
             .store
             .lock_image(transaction, chosen.digest, self.events)?;
-        let mut blobs: Vec<(Digest, PathBuf)> = Vec::new();
+        let mut blobs: Vec<StagedBlob> = Vec::new();
         let count = manifest.layers.len();
         for (at, layer) in manifest.layers.iter().enumerate() {
             if self.store.has_blob(layer.digest, layer.size) {
@@ -289,7 +284,7 @@ impl Import<'_> {
         transaction: &Transaction,
         reference: &Reference,
         chosen: &Chosen,
-        mut blobs: Vec<(Digest, PathBuf)>,
+        mut blobs: Vec<StagedBlob>,
     ) -> Result<ImageRecord> {
         for bytes in [&chosen.config_bytes, &chosen.manifest_bytes] {
             blobs.push(crate::store::stage_bytes(transaction, bytes)?);

@@ -190,6 +190,10 @@ impl Read for Tap {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut tapped = self.lock();
         let count = tapped.file.read(buffer)?;
+        if count == 0 && !buffer.is_empty() {
+            tapped.copy.as_mut().map_or(Ok(()), Copy::complete)?;
+            return Ok(0);
+        }
         if let Some(copy) = &mut tapped.copy
             && let Err(error) = copy.add(&buffer[..count])
         {

@@ -1,7 +1,5 @@
 //! What `docker save` writes: `manifest.json`, configurations, and layers that have no manifest yet.
 
-use std::path::PathBuf;
-
 use serde::{Deserialize, Serialize};
 
 use super::Import;
@@ -14,7 +12,7 @@ use crate::error::{ImageError, Result, clip};
 use crate::manifest::{
     self, Compression, Document, MAX_LAYERS, MAX_MANIFEST, Manifest, OCI_CONFIG, OCI_MANIFEST,
 };
-use crate::store::{ImageRecord, Transaction};
+use crate::store::{ImageRecord, StagedBlob, Transaction};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -127,9 +125,9 @@ impl Import<'_> {
         container: &Container,
         item: &Item,
         config: &ImageConfig,
-    ) -> Result<(Vec<LayerOut>, Vec<(Digest, PathBuf)>)> {
+    ) -> Result<(Vec<LayerOut>, Vec<StagedBlob>)> {
         let mut layers: Vec<LayerOut> = Vec::new();
-        let mut blobs: Vec<(Digest, PathBuf)> = Vec::new();
+        let mut blobs: Vec<StagedBlob> = Vec::new();
         for (at, (name, diff_id)) in item.layers.iter().zip(&config.diff_ids).enumerate() {
             let mut part = container.find(name)?.ok_or_else(|| {
                 container.refuse(format!("its layer `{}` is missing", clip(name)))

@@ -23,6 +23,7 @@ use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
+use crate::store::files;
 use transport::Transport;
 
 /// However much a broken transfer gains each time, it is not resumed more often than this.
@@ -124,7 +125,7 @@ impl<'a> Client<'a> {
         progress: &dyn Fn(u64),
         cancelled: &AtomicBool,
     ) -> Result<()> {
-        let mut file = File::create_new(to).context("create", to)?;
+        let mut file = files::create_new(to)?;
         let mut download = Download {
             file: &mut file,
             to,

@@ -182,15 +182,28 @@ impl ImageStore {
         }))
     }
 
+    /// Keeps the disks of `referenced` images in today's format, and those of `keep` in any: what was
+    /// made from an older disk still needs that one.
     pub(super) fn reclaim_disks(
         &self,
+        referenced: &BTreeSet<Digest>,
         keep: &BTreeSet<Digest>,
         reclaimed: &mut Reclaimed,
     ) -> Result<()> {
-        let kept: BTreeSet<PathBuf> = keep.iter().map(|digest| self.disk_path(*digest)).collect();
+        let today: BTreeSet<PathBuf> = referenced
+            .iter()
+            .map(|digest| self.disk_path(*digest))
+            .collect();
+        let is_kept = |path: &Path| {
+            let name = path.file_name().and_then(|name| name.to_str());
+            let hex = name.and_then(|name| name.split('.').next());
+            today.contains(path)
+                || hex
+                    .and_then(Digest::from_hex)
+                    .is_some_and(|digest| keep.contains(&digest))
+        };
         for path in files::entries(&self.disks())? {
-            if path.extension().is_none_or(|extension| extension != "ext4") || kept.contains(&path)
-            {
+            if path.extension().is_none_or(|extension| extension != "ext4") || is_kept(&path) {
                 continue;
             }
             let file = File::open(&path).context("open the base disk", &path)?;
@@ -253,7 +266,7 @@ pub(crate) fn build(
     disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
         ImageError::Disk {
             image: image.to_owned(),
-            source,
+            source: Box::new(source),
         }
     })
 }

@@ -61,6 +61,17 @@ pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     Ok(Some(content))
 }
 
+/// Makes a new file only its owner can read.
+pub(crate) fn create_new(path: &Path) -> Result<File> {
+    OpenOptions::new()
+        .create_new(true)
+        .read(true)
+        .write(true)
+        .mode(0o600)
+        .open(path)
+        .context("create", path)
+}
+
 /// Opens a lock file, creating it. The lock goes with the returned file, however the process ends.
 pub(crate) fn lock_file(path: &Path) -> Result<File> {
     OpenOptions::new()

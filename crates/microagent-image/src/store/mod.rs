@@ -42,6 +42,9 @@ pub struct ImageStore {
     root: PathBuf,
 }
 
+/// A verified file of an operation under way, and the name it will have.
+pub(crate) type StagedBlob = (Digest, PathBuf);
+
 /// One image in the store: a reference for a platform, and what it stands for.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageRecord {
@@ -282,10 +285,10 @@ impl ImageStore {
         }
         files::sweep(&self.root)?;
         let mut blobs = BTreeSet::new();
-        let mut disks = keep.clone();
+        let mut images = BTreeSet::new();
         for entry in self.entries()? {
             blobs.insert(entry.manifest);
-            disks.insert(entry.manifest);
+            images.insert(entry.manifest);
             // Where a manifest is damaged its layers cannot be told from others: keep everything.
             let manifest = self.manifest(entry.manifest)?;
             blobs.insert(manifest.config.digest);
@@ -300,7 +303,7 @@ impl ImageStore {
                 reclaimed.count(files::remove_file(&path)?);
             }
         }
-        self.reclaim_disks(&disks, &mut reclaimed)?;
+        self.reclaim_disks(&images, keep, &mut reclaimed)?;
         // Whoever waits for one of these holds the activity lock, so nobody does.
         for path in files::entries(&self.root.join("locks"))? {
             files::remove_file(&path)?;
@@ -442,7 +445,7 @@ impl ImageStore {
     pub(crate) fn publish(
         &self,
         transaction: &Transaction,
-        blobs: &[(Digest, PathBuf)],
+        blobs: &[StagedBlob],
         entry: Entry,
     ) -> Result<ImageRecord> {
         for (digest, staged) in blobs {
@@ -506,7 +509,7 @@ fn ambiguous(name: &str, entries: &[Entry]) -> ImageError {
 }
 
 /// Writes a small blob of an operation, to be published with it.
-pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<(Digest, PathBuf)> {
+pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<StagedBlob> {
     let digest = Digest::of(bytes);
     let path = transaction.path(&format!("small-{}", digest.hex()));
     files::write_atomically(&path, bytes)?;

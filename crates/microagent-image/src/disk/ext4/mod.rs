@@ -411,7 +411,7 @@ impl Writer<'_, '_, '_> {
                 }
             }
             Kind::Character(major, minor) | Kind::Block(major, minor) => {
-                device(&mut inode.block, *major, *minor)
+                device(&mut inode.block, *major, *minor);
             }
             Kind::Fifo | Kind::Free => {}
         }
@@ -577,7 +577,7 @@ impl Bitmaps {
             let mut block = from;
             while block < to {
                 let bit = block - first;
-                if bit % 8 == 0 && to - block >= 8 {
+                if bit.is_multiple_of(8) && to - block >= 8 {
                     bitmap[(bit / 8) as usize] = if used { 0xff } else { 0 };
                     block += 8;
                 } else {

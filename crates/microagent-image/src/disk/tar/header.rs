@@ -3,6 +3,9 @@
 /// Bytes of a tar block.
 pub(crate) const BLOCK: usize = 512;
 
+/// Segments of a sparse map as written: offset and length, unchecked.
+pub(crate) type RawMap = Vec<(i128, i128)>;
+
 /// A header's dialect decides what its last bytes mean.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Dialect {
@@ -101,7 +104,7 @@ impl<'a> Header<'a> {
     }
 
     /// Old GNU sparse header: the first four segments, whether more follow, and the real size.
-    pub(crate) fn gnu_sparse(&self) -> Result<(Vec<(i128, i128)>, bool, i128), String> {
+    pub(crate) fn gnu_sparse(&self) -> Result<(RawMap, bool, i128), String> {
         let segments = sparse_entries(&self.0[386..482])?;
         let real = number(&self.0[483..495]).map_err(|e| format!("real size field {e}"))?;
         Ok((segments, self.0[482] != 0, real))
@@ -109,13 +112,11 @@ impl<'a> Header<'a> {
 }
 
 /// The segments of an old GNU sparse extension block and whether another block follows.
-pub(crate) fn gnu_sparse_extension(
-    block: &[u8; BLOCK],
-) -> Result<(Vec<(i128, i128)>, bool), String> {
+pub(crate) fn gnu_sparse_extension(block: &[u8; BLOCK]) -> Result<(RawMap, bool), String> {
     Ok((sparse_entries(&block[..504])?, block[504] != 0))
 }
 
-fn sparse_entries(bytes: &[u8]) -> Result<Vec<(i128, i128)>, String> {
+fn sparse_entries(bytes: &[u8]) -> Result<RawMap, String> {
     let mut segments = Vec::new();
     for entry in bytes.chunks_exact(24) {
         if entry[0] == 0 || entry[12] == 0 {

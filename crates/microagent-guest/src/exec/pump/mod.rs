@@ -2,20 +2,27 @@
 //! loop with bounded buffers. What cannot be passed on is not read, so the
 //! process waits for the host and never fills the guest's memory.
 
-use std::{collections::VecDeque, fs::File, os::fd::OwnedFd, time::Duration};
+mod input;
+mod output;
+
+use std::{fs::File, os::fd::OwnedFd, time::Duration};
 
 use microagent_protocol::{
     ExitStatus, Frame, FrameError, FrameKind, TtySize,
     exec::ExitReport,
-    frame::{HEADER, MAX_DATA, STDIN_WINDOW, encode_header, write_frame, write_json},
+    frame::{HEADER, MAX_DATA, write_frame, write_json},
     guest::SessionReply,
 };
 use rustix::{
+    buffer::spare_capacity,
     event::{PollFd, PollFlags, Timespec, poll},
-    io::{Errno, ioctl_fionbio, read, write},
-    pipe::fcntl_getpipe_size,
+    io::{Errno, ioctl_fionbio, read},
 };
 
+use self::{
+    input::Input,
+    output::{Outgoing, Output},
+};
 use super::terminal;
 use crate::{
     error::{Context, Error},
@@ -23,10 +30,6 @@ use crate::{
     vsock,
 };
 
-/// What a terminal may hold of a process that has ended.
-const TERMINAL_BUFFER: usize = 128 * 1024;
-/// Credit is given in parts of this size, or when everything was taken.
-const CREDIT_STEP: u32 = STDIN_WINDOW / 4;
 /// How long a process may take to end after the host hung up.
 const HANGUP_GRACE: Duration = Duration::from_secs(2);
 /// How long the kernel may take to end a killed process.
@@ -68,17 +71,8 @@ impl<'a> Pump<'a> {
             terminal: sides.terminal,
             incoming: Vec::new(),
             outgoing: Outgoing::default(),
-            input: Input {
-                fd: sides.input,
-                ..Input::default()
-            },
-            outputs: outputs
-                .map(|(kind, fd)| Output {
-                    kind,
-                    fd: Some(fd),
-                    left: None,
-                })
-                .collect(),
+            input: Input::new(sides.input),
+            outputs: outputs.map(|(kind, fd)| Output::new(kind, fd)).collect(),
             exited: false,
         }
     }
@@ -104,24 +98,24 @@ impl<'a> Pump<'a> {
         report: impl FnOnce(&ExitStatus) -> ExitReport,
     ) -> Result<(), Error> {
         self.prepare()?;
-        write_json(&mut self.outgoing.bytes, FrameKind::Header, reply)?;
+        write_json(self.outgoing.buffer(), FrameKind::Header, reply)?;
         loop {
             self.outgoing.flush(&self.stream)?;
             if self.outgoing.is_empty() && self.input.credit_due() {
-                let credit = std::mem::take(&mut self.input.taken).to_be_bytes();
-                write_frame(&mut self.outgoing.bytes, FrameKind::StdinCredit, &credit)?;
+                let credit = self.input.grant().to_be_bytes();
+                write_frame(self.outgoing.buffer(), FrameKind::StdinCredit, &credit)?;
                 continue;
             }
             if self.outgoing.is_empty()
                 && self.exited
-                && self.outputs.iter().all(|output| output.fd.is_none())
+                && self.outputs.iter().all(|output| output.fd().is_none())
             {
                 break;
             }
             self.step()?;
         }
         if let Some(status) = self.child.exit.status() {
-            write_json(&mut self.outgoing.bytes, FrameKind::Exit, &report(status))?;
+            write_json(self.outgoing.buffer(), FrameKind::Exit, &report(status))?;
         }
         while !self.outgoing.is_empty() {
             wait(&mut [PollFd::new(&self.stream, PollFlags::OUT)], None)?;
@@ -133,8 +127,8 @@ impl<'a> Pump<'a> {
     fn prepare(&self) -> Result<(), Error> {
         vsock::set_timeouts(&self.stream, None, None).context("unbound the session")?;
         ioctl_fionbio(&self.stream, true).context("unblock the session")?;
-        let fds = self.outputs.iter().filter_map(|output| output.fd.as_ref());
-        for fd in fds.chain(&self.input.fd) {
+        let fds = self.outputs.iter().filter_map(Output::fd);
+        for fd in fds.chain(self.input.fd()) {
             ioctl_fionbio(fd, true).context("unblock a stream")?;
         }
         Ok(())
@@ -149,13 +143,14 @@ impl<'a> Pump<'a> {
         if ready.input {
             self.input.feed();
         }
-        for index in 0..self.outputs.len() {
-            let output = &mut self.outputs[index];
+        for (index, output) in self.outputs.iter_mut().enumerate() {
             if self.outgoing.is_empty() && (self.exited || ready.outputs & (1 << index) != 0) {
                 output.read_into(&mut self.outgoing)?;
                 self.outgoing.flush(&self.stream)?;
             }
         }
+        // Whoever came last comes first next time, so that neither starves the other.
+        self.outputs.reverse();
         if ready.stream {
             self.receive()?;
         }
@@ -181,8 +176,7 @@ impl<'a> Pump<'a> {
         });
         let input = self
             .input
-            .fd
-            .as_ref()
+            .fd()
             .filter(|_| self.input.wants_to_write())
             .map(|fd| {
                 fds.push(PollFd::new(fd, PollFlags::OUT));
@@ -191,7 +185,7 @@ impl<'a> Pump<'a> {
         let first_output = fds.len();
         let mut indices = Vec::with_capacity(2);
         for (index, output) in self.outputs.iter().enumerate() {
-            if let Some(fd) = output.fd.as_ref().filter(|_| !writing && !draining) {
+            if let Some(fd) = output.fd().filter(|_| !writing && !draining) {
                 fds.push(PollFd::new(fd, PollFlags::IN));
                 indices.push(index);
             }
@@ -217,23 +211,16 @@ impl<'a> Pump<'a> {
     fn note_exit(&mut self) {
         self.exited = true;
         self.input.close();
-        for output in &mut self.outputs {
-            let held = output
-                .fd
-                .as_ref()
-                .and_then(|fd| fcntl_getpipe_size(fd).ok());
-            output.left = Some(held.unwrap_or(TERMINAL_BUFFER));
-        }
+        self.outputs.iter_mut().for_each(Output::note_exit);
     }
 
     fn receive(&mut self) -> Result<(), Error> {
-        let start = self.incoming.len();
-        self.incoming.resize(start + HEADER + MAX_DATA, 0);
-        let result = read(&self.stream, &mut self.incoming[start..]);
-        self.incoming.truncate(start + result.unwrap_or(0));
+        self.incoming.reserve_exact(HEADER + MAX_DATA);
+        let result = read(&self.stream, spare_capacity(&mut self.incoming));
         match result {
             Ok(0) => return Err(Error::HostGone),
             Ok(_) | Err(Errno::AGAIN | Errno::INTR) => {}
+            Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::HostGone),
             Err(error) => return Err(FrameError::Io(error.into()).into()),
         }
         let buffer = std::mem::take(&mut self.incoming);
@@ -313,159 +300,5 @@ fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Error> {
     }
 }
 
-/// Bytes on their way to the host: at most one data frame.
-#[derive(Default)]
-struct Outgoing {
-    bytes: Vec<u8>,
-    sent: usize,
-}
-
-impl Outgoing {
-    fn is_empty(&self) -> bool {
-        self.bytes.is_empty()
-    }
-
-    /// Sends what the stream takes.
-    fn flush(&mut self, stream: &File) -> Result<(), Error> {
-        while self.sent < self.bytes.len() {
-            match write(stream, &self.bytes[self.sent..]) {
-                Ok(count) => self.sent += count,
-                Err(Errno::AGAIN) => return Ok(()),
-                Err(Errno::INTR) => {}
-                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::HostGone),
-                Err(error) => return Err(FrameError::Io(error.into()).into()),
-            }
-        }
-        self.bytes.clear();
-        self.sent = 0;
-        Ok(())
-    }
-}
-
-/// Standard output or error.
-struct Output {
-    kind: FrameKind,
-    /// Gone at its end.
-    fd: Option<OwnedFd>,
-    /// After the process's end, how many bytes may still be its own.
-    left: Option<usize>,
-}
-
-impl Output {
-    /// Reads what is there, as one frame. `outgoing` must be empty.
-    fn read_into(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
-        let Some(fd) = &self.fd else {
-            return Ok(());
-        };
-        let most = self.left.unwrap_or(MAX_DATA).min(MAX_DATA);
-        outgoing.bytes.resize(HEADER + most, 0);
-        let result = if most == 0 {
-            Ok(0)
-        } else {
-            read(fd, &mut outgoing.bytes[HEADER..])
-        };
-        let count = result.unwrap_or(0);
-        outgoing
-            .bytes
-            .truncate(if count == 0 { 0 } else { HEADER + count });
-        match result {
-            Ok(count) if count > 0 => {
-                outgoing.bytes[..HEADER].copy_from_slice(&encode_header(self.kind, count)?);
-                self.left = self.left.map(|left| left - count);
-            }
-            Err(Errno::INTR) => {}
-            // A process that runs may write more; of one that has ended this was all.
-            Err(Errno::AGAIN) if self.left.is_none() => {}
-            // The end, or (a terminal says so by EIO) nobody left to write.
-            _ => self.fd = None,
-        }
-        Ok(())
-    }
-}
-
-/// Standard input, on its way to the process.
-#[derive(Default)]
-struct Input {
-    /// Gone when it is closed, or was never there.
-    fd: Option<OwnedFd>,
-    queue: VecDeque<u8>,
-    /// Bytes taken since credit was given.
-    taken: u32,
-    /// The last byte that was taken in.
-    last: Option<u8>,
-    ended: bool,
-    /// Whether it is a terminal, which stays open after the end of input.
-    is_terminal: bool,
-}
-
-impl Input {
-    /// Takes bytes of the host in.
-    fn take(&mut self, bytes: &[u8]) -> Result<(), Error> {
-        if self.fd.is_none() || self.ended {
-            // Nobody reads it, but the host must not wait.
-            self.taken = self.taken.saturating_add(bytes.len() as u32);
-            return Ok(());
-        }
-        if self.queue.len() + bytes.len() > STDIN_WINDOW as usize {
-            return Err(Error::Malformed {
-                what: "the standard input".to_owned(),
-                why: format!("more than {STDIN_WINDOW} bytes came ahead of credit"),
-            });
-        }
-        self.queue.extend(bytes);
-        self.last = bytes.last().copied().or(self.last);
-        Ok(())
-    }
-
-    /// The host has no more.
-    fn end(&mut self, terminal: Option<&OwnedFd>) {
-        if self.ended {
-            return;
-        }
-        self.ended = true;
-        if let Some(terminal) = terminal.filter(|_| self.fd.is_some()) {
-            self.queue
-                .extend(terminal::end_of_input(terminal, self.last));
-        } else if self.queue.is_empty() {
-            self.fd = None;
-        }
-        self.is_terminal = terminal.is_some();
-    }
-
-    fn wants_to_write(&self) -> bool {
-        !self.queue.is_empty()
-    }
-
-    fn credit_due(&self) -> bool {
-        self.taken >= CREDIT_STEP || (self.taken > 0 && self.queue.is_empty())
-    }
-
-    /// Gives the process what it takes.
-    fn feed(&mut self) {
-        while let (Some(fd), (bytes, _)) = (&self.fd, self.queue.as_slices()) {
-            if bytes.is_empty() {
-                break;
-            }
-            match write(fd, bytes) {
-                Ok(count) => {
-                    self.queue.drain(..count);
-                    self.taken = self.taken.saturating_add(count as u32);
-                }
-                Err(Errno::INTR) => {}
-                Err(Errno::AGAIN) => return,
-                // It does not read any more.
-                Err(_) => self.close(),
-            }
-        }
-        if self.ended && !self.is_terminal {
-            self.fd = None;
-        }
-    }
-
-    /// Nobody reads it any more: whatever comes is taken and dropped.
-    fn close(&mut self) {
-        self.fd = None;
-        self.taken = self.taken.saturating_add(self.queue.len() as u32);
-        self.queue.clear();
-    }
-}
+#[cfg(test)]
+mod tests;

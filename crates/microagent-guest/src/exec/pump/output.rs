@@ -1,0 +1,117 @@
+//! What a process writes, and what is on its way to the host: one frame at a time.
+
+use std::{fs::File, os::fd::OwnedFd};
+
+use microagent_protocol::{
+    FrameError, FrameKind,
+    frame::{HEADER, MAX_DATA, encode_header},
+};
+use rustix::{
+    io::{Errno, read, write},
+    pipe::fcntl_getpipe_size,
+};
+
+use crate::error::Error;
+
+/// The most output of one frame: with its header it fills one packet of a
+/// virtio socket, where a byte more would cost another.
+const MOST_OUTPUT: usize = MAX_DATA - HEADER;
+/// What a terminal may hold of a process that has ended.
+const TERMINAL_BUFFER: usize = 128 * 1024;
+
+/// Bytes on their way to the host: at most one data frame.
+#[derive(Default)]
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    sent: usize,
+}
+
+impl Outgoing {
+    /// Where a frame is written, when it is empty.
+    pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
+    /// Whether everything is sent.
+    pub(super) fn is_empty(&self) -> bool {
+        self.bytes.is_empty()
+    }
+
+    /// Sends what the stream takes.
+    pub(super) fn flush(&mut self, stream: &File) -> Result<(), Error> {
+        while self.sent < self.bytes.len() {
+            match write(stream, &self.bytes[self.sent..]) {
+                Ok(count) => self.sent += count,
+                Err(Errno::AGAIN) => return Ok(()),
+                Err(Errno::INTR) => {}
+                Err(Errno::PIPE | Errno::CONNRESET) => return Err(Error::HostGone),
+                Err(error) => return Err(FrameError::Io(error.into()).into()),
+            }
+        }
+        self.bytes.clear();
+        self.sent = 0;
+        Ok(())
+    }
+}
+
+/// Standard output or error.
+pub(super) struct Output {
+    kind: FrameKind,
+    /// Gone at its end.
+    fd: Option<OwnedFd>,
+    /// After the process's end, how many bytes may still be its own.
+    left: Option<usize>,
+}
+
+impl Output {
+    /// Output of `kind` that is read at `fd`.
+    pub(super) fn new(kind: FrameKind, fd: OwnedFd) -> Self {
+        Self {
+            kind,
+            fd: Some(fd),
+            left: None,
+        }
+    }
+
+    /// Where it is read, until its end.
+    pub(super) fn fd(&self) -> Option<&OwnedFd> {
+        self.fd.as_ref()
+    }
+
+    /// The process has ended: from now on only what is there already counts,
+    /// as a child left behind may hold it open, or write, for ever.
+    pub(super) fn note_exit(&mut self) {
+        let held = self.fd.as_ref().and_then(|fd| fcntl_getpipe_size(fd).ok());
+        self.left = Some(held.unwrap_or(TERMINAL_BUFFER));
+    }
+
+    /// Reads what is there, as one frame. `outgoing` must be empty.
+    pub(super) fn read_into(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
+        let Some(fd) = &self.fd else {
+            return Ok(());
+        };
+        let most = self.left.unwrap_or(MOST_OUTPUT).min(MOST_OUTPUT);
+        outgoing.bytes.resize(HEADER + most, 0);
+        let result = if most == 0 {
+            Ok(0)
+        } else {
+            read(fd, &mut outgoing.bytes[HEADER..])
+        };
+        let count = result.unwrap_or(0);
+        outgoing
+            .bytes
+            .truncate(if count == 0 { 0 } else { HEADER + count });
+        match result {
+            Ok(count) if count > 0 => {
+                outgoing.bytes[..HEADER].copy_from_slice(&encode_header(self.kind, count)?);
+                self.left = self.left.map(|left| left - count);
+            }
+            Err(Errno::INTR) => {}
+            // A process that runs may write more; of one that has ended this was all.
+            Err(Errno::AGAIN) if self.left.is_none() => {}
+            // The end, or (a terminal says so by EIO) nobody left to write.
+            _ => self.fd = None,
+        }
+        Ok(())
+    }
+}

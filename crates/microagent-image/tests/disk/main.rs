@@ -1,0 +1,526 @@
+//! Base disks against the truth: umoci, e2fsck, the kernel, a naive model, and hostile archives.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+
+mod archive;
+mod hostile;
+mod model;
+mod oracle;
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use archive::{DIR, FILE, Meta, Tar, header};
+use microagent_image::disk::{
+    BuildOptions, BuildProgress, Compression, DiskError, build, create_scratch,
+};
+use oracle::{
+    Mounted, assert_same, build_plain, directory, e2fsck, facts, gzip, source, tool, umoci,
+};
+use sha2::{Digest, Sha256};
+
+/// VFS capability revision 2, effective, cap_net_raw.
+const CAPABILITY: [u8; 20] = [
+    1, 0, 0, 2, 0, 0x20, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
+];
+
+fn nasty() -> Vec<Vec<u8>> {
+    let long = "n".repeat(255);
+    let long_target = "t/".repeat(100);
+    let mut first = Tar::default()
+        .dir("./", DIR)
+        .dir("usr/", DIR)
+        .dir("usr/bin/", DIR)
+        .symlink("bin", "usr/bin")
+        .file("usr/bin/su", b"setuid", FILE.mode(0o4755))
+        .file("usr/bin/wall", b"setgid", FILE.mode(0o2755).owner(0, 5))
+        .dir("tmp/", DIR.mode(0o1777))
+        .pax(&[
+            ("SCHILY.xattr.security.capability", &CAPABILITY),
+            ("mtime", b"1600000000.123456789"),
+        ])
+        .file("usr/bin/ping", &[7; 9000], FILE.mode(0o755))
+        .pax(&[
+            ("SCHILY.xattr.user.note", b"a\nb\0c"),
+            ("SCHILY.xattr.user.big", &[b'x'; 3000]),
+        ])
+        .file("usr/noted", b"with attributes", FILE)
+        .pax(&[("SCHILY.xattr.user.on-directory", b"yes")])
+        .dir("usr/noted.d/", DIR.mode(0o2750).owner(1000, 1000))
+        .file("secret", b"nobody may read this", FILE.mode(0))
+        .file("high", b"70000", FILE.owner(70_000, 4_000_000_000))
+        .file(&format!("usr/{long}"), b"long name", FILE)
+        .file(r"usr/a\x2db", b"escaped", FILE)
+        .file("usr/new\nline \u{e4}\u{1f980}", b"odd", FILE)
+        .symlink("loop-a", "loop-b")
+        .symlink("loop-b", "loop-a")
+        .symlink("absolute", "/etc/shadow")
+        .symlink("escape", "../../../../etc/passwd")
+        .symlink("long-link", &long_target)
+        .symlink("link59", &"5".repeat(59))
+        .symlink("link60", &"6".repeat(60))
+        .dir("dev/", DIR)
+        .node(b'3', "dev/null", (1, 3), FILE.mode(0o666))
+        .node(b'3', "dev/high", (511, 70_000), FILE)
+        .node(b'4', "dev/loop", (7, 300), FILE.mode(0o660).owner(0, 6))
+        .node(b'6', "dev/fifo", (0, 0), FILE.mode(0o600))
+        .dir("links/", DIR)
+        .file("links/one", b"one inode", FILE.mode(0o640))
+        .hard_link("links/two", "links/one")
+        .hard_link("usr/three", "./links/one")
+        .symlink("links/sym", "one")
+        .hard_link("links/sym2", "links/sym")
+        .dir("gone/", DIR)
+        .file("gone/a", b"a", FILE)
+        .dir("gone/deep/", DIR)
+        .file("gone/deep/b", b"b", FILE)
+        .file("whited", &[1; 100_000], FILE)
+        .dir("opaque/", DIR)
+        .file("opaque/old", b"old", FILE)
+        .dir("opaque/sub/", DIR)
+        .file("opaque/sub/old", b"old", FILE)
+        .file("morph", b"a file first", FILE)
+        .dir("morph2/", DIR)
+        .file("morph2/inside", b"x", FILE)
+        .file("empty", b"", FILE)
+        .file("zeros", &[0; 200_000], FILE)
+        .dir("many/", DIR);
+    for index in 0..20_000 {
+        first = first.file(
+            &format!("many/file-{index:05}"),
+            index.to_string().as_bytes(),
+            FILE.owner(index % 7, 0),
+        );
+    }
+    // PAX sparse 1.0: 1 GiB with data at 4 KiB (unaligned) and at the end.
+    let map = format!("3\n5000\n3000\n{}\n512\n{}\n0\n", (1 << 30) - 512, 1 << 30);
+    let mut stored = map.into_bytes();
+    stored.resize(512, 0);
+    stored.extend([9; 3000]);
+    stored.extend([8; 512]);
+    let size = (1u64 << 30).to_string();
+    let first = first
+        .pax(&[
+            ("GNU.sparse.major", b"1"),
+            ("GNU.sparse.minor", b"0"),
+            ("GNU.sparse.name", b"sparse"),
+            ("GNU.sparse.realsize", size.as_bytes()),
+        ])
+        .file("GNUSparseFile.1/sparse", &stored, FILE);
+    let second = Tar::default()
+        .whiteout(".wh.whited")
+        .whiteout(".wh.gone")
+        .dir("opaque/", DIR.mode(0o700))
+        .file("opaque/new", b"new", FILE)
+        .whiteout("opaque/.wh..wh..opq")
+        .dir("opaque/sub/", DIR)
+        .file("opaque/sub/new", b"new", FILE)
+        .dir("morph/", DIR)
+        .file("morph/child", b"now a directory", FILE)
+        .file("morph2", b"now a file", FILE)
+        .file("bin/through-link", b"lands in usr/bin", FILE)
+        .hard_link("links/four", "links/one")
+        .hard_link("through", "bin/su")
+        .file("links/two", b"no longer the same", FILE)
+        .whiteout("many/.wh.file-00007")
+        .whiteout("many/.wh.not-there")
+        .file("empty", b"not empty any more", FILE);
+    let third = Tar::default()
+        .file("morph", b"a file again", FILE)
+        .dir("morph2/", DIR)
+        .file("morph2/back", b"a directory again", FILE)
+        .dir("gone/", DIR.owner(3, 3))
+        .file("gone/c", b"back", FILE)
+        .whiteout("links/.wh.one")
+        .dir("usr/noted.d/", DIR.mode(0o755));
+    vec![first.end(), second.end(), third.end()]
+}
+
+#[test]
+fn nasty_image_is_what_umoci_unpacks() {
+    let work = directory();
+    let layers = nasty();
+    let disk = work.path().join("disk.ext4");
+    let built = build_plain(&layers, &disk).unwrap();
+    e2fsck(&disk);
+    assert!(
+        built.allocated_bytes < 300 << 20,
+        "the sparse file is sparse: {built:?}"
+    );
+    assert_eq!(fs::metadata(&disk).unwrap().mode() & 0o7777, 0o444);
+    assert_eq!(built.size_bytes, fs::metadata(&disk).unwrap().len());
+    assert_eq!(
+        built.sha256[..],
+        Sha256::digest(fs::read(&disk).unwrap())[..]
+    );
+    let theirs = umoci(&layers, work.path());
+    let mounted = Mounted::new(&disk);
+    let compared = assert_same(mounted.path(), &theirs);
+    assert_eq!(
+        compared as u64,
+        built.entries + hard_link_names(mounted.path())
+    );
+    assert_eq!(
+        fs::metadata(mounted.path().join("sparse"))
+            .unwrap()
+            .blocks(),
+        24,
+        "two blocks of data and one of zeros too short for a hole"
+    );
+    assert_eq!(
+        fs::read(mounted.path().join("usr/bin/through-link")).unwrap(),
+        b"lands in usr/bin"
+    );
+}
+
+fn hard_link_names(root: &Path) -> u64 {
+    facts(root)
+        .iter()
+        .filter(|(path, facts)| facts.same_as != **path)
+        .count() as u64
+}
+
+#[test]
+fn debian_is_what_umoci_unpacks() {
+    let cache = std::env::var_os("MICROAGENT_TEST_CACHE").map_or_else(
+        || Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
+        PathBuf::from,
+    );
+    fs::create_dir_all(&cache).unwrap();
+    let tar = cache.join("debian-bookworm-minbase.tar");
+    if !tar.exists() {
+        let partial = cache.join(format!(
+            "debian-bookworm-minbase.{}.tar",
+            std::process::id()
+        ));
+        tool(
+            "mmdebstrap",
+            "mmdebstrap",
+            &[
+                "--quiet",
+                "--variant=minbase",
+                "bookworm",
+                partial.to_str().unwrap(),
+            ],
+        );
+        fs::rename(&partial, &tar).unwrap();
+    }
+    let work = directory();
+    let layers = [fs::read(&tar).unwrap()];
+    let disk = work.path().join("disk.ext4");
+    let built = build_plain(&layers, &disk).unwrap();
+    e2fsck(&disk);
+    let theirs = umoci(&layers, work.path());
+    let mounted = Mounted::new(&disk);
+    let compared = assert_same(mounted.path(), &theirs);
+    assert!(compared > 5000, "{compared} entries");
+    assert_eq!(built.stream_bytes, layers[0].len() as u64);
+}
+
+#[test]
+fn equal_layers_give_equal_disks_however_they_are_compressed() {
+    let work = directory();
+    let layers = nasty();
+    let members: Vec<Vec<u8>> = layers
+        .iter()
+        .map(|layer| [gzip(&layer[..700]), gzip(&layer[700..])].concat())
+        .collect();
+    let frames: Vec<Vec<u8>> = layers
+        .iter()
+        .map(|layer| {
+            let frame = |bytes: &[u8]| zstd::stream::encode_all(bytes, 1).unwrap();
+            // A skippable frame in front, then two frames.
+            [
+                vec![0x50, 0x2a, 0x4d, 0x18, 2, 0, 0, 0, 9, 9],
+                frame(&layer[..5000]),
+                frame(&layer[5000..]),
+            ]
+            .concat()
+        })
+        .collect();
+    let one = build_plain(&layers, &work.path().join("one")).unwrap();
+    for other in [&members, &frames] {
+        let path = work.path().join("two");
+        let two = build_plain(other, &path).unwrap();
+        assert_eq!(
+            (one.sha256, one.size_bytes, one.uuid),
+            (two.sha256, two.size_bytes, two.uuid)
+        );
+        assert_eq!(
+            fs::read(work.path().join("one")).unwrap(),
+            fs::read(&path).unwrap()
+        );
+    }
+    assert_eq!(one.diff_ids[0][..], Sha256::digest(&layers[0])[..]);
+    let changed = build_plain(&layers[..2], &work.path().join("three")).unwrap();
+    assert_ne!(one.uuid, changed.uuid);
+}
+
+#[test]
+fn diff_ids_are_held() {
+    let work = directory();
+    let layer = Tar::default().file("a", b"content", FILE).end();
+    let right: [u8; 32] = Sha256::digest(&layer).into();
+    let disk = work.path().join("disk");
+    let mut events = Vec::new();
+    build(
+        vec![source(
+            "right",
+            gzip(&layer),
+            Compression::Gzip,
+            Some(right),
+        )],
+        &disk,
+        &BuildOptions::default(),
+        &mut |progress| events.push(format!("{progress:?}")),
+    )
+    .unwrap();
+    assert!(
+        events[0].contains("right") && events.last().unwrap().contains("Finishing"),
+        "{events:?}"
+    );
+    let before = fs::read(&disk).unwrap();
+    let error = build(
+        vec![source(
+            "sha256:wrong",
+            layer.clone(),
+            Compression::None,
+            Some([7; 32]),
+        )],
+        &disk,
+        &BuildOptions::default(),
+        &mut |progress| assert!(!matches!(progress, BuildProgress::Finishing)),
+    )
+    .unwrap_err();
+    assert!(
+        matches!(&error, DiskError::DiffId { layer, .. } if layer == "sha256:wrong"),
+        "{error}"
+    );
+    assert_eq!(fs::read(&disk).unwrap(), before, "the old disk stays");
+    assert_eq!(
+        fs::read_dir(work.path()).unwrap().count(),
+        1,
+        "nothing is left behind"
+    );
+}
+
+#[test]
+fn an_image_without_layers_is_an_empty_disk() {
+    let work = directory();
+    let disk = work.path().join("disk");
+    let built = build_plain(&[], &disk).unwrap();
+    assert_eq!(built.entries, 1);
+    e2fsck(&disk);
+    assert_eq!(fs::read_dir(Mounted::new(&disk).path()).unwrap().count(), 0);
+}
+
+#[test]
+fn what_tar_can_say_in_many_ways() {
+    let work = directory();
+    let mut old = header(b'S', b"old-gnu", b"", 1024, FILE, (0, 0));
+    old[257..265].copy_from_slice(b"ustar  \0");
+    old[345..512].fill(0);
+    for (index, (offset, length)) in [(4096u64, 512u64), (65_536, 512)].into_iter().enumerate() {
+        archive::octal(&mut old[386 + index * 24..398 + index * 24], offset);
+        archive::octal(&mut old[398 + index * 24..410 + index * 24], length);
+    }
+    archive::octal(&mut old[483..495], 100_000);
+    archive::checksum(&mut old);
+    let mut prefixed = header(b'0', b"name", b"", 0, FILE, (0, 0));
+    prefixed[345..355].copy_from_slice(b"prefix/dir");
+    archive::checksum(&mut prefixed);
+    let mut v7 = header(0, b"v7dir/", b"", 0, DIR, (0, 0));
+    v7[257..345].fill(0);
+    archive::checksum(&mut v7);
+    let mut binary = [0u8; 512];
+    binary.copy_from_slice(&header(b'0', b"before-1970", b"", 0, FILE, (0, 0)));
+    binary[136..148].fill(0xff);
+    archive::checksum(&mut binary);
+    let long = "d/".repeat(100) + "file";
+    let layer = Tar::default()
+        .raw(&old)
+        .raw(&[[5u8; 512], [6; 512]].concat())
+        .raw(&prefixed)
+        .raw(&v7)
+        .raw(&binary)
+        .gnu_long(b'L', long.as_bytes())
+        .raw(&header(b'0', b"cut", b"", 0, FILE, (0, 0)))
+        .pax(&[
+            ("GNU.sparse.map", b"0,3,8192,2"),
+            ("GNU.sparse.size", b"9000"),
+            ("GNU.sparse.name", b"sparse-0.1"),
+        ])
+        .file("x", b"abcde", FILE)
+        .pax(&[
+            ("GNU.sparse.size", b"9000"),
+            ("GNU.sparse.numblocks", b"2"),
+            ("GNU.sparse.offset", b"0"),
+            ("GNU.sparse.numbytes", b"3"),
+            ("GNU.sparse.offset", b"8192"),
+            ("GNU.sparse.numbytes", b"2"),
+        ])
+        .file("sparse-0.0", b"abcde", FILE)
+        .extension(
+            b'g',
+            &[("uid", b"77"), ("SCHILY.xattr.user.all", b"global")],
+        )
+        .file("global", b"", FILE)
+        .pax(&[("uid", b"78"), ("LIBARCHIVE.xattr.user.more", b"bW9yZQ")])
+        .file("local", b"", FILE)
+        .extension(b'g', &[("uid", b"")])
+        .file("global-over", b"", FILE)
+        .raw(&header(b'0', b"raw-\xff-name", b"", 0, FILE, (0, 0)))
+        .end();
+    let disk = work.path().join("disk");
+    build_plain(&[layer], &disk).unwrap();
+    e2fsck(&disk);
+    let mounted = Mounted::new(&disk);
+    let all = facts(mounted.path());
+    let get = |name: &str| &all[Path::new(name)];
+    let read = |name: &str| fs::read(mounted.path().join(name)).unwrap();
+    assert_eq!(read("old-gnu").len(), 100_000);
+    assert_eq!(&read("old-gnu")[4096..4608], &[5; 512]);
+    assert_eq!(&read("old-gnu")[65_536..66_048], &[6; 512]);
+    for name in ["sparse-0.0", "sparse-0.1"] {
+        assert_eq!(
+            (read(name).len(), &read(name)[..4], &read(name)[8192..8195]),
+            (9000, &b"abc\0"[..], &b"de\0"[..])
+        );
+    }
+    assert_eq!(get("prefix/dir/name").kind, "file");
+    assert_eq!(get("v7dir").kind, "directory");
+    assert_eq!(get("before-1970").mtime, (-1, 0));
+    assert_eq!(get(&long).kind, "file");
+    assert_eq!(
+        (
+            get("global").owner.0,
+            get("local").owner.0,
+            get("global-over").owner.0
+        ),
+        (77, 78, 0)
+    );
+    assert_eq!(get("global").xattrs[&b"user.all".to_vec()], b"global");
+    assert_eq!(get("local").xattrs[&b"user.more".to_vec()], b"more");
+    assert!(
+        all.keys()
+            .any(|path| path.as_os_str().as_encoded_bytes() == b"raw-\xff-name"),
+        "byte names are kept"
+    );
+}
+
+#[test]
+fn posix_acls_survive() {
+    let work = directory();
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    for (tag, permissions, id) in [
+        (1u16, 6u16, u32::MAX),
+        (2, 4, 1000),
+        (4, 4, u32::MAX),
+        (16, 4, u32::MAX),
+        (32, 0, u32::MAX),
+    ] {
+        acl.extend(tag.to_le_bytes());
+        acl.extend(permissions.to_le_bytes());
+        acl.extend(id.to_le_bytes());
+    }
+    let layer = Tar::default()
+        .pax(&[("SCHILY.xattr.system.posix_acl_access", &acl)])
+        .file("guarded", b"", FILE.mode(0o640))
+        .end();
+    let disk = work.path().join("disk");
+    build_plain(&[layer], &disk).unwrap();
+    e2fsck(&disk);
+    let mounted = Mounted::new(&disk);
+    assert_eq!(
+        facts(mounted.path())[Path::new("guarded")].xattrs[&b"system.posix_acl_access".to_vec()],
+        acl
+    );
+}
+
+#[test]
+fn a_file_with_thousands_of_holes() {
+    let work = directory();
+    let mut content = vec![0u8; 40 << 20];
+    for block in (0..content.len()).step_by(9 * 4096) {
+        content[block] = 1;
+    }
+    let layer = Tar::default().file("holes", &content, FILE).end();
+    let disk = work.path().join("disk");
+    let built = build_plain(&[layer], &disk).unwrap();
+    assert!(built.allocated_bytes < 6 << 20, "{built:?}");
+    e2fsck(&disk);
+    assert!(fs::read(Mounted::new(&disk).path().join("holes")).unwrap() == content);
+}
+
+#[test]
+fn parents_that_are_symlinks_stay_inside_the_root() {
+    let work = directory();
+    let first = Tar::default()
+        .dir("real/", DIR)
+        .symlink("up", "../../../../..")
+        .symlink("abs", "/real")
+        .symlink("dangling", "not/yet/there")
+        .symlink("chain", "abs")
+        .end();
+    let second = Tar::default()
+        .file("up/in-root", b"1", FILE)
+        .file("abs/in-real", b"2", FILE)
+        .file("dangling/made", b"3", FILE)
+        .file("chain/../beside", b"4", Meta { ..FILE });
+    // `..` in a name is refused even where a link makes it harmless.
+    assert!(build_plain(&[first.clone(), second.end()], &work.path().join("refused")).is_err());
+    let second = Tar::default()
+        .file("up/in-root", b"1", FILE)
+        .file("abs/in-real", b"2", FILE)
+        .file("dangling/made", b"3", FILE)
+        .file("chain/by-chain", b"4", FILE)
+        .end();
+    let layers = [first, second];
+    let disk = work.path().join("disk");
+    build_plain(&layers, &disk).unwrap();
+    let theirs = umoci(&layers, work.path());
+    let mounted = Mounted::new(&disk);
+    for name in [
+        "in-root",
+        "real/in-real",
+        "not/yet/there/made",
+        "real/by-chain",
+    ] {
+        assert!(mounted.path().join(name).is_file(), "{name}");
+        assert!(theirs.join(name).is_file(), "umoci: {name}");
+    }
+}
+
+#[test]
+fn a_scratch_disk_is_empty_journaled_and_sparse() {
+    let work = directory();
+    for mebibytes in [16, 512, 16384] {
+        let path = work.path().join(format!("scratch-{mebibytes}"));
+        create_scratch(&path, mebibytes).unwrap();
+        e2fsck(&path);
+        let metadata = fs::metadata(&path).unwrap();
+        assert_eq!(
+            (metadata.len(), metadata.mode() & 0o7777),
+            (mebibytes << 20, 0o600)
+        );
+        assert!(
+            metadata.blocks() * 512 < 8 << 20,
+            "{} bytes",
+            metadata.blocks() * 512
+        );
+        let features = tool("e2fsprogs", "dumpe2fs", &["-h", path.to_str().unwrap()]);
+        assert!(features.contains("has_journal"), "{features}");
+    }
+    assert_ne!(fs::read(work.path().join("scratch-16")).unwrap(), {
+        create_scratch(&work.path().join("scratch-16"), 16).unwrap();
+        fs::read(work.path().join("scratch-16")).unwrap()
+    });
+    for impossible in [0, 15, u64::MAX] {
+        let error = create_scratch(&work.path().join("no"), impossible).unwrap_err();
+        assert!(
+            error.to_string().contains(&impossible.to_string()),
+            "{error}"
+        );
+    }
+}
