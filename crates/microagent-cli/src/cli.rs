@@ -46,10 +46,10 @@ pub(crate) struct Cli {
 pub(crate) struct Globals {
     /// Print one JSON document; the same as --output json
     #[arg(long, global = true, conflicts_with = "output")]
-    json: bool,
+    pub(crate) json: bool,
     /// The form of results and errors [default: text, or the value of MICROAGENT_OUTPUT]
     #[arg(long, global = true, value_name = "FORM")]
-    output: Option<Form>,
+    pub(crate) output: Option<Form>,
     /// No progress and no notices
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
@@ -164,7 +164,7 @@ pub(crate) fn run_error(kind: ErrorKind, message: impl std::fmt::Display) -> cla
 }
 
 fn usage_error(error: &clap::Error) -> ExitCode {
-    if let Some(guidance) = refusals::command(error) {
+    if let Some(guidance) = refusals::command(error, &Cli::command()) {
         output::to_stderr(&format!("error: {guidance}\n"));
         return ExitCode::from(EXIT_USAGE);
     }
@@ -307,13 +307,17 @@ mod tests {
             (["microagent", "pull", "debian"], "microagent images pull"),
         ] {
             let error = parse(words).unwrap_err();
-            let guidance = refusals::command(&error).unwrap();
+            let guidance = refusals::command(&error, &Cli::command()).unwrap();
             assert!(
                 guidance.contains(hint) && guidance.contains(words[1]),
                 "{guidance}"
             );
         }
         let error = parse(["microagent", "rnu", "x"]).unwrap_err();
-        assert!(refusals::command(&error).is_none() && error.to_string().contains("run"));
+        let guidance = refusals::command(&error, &Cli::command()).unwrap();
+        assert!(guidance.contains("microagent run"), "{guidance}");
+        let error = parse(["microagent", "doctr"]).unwrap_err();
+        assert!(refusals::command(&error, &Cli::command()).is_none());
+        assert!(error.to_string().contains("doctor"), "{error}");
     }
 }

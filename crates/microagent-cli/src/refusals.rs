@@ -231,14 +231,28 @@ const COMMANDS: &[(&str, &str)] = &[
 const BUILD: &str = "Images are built by other tools; bring the result in with `microagent images import` (an archive) or \
      `microagent images pull` (a registry).";
 
-/// The answer to a command that another program has, if `error` is about one.
-pub(crate) fn command(error: &clap::Error) -> Option<String> {
+/// The answer to a command that there is none of: where another program has it, or where two
+/// letters changed places (the parser's own suggestions miss that in short words).
+pub(crate) fn command(error: &clap::Error, known: &Command) -> Option<String> {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;
     }
     let Some(ContextValue::String(name)) = error.get(ContextKind::InvalidSubcommand) else {
         return None;
     };
-    let (name, instead) = COMMANDS.iter().find(|(known, _)| known == name)?;
-    Some(format!("microagent has no command `{name}`. {instead}"))
+    if let Some((name, instead)) = COMMANDS.iter().find(|(other, _)| other == name) {
+        return Some(format!("microagent has no command `{name}`. {instead}"));
+    }
+    let letters = |word: &str| {
+        let mut letters: Vec<char> = word.chars().collect();
+        letters.sort_unstable();
+        letters
+    };
+    let meant = known
+        .get_subcommands()
+        .map(Command::get_name)
+        .find(|other| letters(other) == letters(name))?;
+    Some(format!(
+        "microagent has no command `{name}`. Did you mean `microagent {meant}`?"
+    ))
 }
