@@ -8,7 +8,7 @@ use std::{
     io,
     path::PathBuf,
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
@@ -92,6 +92,8 @@ pub(crate) struct Setup {
     pub(crate) sessions: Sessions,
     pub(crate) crew: Crew,
     pub(crate) owner_gone: Arc<AtomicBool>,
+    /// Set at the end, for clients that ask after it.
+    pub(crate) last_status: Arc<OnceLock<Status>>,
     pub(crate) launched_at: Instant,
 }
 
@@ -620,6 +622,8 @@ impl Engine {
         );
         self.setup.journal.close();
         self.setup.journal.sync();
+        // The first end is the only one.
+        let _ = self.setup.last_status.set(self.status());
         for reply in std::mem::take(&mut self.until_ready) {
             let mut report = ErrorReport::new(
                 if cause == EndCause::BootFailed {
