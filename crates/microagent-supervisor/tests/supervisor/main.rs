@@ -527,7 +527,7 @@ fn halt_is_clean_and_stop_is_not() {
         (Ask::Halt { grace_ms: 1_000 }, State::Halted),
         (Ask::Stop { grace_ms: 1_000 }, State::Stopped),
     ] {
-        let workspace = Workspace::new("normal");
+        let workspace = Workspace::new("slow");
         let mut machine = workspace.boot(false);
         machine.ready();
         machine.client().ask(Ask::Pause).unwrap();
@@ -569,7 +569,10 @@ fn a_guest_that_hears_nothing_cannot_hold_up_control() {
     assert!(stopping.join().unwrap().is_ok());
     assert!(asked.elapsed() < SOON);
     let cause = machine.end().1;
-    assert!(matches!(cause, EndCause::Requested | EndCause::Killed), "{cause:?}");
+    assert!(
+        matches!(cause, EndCause::Requested | EndCause::Killed),
+        "{cause:?}"
+    );
     gone(&workspace, &machine);
 }
 
