@@ -28,7 +28,7 @@ pub(crate) struct DoctorArgs {
 pub(crate) fn run(args: &DoctorArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
     let progress = Progress::new(screen);
-    progress.say("Booting a probe".to_owned());
+    progress.say("Booting a probe");
     let options = DoctorOptions::new().backend(args.backend).fresh(args.fresh);
     let report = microagent.doctor(&options);
     progress.clear();
