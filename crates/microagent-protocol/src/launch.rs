@@ -145,6 +145,11 @@ pub struct LaunchSpec {
     pub runtime_dir: PathBuf,
     /// Which backend to use.
     pub backend: BackendChoice,
+    /// Where verdicts on this host are kept for the rest of its boot, as in
+    /// [`HostQuery::cache_dir`](crate::supervisor::HostQuery::cache_dir); made
+    /// if missing. Without it the host is proved anew for every launch.
+    #[serde(default)]
+    pub host_cache: Option<PathBuf>,
     /// Guest memory.
     pub memory: Mebibytes,
     /// vCPUs.

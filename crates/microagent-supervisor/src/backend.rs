@@ -1,12 +1,17 @@
 //! Choosing a backend: the one place that knows which drivers there are.
 
-use std::ffi::OsString;
+use std::{ffi::OsString, fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf};
 
-use microagent_hypervisor::Hypervisor;
-use microagent_protocol::{
-    Backend, BackendChoice, LaunchSpec,
-    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
+use microagent_hypervisor::{
+    Hypervisor,
+    probe::{Depth, ProbeHost, probe},
 };
+use microagent_protocol::{
+    LaunchSpec,
+    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport, ProbeGuest},
+};
+
+use crate::Error;
 
 /// A driver that was chosen, and why.
 pub struct Chosen {
@@ -38,29 +43,72 @@ pub struct HostBackends;
 
 impl Backends for HostBackends {
     fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport> {
-        use microagent_hypervisor::qemu::{Accelerator, Qemu, QemuBinary};
-        let missing = |error: microagent_hypervisor::Error| {
-            ErrorReport::new(ErrorKind::Unsupported, error.to_string())
-        };
-        if spec.backend == BackendChoice::Only(Backend::QemuKvm) {
-            return Err(ErrorReport::new(
-                ErrorKind::Unsupported,
-                "qemu-kvm was not proved to work on this host",
-            ));
+        if let Some(cache) = &spec.host_cache {
+            // Without it everything works, only slower.
+            if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(cache) {
+                tracing::warn!("cannot make {}: {error}", cache.display());
+            }
         }
-        let binary = QemuBinary::find(&search_path()).map_err(missing)?;
-        let tsc_khz = microagent_hypervisor::measure_tsc_khz();
+        let probed = probe(
+            &ProbeHost {
+                search_path: &search_path(),
+                runtime_dir: &spec.runtime_dir,
+                depth: Depth::Choose,
+            },
+            &HostQuery {
+                backend: spec.backend,
+                probe: Some(ProbeGuest {
+                    kernel: spec.kernel.clone(),
+                    initramfs: spec.initramfs.clone(),
+                }),
+                cache_dir: spec.host_cache.clone(),
+                fresh: false,
+            },
+        );
+        let (driver, reason) = probed
+            .driver(spec.backend)
+            .map_err(|error| ErrorReport::new(ErrorKind::Unsupported, error.to_string()))?;
         Ok(Chosen {
-            hypervisor: Box::new(Qemu::new(binary, Accelerator::Tcg { tsc_khz })),
-            reason: "software emulation needs nothing of the host".to_owned(),
+            hypervisor: Box::new(driver),
+            reason,
         })
     }
 
-    fn host(&self, _: &HostQuery) -> Result<HostReport, ErrorReport> {
-        Err(ErrorReport::new(
-            ErrorKind::Unsupported,
-            "hosts are not probed yet",
-        ))
+    fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport> {
+        let place = ProbePlace::new()
+            .map_err(|error| Error::file("make", std::env::temp_dir())(error).report())?;
+        let probed = probe(
+            &ProbeHost {
+                search_path: &search_path(),
+                runtime_dir: &place.0,
+                depth: Depth::Prove,
+            },
+            query,
+        );
+        Ok(probed.report)
+    }
+}
+
+/// A private directory with a short path for a probe's sockets.
+struct ProbePlace(PathBuf);
+
+impl ProbePlace {
+    fn new() -> io::Result<Self> {
+        let mut random = [0_u8; 8];
+        getrandom::fill(&mut random).map_err(io::Error::other)?;
+        let name = format!("microagent-{:016x}", u64::from_ne_bytes(random));
+        let path = std::env::temp_dir().join(name);
+        // Fails if it is there: nobody else made it.
+        DirBuilder::new().mode(0o700).create(&path)?;
+        Ok(Self(path))
+    }
+}
+
+impl Drop for ProbePlace {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            tracing::warn!("cannot remove {}: {error}", self.0.display());
+        }
     }
 }
 

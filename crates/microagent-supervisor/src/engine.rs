@@ -9,6 +9,7 @@ use std::{
     path::PathBuf,
     sync::{
         Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
@@ -90,7 +91,17 @@ pub(crate) struct Setup {
     pub(crate) journal: Journal,
     pub(crate) sessions: Sessions,
     pub(crate) crew: Crew,
+    pub(crate) owner_gone: Arc<AtomicBool>,
     pub(crate) launched_at: Instant,
+}
+
+/// How a machine's life was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Over {
+    /// Why it ended.
+    pub(crate) cause: EndCause,
+    /// Whether its owner was gone before it could be told.
+    pub(crate) abandoned: bool,
 }
 
 pub(crate) struct Engine {
@@ -107,7 +118,7 @@ pub(crate) struct Engine {
     workload_asked: bool,
     capture: Option<Arc<Mutex<Capture>>>,
     saving: Option<JoinHandle<()>>,
-    end: Option<EndCause>,
+    over: Option<Over>,
 }
 
 /// One attempt's machine.
@@ -139,13 +150,13 @@ impl Engine {
             workload_asked: false,
             capture: None,
             saving: None,
-            end: None,
+            over: None,
         };
         (engine, outbox, actions.into())
     }
 
     /// Runs the machine to its end. The VMM is a child of the calling thread.
-    pub(crate) fn run(mut self, first: VecDeque<Action>) -> EndCause {
+    pub(crate) fn run(mut self, first: VecDeque<Action>) -> Over {
         self.setup.journal.record(
             State::Starting,
             EventKind::Starting {
@@ -155,8 +166,8 @@ impl Engine {
         );
         self.perform(first);
         loop {
-            if let Some(cause) = self.end {
-                return cause;
+            if let Some(over) = self.over {
+                return over;
             }
             let next = self.timers.iter().map(|(_, at)| *at).min();
             let message = match next {
@@ -442,7 +453,7 @@ impl Engine {
             backend: Some(self.setup.hypervisor.backend()),
             supervisor: self.setup.supervisor.clone(),
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
-            end: self.end,
+            end: self.over.map(|over| over.cause),
         }
     }
 
@@ -595,7 +606,10 @@ impl Engine {
             (None, Some(console)) => Some(format!("the console's last lines:\n{console}")),
             (detail, None) => detail,
         };
-        self.end = Some(cause);
+        self.over = Some(Over {
+            cause,
+            abandoned: self.setup.owner_gone.load(Ordering::SeqCst),
+        });
         self.setup.journal.record(
             state,
             EventKind::Ended {

@@ -7,10 +7,10 @@ use std::{
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
     sync::{
-        Arc, Mutex,
+        Arc, Condvar, Mutex, PoisonError,
         mpsc::{SyncSender, TrySendError, sync_channel},
     },
-    time::SystemTime,
+    time::{Instant, SystemTime},
 };
 
 use microagent_protocol::{
@@ -35,6 +35,8 @@ const TAIL: u64 = 256 * 1024;
 #[derive(Clone, Debug)]
 pub(crate) struct Journal {
     shared: Arc<Mutex<Inner>>,
+    /// Told when the first follower comes.
+    followed: Arc<Condvar>,
     path: PathBuf,
     /// Where this boot's events start.
     boot_offset: u64,
@@ -76,6 +78,7 @@ impl Journal {
                 next_follower: 0,
                 closed: false,
             })),
+            followed: Arc::default(),
             path,
             boot_offset: end.length,
         };
@@ -138,20 +141,22 @@ impl Journal {
         history.seek(SeekFrom::Start(self.boot_offset))?;
         let (queue, events) = sync_channel::<Arc<[u8]>>(QUEUE);
         let mut writer = stream.try_clone()?;
+        let kept = stream.try_clone()?;
         let (id, recorded) = {
             let mut inner = lock(&self.shared);
-            if inner.closed {
-                return Err(io::Error::other("the machine ended"));
-            }
             inner.next_follower += 1;
             let id = inner.next_follower;
-            inner.followers.push(Follower {
-                id,
-                queue,
-                stream: stream.try_clone()?,
-            });
+            // One who comes after the end gets the whole story and no more.
+            if !inner.closed {
+                inner.followers.push(Follower {
+                    id,
+                    queue,
+                    stream: kept,
+                });
+            }
             (id, inner.length.saturating_sub(self.boot_offset))
         };
+        self.followed.notify_all();
         let journal = self.clone();
         let spawned = crew.spawn("events", move || {
             let sent = send_history(history, recorded, &mut writer).and_then(|()| {
@@ -179,6 +184,22 @@ impl Journal {
         lock(&self.shared)
             .followers
             .retain(|follower| follower.id != id);
+    }
+
+    /// Waits for somebody to have followed, until `deadline`.
+    pub(crate) fn wait_followed(&self, deadline: Instant) {
+        let mut inner = lock(&self.shared);
+        while inner.next_follower == 0 {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return;
+            }
+            inner = self
+                .followed
+                .wait_timeout(inner, left)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
     }
 
     /// Lets every follower go once it has everything.
@@ -331,6 +352,10 @@ mod tests {
         assert_eq!(next(&mut reader).unwrap().sequence, 3);
         journal.close();
         assert!(next(&mut reader).is_none());
+        let mut late = follow(&journal, &crew);
+        assert_eq!(next(&mut late).unwrap().sequence, 2);
+        assert_eq!(next(&mut late).unwrap().sequence, 3);
+        assert!(next(&mut late).is_none());
         assert!(crew.wait_idle(std::time::Duration::from_secs(5)));
     }
 

@@ -11,7 +11,7 @@ use std::{
         },
     },
     path::Path,
-    sync::mpsc::Sender,
+    sync::{Arc, atomic::AtomicBool, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -26,7 +26,7 @@ use crate::{
     backend::Chosen,
     control::{self, Clients, Hub},
     crew::Crew,
-    engine::{Engine, Message, Setup, VSOCK_SOCKET},
+    engine::{Engine, Message, Over, Setup, VSOCK_SOCKET},
     events::Journal,
     lifecycle::{Action, Input},
     link,
@@ -43,6 +43,9 @@ const MAX_BOOT: u64 = 60 * 60 * 1000;
 
 /// The most output that may be kept of each stream: it is held in memory.
 const MAX_CAPTURE: u32 = 64 * 1024 * 1024;
+
+/// How long after the launch somebody who wants to follow it may take to connect.
+const GREETING: Duration = Duration::from_secs(2);
 
 /// How long clients may take to read the end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -165,6 +168,7 @@ pub(crate) struct Supervisor {
     clients: Clients,
     crew: Crew,
     serving: UnixStream,
+    launched_at: Instant,
 }
 
 impl Supervisor {
@@ -193,6 +197,7 @@ impl Supervisor {
             supervisor: supervisor.clone(),
         };
         let (crew, sessions, clients) = (Crew::default(), Sessions::default(), Clients::default());
+        let owner_gone = Arc::new(AtomicBool::new(false));
         let (owned, capture_limit) = (spec.owned, spec.capture_limit);
         let (engine, outbox, first) = Engine::new(Setup {
             spec,
@@ -202,13 +207,14 @@ impl Supervisor {
             journal: journal.clone(),
             sessions: sessions.clone(),
             crew: crew.clone(),
+            owner_gone: Arc::clone(&owner_gone),
             launched_at,
         });
         // It may wait long after the machine ended: nobody waits for it.
         let watchers = Crew::default();
         let owner = match launcher {
-            Some(pidfd) => Owner::launcher(outbox.clone(), pidfd, &watchers),
-            None => Ok(Owner::nobody(outbox.clone())),
+            Some(pidfd) => Owner::launcher(outbox.clone(), owner_gone, pidfd, &watchers),
+            None => Ok(Owner::nobody(outbox.clone(), owner_gone)),
         }
         .map_err(Error::system("start a thread"))?;
         let hub = Hub {
@@ -238,6 +244,7 @@ impl Supervisor {
             clients,
             crew,
             serving,
+            launched_at,
         })
     }
 
@@ -253,8 +260,10 @@ impl Supervisor {
 
     /// Runs the machine to its end and removes what was made for it. Must be
     /// called by a thread that lives as long: the VMM dies with it.
-    pub(crate) fn run(self) -> EndCause {
-        let cause = self.engine.run(self.first);
+    pub(crate) fn run(self) -> Over {
+        let over = self.engine.run(self.first);
+        // A machine may end before whoever launched it had time to connect.
+        self.journal.wait_followed(self.launched_at + GREETING);
         // Nobody new, then everybody's last words, then the door.
         drop(self.serving);
         self.sessions.close();
@@ -265,7 +274,7 @@ impl Supervisor {
             self.clients.hang_up(Shutdown::Both);
         }
         drop(self.runtime);
-        cause
+        over
     }
 }
 

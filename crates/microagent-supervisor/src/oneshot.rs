@@ -3,12 +3,12 @@
 use std::{
     fs::File,
     io::{self, BufReader, Read, Write},
-    path::Path,
+    path::PathBuf,
     time::Instant,
 };
 
 use microagent_protocol::{
-    EndCause, LaunchSpec,
+    LaunchSpec,
     frame::MAX_JSON,
     supervisor::{Answer, Command, ErrorKind, ErrorReport, Response},
 };
@@ -129,9 +129,13 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
     }
 }
 
-/// Does what an owner that is gone cannot do any more.
-fn clear_away(directory: &Path, runtime_dir: &Path) {
-    if let Err(error) = std::fs::remove_dir_all(directory) {
+/// Removes an ephemeral machine's two directories, which an owner that is gone
+/// cannot do any more.
+fn clear_away(ephemeral: Option<(PathBuf, PathBuf)>) {
+    let Some((directory, runtime_dir)) = ephemeral else {
+        return;
+    };
+    if let Err(error) = std::fs::remove_dir_all(&directory) {
         tracing::warn!("cannot remove {}: {error}", directory.display());
     }
     if let Some(parent) = runtime_dir.parent() {
@@ -150,7 +154,7 @@ fn supervise(
     judge: Judge,
 ) -> i32 {
     let owned = spec.owned;
-    let abandoned = spec
+    let ephemeral = spec
         .ephemeral
         .then(|| (spec.directory.clone(), spec.runtime_dir.clone()));
     let prepared = backends
@@ -169,12 +173,14 @@ fn supervise(
             judge.tell(heard);
             if !heard && owned {
                 tracing::warn!("whoever launched this machine did not wait for the answer");
+                drop(supervisor);
+                clear_away(ephemeral);
                 return 1;
             }
-            let cause = supervisor.run();
-            tracing::info!("the machine ended: {cause:?}");
-            if let (EndCause::OwnerGone, Some((directory, runtime_dir))) = (cause, abandoned) {
-                clear_away(&directory, &runtime_dir);
+            let over = supervisor.run();
+            tracing::info!("the machine ended: {:?}", over.cause);
+            if over.abandoned {
+                clear_away(ephemeral);
             }
             0
         }

@@ -2,7 +2,11 @@
 
 use std::{
     os::fd::OwnedFd,
-    sync::{Arc, Mutex, mpsc::Sender},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+        mpsc::Sender,
+    },
     time::Duration,
 };
 
@@ -28,14 +32,17 @@ enum Who {
 #[derive(Clone, Debug)]
 pub(crate) struct Owner {
     who: Arc<Mutex<Who>>,
+    /// Set before the engine is told.
+    gone: Arc<AtomicBool>,
     outbox: Sender<Message>,
 }
 
 impl Owner {
     /// Nobody; somebody may still claim it.
-    pub(crate) fn nobody(outbox: Sender<Message>) -> Self {
+    pub(crate) fn nobody(outbox: Sender<Message>, gone: Arc<AtomicBool>) -> Self {
         Self {
             who: Arc::new(Mutex::new(Who::Nobody)),
+            gone,
             outbox,
         }
     }
@@ -44,11 +51,13 @@ impl Owner {
     /// has to do soon.
     pub(crate) fn launcher(
         outbox: Sender<Message>,
+        gone: Arc<AtomicBool>,
         pidfd: OwnedFd,
         crew: &Crew,
     ) -> std::io::Result<Self> {
         let owner = Self {
             who: Arc::new(Mutex::new(Who::Launcher)),
+            gone,
             outbox,
         };
         let watching = owner.clone();
@@ -74,6 +83,7 @@ impl Owner {
 
     fn gone(&self, gone: Who) {
         if *lock(&self.who) == gone {
+            self.gone.store(true, Ordering::SeqCst);
             // An engine that is gone needs no more reason to end.
             let _ = self.outbox.send(Message::Happened(Input::OwnerGone));
         }

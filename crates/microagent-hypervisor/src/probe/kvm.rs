@@ -15,7 +15,7 @@ const API_VERSION: i32 = 12;
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Device {
     /// Whether the processor shows `vmx` or `svm`; always true where it has no such flags.
-    hardware: bool,
+    pub hardware: bool,
 }
 
 impl Device {

@@ -258,15 +258,21 @@ fn check_kvm(
         check.remedy = Some("install a kernel, then ask again".to_owned());
         return check;
     };
-    let kept = match boot_probe(host, binary, Accelerator::Kvm, guest, 0, KVM_LIMIT) {
-        Ok(hello) => Kept::ready(format!("{device}; {hello}")),
-        Err(error) => Kept {
-            verdict: Verdict::Unusable,
-            detail: format!("{device}, but a guest did not boot with it: {error}"),
-            remedy: Some(device.remedy().to_owned()),
-        },
+    let (kept, lasting) = match boot_probe(host, binary, Accelerator::Kvm, guest, 0, KVM_LIMIT) {
+        Ok(hello) => (Kept::ready(format!("{device}; {hello}")), true),
+        Err(error) => (
+            Kept {
+                verdict: Verdict::Unusable,
+                detail: format!("{device}; a guest did not boot with it: {error}"),
+                remedy: Some(device.remedy().to_owned()),
+            },
+            // A host that was only busy must not be without KVM until it reboots.
+            !(device.hardware && matches!(error, Error::Timeout { .. })),
+        ),
     };
-    cache.keep_verdict(CHECK_KVM, &kept);
+    if lasting {
+        cache.keep_verdict(CHECK_KVM, &kept);
+    }
     kept.into_check(CHECK_KVM, since)
 }
 
@@ -322,7 +328,10 @@ fn check_tcg(
             },
         },
     };
-    cache.keep_verdict(CHECK_TCG, &kept);
+    // Nothing in emulation depends on the host's boot: what failed may work next time.
+    if kept.verdict != Verdict::Unusable {
+        cache.keep_verdict(CHECK_TCG, &kept);
+    }
     kept.into_check(CHECK_TCG, since)
 }
 

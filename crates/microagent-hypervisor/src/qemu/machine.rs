@@ -344,8 +344,15 @@ fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> R
     read.push(spec.kernel.clone());
     read.push(spec.initramfs.clone());
     if spec.network == NetworkMode::User {
-        // Its name server forwards to the host's; the file may be a link elsewhere.
-        read.push("/etc/resolv.conf".into());
+        // Its name server forwards to the host's, whose file may be a link to one
+        // that a resolver replaces while the machine runs; then its directory is
+        // reached. All of /etc would be too much.
+        let resolver = Path::new("/etc/resolv.conf");
+        let real = std::fs::canonicalize(resolver).unwrap_or_else(|_| resolver.to_owned());
+        read.push(match real.parent() {
+            Some(dir) if dir.starts_with("/run") => dir.to_owned(),
+            _ => real,
+        });
     }
     let mut write: Vec<PathBuf> = ["/dev/null", "/dev/urandom"].map(PathBuf::from).into();
     if accelerator == Accelerator::Kvm {

@@ -51,6 +51,7 @@ impl Workspace {
             directory: at("directory"),
             runtime_dir: at("run"),
             backend: BackendChoice::Auto,
+            host_cache: None,
             memory: Mebibytes(128),
             vcpus: 1.try_into().unwrap(),
             kernel: at("kernel"),

@@ -651,6 +651,7 @@ fn a_killed_supervisor_takes_the_vmm_along_and_the_next_boot_records_it() {
 fn launcher(how: &str) -> ! {
     let mut workspace = Workspace::new("normal");
     workspace.spec.owned = true;
+    workspace.spec.ephemeral = how == "ephemeral";
     let mut held = None;
     let launched = if how == "before" {
         workspace.launch()
@@ -673,7 +674,7 @@ fn launcher(how: &str) -> ! {
 }
 
 fn an_owned_machine_dies_with_the_program_that_launched_it() {
-    for how in ["before", "after"] {
+    for how in ["before", "after", "ephemeral"] {
         let mut program = Command::new(std::env::current_exe().unwrap())
             .args(["__launcher", how])
             .stdout(Stdio::piped())
@@ -689,6 +690,11 @@ fn an_owned_machine_dies_with_the_program_that_launched_it() {
         program.wait().unwrap();
         let root = std::path::PathBuf::from(root);
         wait_for(SOON, || !alive(pid) && !root.join("run").exists());
+        if how == "ephemeral" {
+            assert!(!root.join("directory").exists(), "it goes with its machine");
+            std::fs::remove_dir_all(root).unwrap();
+            continue;
+        }
         let events = std::fs::read_to_string(root.join("directory/events.jsonl")).unwrap();
         assert!(
             events.lines().last().unwrap().contains("owner_gone"),

@@ -277,6 +277,7 @@ fn launch_spec(
         directory: workspace.directory.clone(),
         runtime_dir: workspace.runtime_dir.clone(),
         backend: options.backend,
+        host_cache: Some(config.host_cache_dir()),
         memory: plan.resources.memory_mib,
         vcpus: plan.vcpus,
         kernel: prepared.kernel.kernel.clone(),
