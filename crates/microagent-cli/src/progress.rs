@@ -39,7 +39,7 @@ impl Progress {
     }
 
     /// Says what is being done.
-    pub(crate) fn say(&self, text: String) {
+    pub(crate) fn say(&self, text: &str) {
         self.draw(&mut self.state(), text);
     }
 
@@ -58,7 +58,7 @@ impl Progress {
         }
     }
 
-    fn draw(&self, state: &mut State, text: String) {
+    fn draw(&self, state: &mut State, text: &str) {
         if !self.screen.lively {
             return;
         }
@@ -69,7 +69,7 @@ impl Progress {
             bar.enable_steady_tick(Duration::from_millis(120));
             bar
         });
-        bar.set_message(clean(&text));
+        bar.set_message(clean(text));
     }
 
     /// A step of a pull, an import or a disk build.
@@ -106,7 +106,7 @@ impl Progress {
             }
             _ => return,
         };
-        self.draw(&mut state, text);
+        self.draw(&mut state, &text);
     }
 
     /// A step of a kernel's installation. The first is worth a line in a log, too.
@@ -131,7 +131,7 @@ impl Progress {
                 None => self.screen.announce(line),
             }
         }
-        self.draw(&mut state, text);
+        self.draw(&mut state, &text);
     }
 }
 

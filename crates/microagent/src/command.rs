@@ -202,35 +202,35 @@ mod tests {
         }
     }
 
-    fn argv_of(options: RunOptions, config: &ImageConfig) -> Vec<String> {
-        check(&options).unwrap();
-        workload(&options, config, false).unwrap().argv
+    fn argv_of(options: &RunOptions, config: &ImageConfig) -> Vec<String> {
+        check(options).unwrap();
+        workload(options, config, false).unwrap().argv
     }
 
     #[test]
     fn entrypoint_and_cmd_follow_the_rules_of_container_engines() {
         let image = config(&["/entry", "-x"], &["serve"]);
         let run = || RunOptions::new("a");
-        assert_eq!(argv_of(run(), &image), ["/entry", "-x", "serve"]);
+        assert_eq!(argv_of(&run(), &image), ["/entry", "-x", "serve"]);
         assert_eq!(
-            argv_of(run().command(["a", "b"]), &image),
+            argv_of(&run().command(["a", "b"]), &image),
             ["/entry", "-x", "a", "b"]
         );
-        assert_eq!(argv_of(run().entrypoint(["/other"]), &image), ["/other"]);
+        assert_eq!(argv_of(&run().entrypoint(["/other"]), &image), ["/other"]);
         assert_eq!(
-            argv_of(run().entrypoint(["/other"]).command(["y"]), &image),
+            argv_of(&run().entrypoint(["/other"]).command(["y"]), &image),
             ["/other", "y"]
         );
         let none: [&str; 0] = [];
         assert_eq!(
-            argv_of(run().entrypoint(none).command(["y"]), &image),
+            argv_of(&run().entrypoint(none).command(["y"]), &image),
             ["y"]
         );
         assert_eq!(
-            argv_of(run().shell("a | b"), &image),
+            argv_of(&run().shell("a | b"), &image),
             ["/bin/sh", "-c", "a | b"]
         );
-        assert_eq!(argv_of(run(), &config(&[], &["bash"])), ["bash"]);
+        assert_eq!(argv_of(&run(), &config(&[], &["bash"])), ["bash"]);
     }
 
     #[test]

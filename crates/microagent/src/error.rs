@@ -182,6 +182,10 @@ impl Error {
             }
             .remedy("`microagent doctor` says what this host can run."),
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
+            Self::Image(error) => match image_remedy(error) {
+                Some(remedy) => report.remedy(remedy),
+                None => report,
+            },
             _ => report,
         };
         ErrorReport {
@@ -231,6 +235,26 @@ fn image_kind(error: &ImageError) -> ErrorKind {
         ImageError::Connection { .. } => ErrorKind::Transient,
         _ => ErrorKind::Permanent,
     }
+}
+
+/// What to do, in the words of the command line.
+fn image_remedy(error: &ImageError) -> Option<&'static str> {
+    Some(match error {
+        ImageError::NotLocal { .. } => {
+            "`microagent images list` shows what is there; `images pull` and `images import` get more."
+        }
+        ImageError::NotFound { .. } => "Check the registry, the name and the tag.",
+        ImageError::Unauthorized { .. } => {
+            "Put credentials for the registry into auth.json of the state directory."
+        }
+        ImageError::NoSuchPlatform { .. } => "Choose another with --platform.",
+        ImageError::Connection { .. } => "Check the network and try again.",
+        ImageError::PlainHttp { .. } => "Name it with --insecure-registry if that is meant.",
+        ImageError::Unknown { .. } | ImageError::Ambiguous { .. } => {
+            "`microagent images list` shows what is there."
+        }
+        _ => return None,
+    })
 }
 
 fn kernel_kind(error: &KernelError) -> ErrorKind {

@@ -28,7 +28,7 @@ pub(crate) struct DoctorArgs {
 pub(crate) fn run(args: &DoctorArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
     let progress = Progress::new(screen);
-    progress.say("Booting a probe".to_owned());
+    progress.say("Booting a probe");
     let options = DoctorOptions::new().backend(args.backend).fresh(args.fresh);
     let report = microagent.doctor(&options);
     progress.clear();
@@ -49,7 +49,8 @@ fn text(report: &DoctorReport, screen: &Screen) -> String {
         let verdict = verdict(check.verdict, screen);
         text.push_str(&format!(
             "{verdict}  {:width$}  {}\n",
-            check.name, check.detail
+            check.name,
+            indented(&check.detail, 10 + width + 2)
         ));
         if let Some(remedy) = &check.remedy
             && check.verdict != Verdict::Ready
@@ -57,12 +58,19 @@ fn text(report: &DoctorReport, screen: &Screen) -> String {
             text.push_str(&format!("{:8}  {:width$}  -> {remedy}\n", "", ""));
         }
     }
+    // The rest of it stands with the checks above.
+    let reason = report.reason.lines().next().unwrap_or_default();
     let conclusion = match report.chosen {
-        Some(backend) => format!("{backend} runs the machines: {}", report.reason),
-        None => format!("nothing can run here: {}", report.reason),
+        Some(backend) => format!("{backend} runs the machines: {reason}"),
+        None => format!("nothing can run here: {reason}"),
     };
     let verdict = verdict(report.verdict, screen);
     text + &format!("\n{}  {conclusion}\n", verdict.trim_end())
+}
+
+/// Text of several lines, each but the first moved in by `columns`.
+fn indented(text: &str, columns: usize) -> String {
+    text.replace('\n', &format!("\n{}", " ".repeat(columns)))
 }
 
 fn verdict(verdict: Verdict, screen: &Screen) -> String {

@@ -6,7 +6,7 @@ use std::{
     collections::VecDeque,
     io::{self, Read},
     path::PathBuf,
-    sync::mpsc::{Receiver, RecvTimeoutError, Sender},
+    sync::mpsc::{Receiver, Sender},
     time::{Duration, Instant, SystemTime},
 };
 
@@ -173,10 +173,8 @@ impl<'a> Drive<'a> {
             // `self.sender` keeps the channel open.
             return receiver.recv().ok();
         };
-        match receiver.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
-            Ok(happening) => Some(happening),
-            Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        receiver.recv_timeout(left).ok()
     }
 
     /// Does what a deadline asks for; true if there is nothing left to wait for.

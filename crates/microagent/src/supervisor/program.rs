@@ -161,15 +161,11 @@ impl Drop for Reaped {
         let Some(mut child) = self.0.take() else {
             return;
         };
-        match child.try_wait() {
-            Ok(None) => {
-                // A supervisor that is our own child lives as long as its machine.
-                std::thread::spawn(move || {
-                    let _ = child.wait();
-                });
-            }
-            // It is reaped, or it was never ours to wait for.
-            Ok(Some(_)) | Err(_) => {}
+        // One that answered and stays is not ours to wait for here; one that ended is reaped.
+        if matches!(child.try_wait(), Ok(None)) {
+            std::thread::spawn(move || {
+                let _ = child.wait();
+            });
         }
     }
 }

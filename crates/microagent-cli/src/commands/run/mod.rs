@@ -143,7 +143,7 @@ impl Write for Unbuffered {
             match self.0.write(bytes) {
                 // Somebody else made the shared terminal or pipe non-blocking: wait, lose nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_for(&self.0, PollFlags::OUT)?
+                    wait_for(&self.0, PollFlags::OUT)?;
                 }
                 done => return done,
             }
@@ -174,7 +174,7 @@ fn listener(
         match event {
             RunEvent::Image(event) => progress.image(&event),
             RunEvent::Kernel(event) => progress.kernel(&event),
-            RunEvent::Workspace { name } => progress.say(format!("Booting {name}")),
+            RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => machine(&event, &screen, &progress),
             RunEvent::Setup { command } => progress.note(&format!("Setup: {command}")),
             RunEvent::Started => {
