@@ -77,14 +77,17 @@ pub enum Command {
     Launch(Box<LaunchSpec>),
     /// Where is it now?
     Inspect,
-    /// Follow its events, those that happened already first.
+    /// Follow the events of this boot, those that happened already first. The
+    /// connection ends after [`EventKind::Ended`].
     Subscribe {
         /// Whether the machine is to end when this connection does.
         owner: bool,
     },
-    /// Run a process in the guest; waits for the guest to be ready.
+    /// Run a process in the guest; waits for the guest to be ready. When the
+    /// workload has ended and its client was told, the guest is shut down.
     Exec(ExecRequest),
-    /// Shut it down cleanly; ends `halted`.
+    /// Shut it down cleanly; ends `halted`. Answered, as `stop` and `kill`
+    /// are, when the machine has ended.
     Halt {
         /// How long the workload may take, in milliseconds.
         grace_ms: u64,

@@ -6,7 +6,7 @@ use std::{
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     sync::{
-        Arc, Mutex,
+        Arc, Mutex, OnceLock,
         mpsc::{Sender, channel},
     },
     time::Duration,
@@ -16,7 +16,9 @@ use microagent_protocol::{
     ExecRequest, ExecRole, FrameKind, FrameReader,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
-    supervisor::{Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL},
+    supervisor::{
+        Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL, Status,
+    },
 };
 use serde::Deserialize;
 
@@ -46,6 +48,7 @@ pub(crate) struct Hub {
     pub(crate) sessions: Sessions,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
+    pub(crate) last_status: Arc<OnceLock<Status>>,
     pub(crate) owned: bool,
     pub(crate) capture_limit: u32,
     pub(crate) crew: Crew,
@@ -245,11 +248,24 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
-        let (reply, answer) = channel();
-        let outcome = deliver(hub, Message::Ask { ask, reply })
-            .and_then(|()| answer.recv().map_err(|_| gone())?)
-            .map(|status| Answer::Status(Box::new(status)));
+        let outcome = control(ask, hub).map(|status| Answer::Status(Box::new(status)));
         respond(&reader, &id, outcome)?;
+    }
+}
+
+fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
+    let (reply, answer) = channel();
+    if hub.outbox.send(Message::Ask { ask, reply }).is_ok()
+        && let Ok(outcome) = answer.recv()
+    {
+        return outcome;
+    }
+    match (ask, hub.last_status.get()) {
+        // What is asked for is so already.
+        (Ask::Inspect | Ask::Halt { .. } | Ask::Stop { .. } | Ask::Kill, Some(status)) => {
+            Ok(status.clone())
+        }
+        _ => Err(gone()),
     }
 }
 

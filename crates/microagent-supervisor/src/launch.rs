@@ -198,6 +198,7 @@ impl Supervisor {
         };
         let (crew, sessions, clients) = (Crew::default(), Sessions::default(), Clients::default());
         let owner_gone = Arc::new(AtomicBool::new(false));
+        let last_status = Arc::default();
         let (owned, capture_limit) = (spec.owned, spec.capture_limit);
         let (engine, outbox, first) = Engine::new(Setup {
             spec,
@@ -208,6 +209,7 @@ impl Supervisor {
             sessions: sessions.clone(),
             crew: crew.clone(),
             owner_gone: Arc::clone(&owner_gone),
+            last_status: Arc::clone(&last_status),
             launched_at,
         });
         // It may wait long after the machine ended: nobody waits for it.
@@ -222,6 +224,7 @@ impl Supervisor {
             sessions: sessions.clone(),
             journal: journal.clone(),
             owner,
+            last_status,
             owned,
             capture_limit,
             crew: crew.clone(),
@@ -263,7 +266,9 @@ impl Supervisor {
     pub(crate) fn run(self) -> Over {
         let over = self.engine.run(self.first);
         // A machine may end before whoever launched it had time to connect.
-        self.journal.wait_followed(self.launched_at + GREETING);
+        if !over.abandoned {
+            self.journal.wait_followed(self.launched_at + GREETING);
+        }
         // Nobody new, then everybody's last words, then the door.
         drop(self.serving);
         self.sessions.close();

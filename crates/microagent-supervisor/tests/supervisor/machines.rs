@@ -36,6 +36,7 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
 
 /// What every machine here shares.
 struct Parts {
+    host_cache: PathBuf,
     kernel: PathBuf,
     initramfs: PathBuf,
     base: PathBuf,
@@ -62,6 +63,7 @@ fn parts() -> &'static Parts {
         make_ext4(&base, 64, Some(root.path()));
         make_ext4(&scratch, 64, None);
         Parts {
+            host_cache: cache.join("host"),
             kernel: store.vmlinux(&kernel),
             initramfs: initramfs.path,
             base,
@@ -116,6 +118,7 @@ fn workspace() -> Workspace {
     let parts = parts();
     let mut workspace = Workspace::empty();
     let spec = &mut workspace.spec;
+    spec.host_cache = Some(parts.host_cache.clone());
     spec.kernel.clone_from(&parts.kernel);
     spec.initramfs.clone_from(&parts.initramfs);
     spec.base_disk.clone_from(&parts.base);

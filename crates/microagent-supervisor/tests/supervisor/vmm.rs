@@ -282,7 +282,6 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     }
     send(&GuestMessage::Ready { uptime_ms: 2 });
     let control = link.try_clone().unwrap();
-    let script = script.to_owned();
     std::thread::spawn(move || {
         for stream in listener.incoming() {
             let control = control.try_clone().unwrap();
@@ -298,6 +297,10 @@ pub(crate) fn main(arguments: &[String]) -> ! {
             std::process::exit(0);
         };
         if let HostMessage::Shutdown { .. } = frame.json().unwrap() {
+            if script == "slow" {
+                // Room for everybody to ask before it is over.
+                std::thread::sleep(Duration::from_millis(500));
+            }
             send(&GuestMessage::GoingDown {
                 requested: true,
                 clean: true,

@@ -1,0 +1,159 @@
+//! What clients ask of the machine.
+
+use super::*;
+
+impl Engine {
+    pub(super) fn ask(&mut self, ask: Ask, reply: Reply<Status>) {
+        let input = match ask {
+            Ask::Inspect => return self.answer(&reply, Ok(())),
+            Ask::Pause => {
+                let done = self.pause();
+                return self.answer(&reply, done);
+            }
+            Ask::Resume => {
+                let done = self.resume();
+                return self.answer(&reply, done);
+            }
+            Ask::Quarantine => {
+                let done = self.quarantine();
+                return self.answer(&reply, done);
+            }
+            Ask::Halt { grace_ms } => Input::Halt { grace_ms },
+            Ask::Stop { grace_ms } => Input::Stop { grace_ms },
+            Ask::Kill => Input::Kill,
+        };
+        // Answered when it is true.
+        self.until_end.push(reply);
+        self.feed(input);
+    }
+
+    pub(super) fn answer(&self, reply: &Reply<Status>, done: Result<(), ErrorReport>) {
+        // A client that did not wait needs no answer.
+        let _ = reply.send(done.map(|()| self.status()));
+    }
+
+    pub(super) fn status(&self) -> Status {
+        Status {
+            workspace: self.setup.spec.workspace.clone(),
+            state: self.life.state(),
+            sequence: self.setup.journal.sequence(),
+            backend: Some(self.setup.hypervisor.backend()),
+            supervisor: self.setup.supervisor.clone(),
+            vmm: self.running.as_ref().map(|running| running.machine.vmm()),
+            end: self.over.map(|over| over.cause),
+        }
+    }
+
+    fn machine_to(&self, what: &str, from: &[State]) -> Result<Arc<dyn Machine>, ErrorReport> {
+        let state = self.life.state();
+        match &self.running {
+            Some(running) if from.contains(&state) && self.life.cause().is_none() => {
+                Ok(Arc::clone(&running.machine))
+            }
+            _ if self.life.cause().is_some() => Err(conflict(format!(
+                "workspace {} is ending and cannot be {what}",
+                self.setup.spec.workspace
+            ))),
+            _ => Err(conflict(format!(
+                "workspace {} is {state} and cannot be {what}",
+                self.setup.spec.workspace
+            ))),
+        }
+    }
+
+    fn pause(&mut self) -> Result<(), ErrorReport> {
+        if self.life.state() == State::Paused {
+            return Ok(());
+        }
+        let machine = self.machine_to("paused", &[State::Running])?;
+        machine.pause().map_err(|error| refused(&error))?;
+        self.feed(Input::Paused);
+        Ok(())
+    }
+
+    fn resume(&mut self) -> Result<(), ErrorReport> {
+        if self.life.state() == State::Running {
+            return Ok(());
+        }
+        let machine = self.machine_to("resumed", &[State::Paused])?;
+        machine.resume().map_err(|error| refused(&error))?;
+        self.feed(Input::Resumed);
+        // It slept through the time in between.
+        if let Ok(now) = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)
+            && let Ok(unix_nanos) = u64::try_from(now.as_nanos())
+        {
+            self.tell(&HostMessage::SetClock { unix_nanos });
+        }
+        Ok(())
+    }
+
+    fn quarantine(&mut self) -> Result<(), ErrorReport> {
+        if self.life.state() == State::Quarantined {
+            return Ok(());
+        }
+        let machine = self.machine_to("quarantined", &[State::Running, State::Paused])?;
+        let frozen = machine.pause();
+        // Whatever came of the freezing, it is cut off.
+        let severed = machine.sever();
+        self.setup.sessions.close();
+        if let Some(running) = &mut self.running {
+            running.link = None;
+        }
+        frozen.and(severed).map_err(|error| {
+            refused(&error).remedy("its connections were cut as far as possible; kill it")
+        })?;
+        self.feed(Input::Quarantined);
+        Ok(())
+    }
+
+    pub(super) fn exec(&mut self, role: ExecRole, reply: Reply<PathBuf>) {
+        let refusal = match self.life.state() {
+            _ if self.life.cause().is_some() => Some("is ending".to_owned()),
+            State::Starting | State::Running => None,
+            state => Some(format!("is {state}")),
+        };
+        let refusal = match refusal {
+            None if role == ExecRole::Workload
+                && (self.workload_asked || self.life.has_workload()) =>
+            {
+                Some("has a workload already".to_owned())
+            }
+            refusal => refusal,
+        };
+        if let Some(what) = refusal {
+            // A client that did not wait needs no answer.
+            let _ = reply.send(Err(conflict(format!(
+                "workspace {} {what}; no process was started",
+                self.setup.spec.workspace
+            ))));
+            return;
+        }
+        self.workload_asked |= role == ExecRole::Workload;
+        self.until_ready.push(reply);
+        if self.life.state() == State::Running {
+            self.open_sessions();
+        }
+    }
+
+    pub(super) fn open_sessions(&mut self) {
+        let Some(running) = &self.running else { return };
+        for reply in self.until_ready.drain(..) {
+            // A client that did not wait needs no answer.
+            let _ = reply.send(Ok(running.machine.vsock().to_owned()));
+        }
+    }
+}
+
+fn conflict(message: String) -> ErrorReport {
+    ErrorReport::new(ErrorKind::Conflict, message)
+}
+
+fn refused(error: &microagent_hypervisor::Error) -> ErrorReport {
+    use microagent_hypervisor::Error as Driver;
+    let kind = match error {
+        Driver::Unsupported(_) => ErrorKind::Unsupported,
+        Driver::Timeout { .. } => ErrorKind::Transient,
+        _ => ErrorKind::Permanent,
+    };
+    ErrorReport::new(kind, error.to_string())
+}
