@@ -17,6 +17,9 @@ use signal_hook::{
 
 use crate::terminal;
 
+/// The Linux signal of a terminal that hung up.
+pub(crate) const HANG_UP: u8 = SIGHUP as u8;
+
 /// Whether a signal tore the run down.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct TornDown(Arc<AtomicI32>);

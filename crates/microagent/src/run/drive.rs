@@ -34,6 +34,9 @@ const SIGPIPE: u8 = 13;
 /// How long a command whose output nobody takes may live on.
 const BROKEN_PIPE_GRACE: Duration = Duration::from_secs(1);
 
+/// How long a machine may live on after a session with it broke off.
+const LOST_LIMIT: Duration = Duration::from_secs(10);
+
 /// How long the last output may take to come after the supervisor is gone.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
@@ -88,7 +91,7 @@ pub(crate) struct Drive<'a> {
 
 #[derive(Clone, Copy)]
 enum Overdue {
-    /// The command does not mind that nobody takes its output.
+    /// The machine should have ended by itself, or the command for want of a reader.
     Command,
     /// The machine does not end.
     Machine,
@@ -224,7 +227,7 @@ impl<'a> Drive<'a> {
             .and_then(|exec| Session::spawn(exec, stdin, sinks, self.sender.clone()));
         match session {
             Ok(session) => self.session = Some(session),
-            Err(error) => self.fail(error),
+            Err(error) => self.lost(error),
         }
     }
 
@@ -279,38 +282,42 @@ impl<'a> Drive<'a> {
 
     /// Takes a session's end; true if the next one may start.
     fn ended(&mut self, ended: Result<ExitReport>) -> bool {
-        match std::mem::replace(&mut self.stage, Stage::Over) {
-            Stage::Setup(command) => match ended {
-                Ok(ExitReport {
-                    status: ExitStatus::Exited { code: 0 },
-                    ..
-                }) => return true,
-                Ok(report) => {
-                    let outcome = describe(&report.status);
-                    self.fail(Error::SetupFailed { command, outcome });
-                }
-                Err(error) => self.fail(error),
-            },
-            Stage::Command => {
-                self.seen.exited_at = Some(SystemTime::now().into());
-                self.seen.command = self.running.then(|| self.begun.elapsed());
-                self.running = false;
-                self.over = Some(Instant::now());
-                match ended {
-                    Ok(report) => self.seen.exit = Some(report),
-                    // The machine's end says why, and may still be on its way.
-                    Err(error) if self.seen.failure.is_none() => self.seen.failure = Some(error),
-                    Err(_) => {}
-                }
+        let stage = std::mem::replace(&mut self.stage, Stage::Over);
+        if matches!(stage, Stage::Command) {
+            self.seen.exited_at = Some(SystemTime::now().into());
+            self.seen.command = self.running.then(|| self.begun.elapsed());
+            self.running = false;
+            self.over = Some(Instant::now());
+        }
+        match (stage, ended) {
+            (Stage::Setup(_), Ok(report)) if report.status == (ExitStatus::Exited { code: 0 }) => {
+                return true;
+            }
+            (Stage::Setup(command), Ok(report)) => {
+                let outcome = describe(&report.status);
+                self.fail(Error::SetupFailed { command, outcome });
+            }
+            (Stage::Command, Ok(report)) => {
+                self.seen.exit = Some(report);
                 if self.keep {
                     self.expect_end(self.config.timeouts.grace);
                 } else {
                     self.end_machine();
                 }
             }
-            Stage::Over => {}
+            (Stage::Setup(_) | Stage::Command, Err(error)) => self.lost(error),
+            (Stage::Over, _) => {}
         }
         false
+    }
+
+    /// A session broke off. The machine's end says why, and may still be on its way: a machine
+    /// that is killed now could not tell.
+    fn lost(&mut self, error: Error) {
+        self.seen.failure.get_or_insert(error);
+        if self.deadline.is_none() {
+            self.deadline = Some((Instant::now() + LOST_LIMIT, Overdue::Command));
+        }
     }
 
     fn output_failed(&mut self, error: io::Error) {
@@ -332,9 +339,7 @@ impl<'a> Drive<'a> {
 
     /// Gives the run up for this reason, the first that comes.
     fn fail(&mut self, error: Error) {
-        if self.seen.failure.is_none() {
-            self.seen.failure = Some(error);
-        }
+        self.seen.failure.get_or_insert(error);
         self.end_machine();
     }
 

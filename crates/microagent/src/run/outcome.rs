@@ -204,7 +204,7 @@ fn describe(end: EndCause) -> &'static str {
     match end {
         EndCause::WorkloadFinished => "its command finished",
         EndCause::GuestPoweredOff => "the guest powered itself off",
-        EndCause::GuestPanicked => "the guest's kernel or its agent could not go on",
+        EndCause::GuestPanicked => "the guest's kernel panicked, or its agent could not go on",
         EndCause::BootFailed => "the guest did not become ready",
         EndCause::VmmDied => "the virtual machine monitor ended unexpectedly",
         EndCause::Requested => "it was asked to end",

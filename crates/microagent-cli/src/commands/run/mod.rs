@@ -11,7 +11,8 @@ use std::{
 };
 
 use microagent::{
-    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunEvent, RunIo, RunResult,
+    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunController, RunEvent,
+    RunIo, RunResult,
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -74,7 +75,13 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         Form::Text => RunIo::new(unbuffered(io::stdout())?, unbuffered(io::stderr())?),
     };
     if stdin {
-        io = io.stdin(unbuffered(io::stdin())?);
+        let input = unbuffered(io::stdin())?;
+        io = if tty {
+            let controller = io.controller();
+            io.stdin(TerminalInput { input, controller })
+        } else {
+            io.stdin(input)
+        };
     }
     let io = io.on_event(listener(
         *screen,
@@ -155,6 +162,23 @@ impl Write for Unbuffered {
     }
 }
 
+/// A terminal as input: it has no end but a hang-up, and the command hears of that as it would
+/// from a terminal of its own.
+struct TerminalInput {
+    input: Unbuffered,
+    controller: RunController,
+}
+
+impl Read for TerminalInput {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.input.read(buffer);
+        if !matches!(read, Ok(1..)) {
+            self.controller.signal(signals::HANG_UP);
+        }
+        read
+    }
+}
+
 fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
     match poll(&mut [PollFd::new(file, what)], None) {
         Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
@@ -176,7 +200,11 @@ fn listener(
             RunEvent::Kernel(event) => progress.kernel(&event),
             RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => machine(&event, &screen, &progress),
-            RunEvent::Setup { command } => progress.note(&format!("Setup: {command}")),
+            RunEvent::Setup { command } => {
+                progress.note(&format!("Setup: {command}"));
+                // What it prints is next.
+                progress.clear();
+            }
             RunEvent::Started => {
                 progress.clear();
                 if use_raw {
