@@ -14,19 +14,21 @@ pub struct Leftovers {
     state: PathBuf,
     runtime: PathBuf,
     marker: String,
+    names: Vec<String>,
 }
 
 impl Leftovers {
-    pub(crate) fn find(state: &Path, runtime: &Path, marker: &str) -> Self {
+    pub(crate) fn find(state: &Path, runtime: &Path, marker: &str, names: Vec<String>) -> Self {
         Self {
             state: state.into(),
             runtime: runtime.into(),
             marker: marker.into(),
+            names,
         }
     }
 
-    /// Panics unless, within a few seconds, nothing is left of this sandbox:
-    /// no process, nothing in the runtime directory, and no workspace of `names`.
+    /// Panics unless, within a few seconds, nothing is left of this sandbox: no
+    /// process, nothing in the runtime directory, and no workspace of its runs or of `names`.
     pub fn none(&self, names: &[&str]) {
         let mut last = String::new();
         eventually(
@@ -47,13 +49,21 @@ impl Leftovers {
     }
 
     fn list(&self, names: &[&str]) -> String {
-        let mut left: Vec<String> = self.processes().iter().map(|pid| describe(*pid)).collect();
+        let mut left: Vec<String> = self
+            .processes_of(names)
+            .iter()
+            .map(|pid| describe(*pid))
+            .collect();
         left.extend(
             entries(&self.runtime)
                 .into_iter()
                 .map(|path| path.display().to_string()),
         );
-        for name in names {
+        for name in names
+            .iter()
+            .copied()
+            .chain(self.names.iter().map(String::as_str))
+        {
             let dir = self.state.join("workspaces").join(name);
             if dir.exists() {
                 left.push(dir.display().to_string());
@@ -65,6 +75,11 @@ impl Leftovers {
     /// The numbers of all processes that this sandbox's commands started.
     #[must_use]
     pub fn processes(&self) -> Vec<u32> {
+        self.processes_of(&[])
+    }
+
+    /// A VMM has an empty environment; it is known by the workspace's name among its arguments.
+    fn processes_of(&self, names: &[&str]) -> Vec<u32> {
         let runtime = self.runtime.display().to_string();
         let own = std::process::id();
         entries(Path::new("/proc"))
@@ -72,12 +87,16 @@ impl Leftovers {
             .filter_map(|path| path.file_name()?.to_str()?.parse::<u32>().ok())
             .filter(|pid| *pid != own)
             .filter(|pid| {
-                ["cmdline", "environ"].iter().any(|file| {
+                let read = |file| {
                     let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
-                    let text = String::from_utf8_lossy(&bytes);
-                    text.contains(&runtime)
-                        || text.contains(&format!("MICROAGENT_TEST_ID={}\0", self.marker))
-                })
+                    String::from_utf8_lossy(&bytes).into_owned()
+                };
+                let (cmdline, environ) = (read("cmdline"), read("environ"));
+                cmdline.contains(&runtime)
+                    || environ.contains(&runtime)
+                    || environ.contains(&format!("MICROAGENT_TEST_ID={}\0", self.marker))
+                    || cmdline.contains(&format!("{}-", self.marker))
+                    || names.iter().any(|name| cmdline.contains(name))
             })
             .collect()
     }

@@ -114,6 +114,15 @@ impl Terminal {
         )
     }
 
+    /// Waits until the last thing on the screen is `text`, such as a prompt.
+    pub fn wait_for_last(&self, text: &str) {
+        eventually(
+            Duration::from_secs(60),
+            &format!("{text:?} at the end of the terminal"),
+            || self.screen().ends_with(text).then_some(()),
+        );
+    }
+
     /// Everything shown so far.
     #[must_use]
     pub fn screen(&self) -> String {

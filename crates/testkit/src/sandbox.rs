@@ -18,6 +18,7 @@ pub struct Sandbox {
     runtime: tempfile::TempDir,
     own_state: Option<tempfile::TempDir>,
     marker: String,
+    runs: AtomicU32,
 }
 
 impl Sandbox {
@@ -61,6 +62,7 @@ impl Sandbox {
             runtime,
             own_state,
             marker,
+            runs: AtomicU32::new(0),
         }
     }
 
@@ -119,7 +121,18 @@ impl Sandbox {
     /// `microagent run --name <unique> ARGUMENTS` in this sandbox.
     #[must_use]
     pub fn run<const N: usize>(&self, arguments: [&str; N]) -> Invocation {
-        self.microagent(["run"]).args(arguments)
+        let name = format!(
+            "{}-{}",
+            self.marker,
+            self.runs.fetch_add(1, Ordering::Relaxed)
+        );
+        self.run_as(&name, arguments)
+    }
+
+    /// `microagent run --name NAME ARGUMENTS` in this sandbox.
+    #[must_use]
+    pub fn run_as<const N: usize>(&self, name: &str, arguments: [&str; N]) -> Invocation {
+        self.microagent(["run", "--name", name]).args(arguments)
     }
 
     /// The state directory.
@@ -137,6 +150,10 @@ impl Sandbox {
     /// What this sandbox's commands left behind.
     #[must_use]
     pub fn leftovers(&self) -> Leftovers {
-        Leftovers::find(&self.state, self.runtime.path(), &self.marker)
+        let runs = self.runs.load(Ordering::Relaxed);
+        let names = (0..runs)
+            .map(|run| format!("{}-{run}", self.marker))
+            .collect();
+        Leftovers::find(&self.state, self.runtime.path(), &self.marker, names)
     }
 }

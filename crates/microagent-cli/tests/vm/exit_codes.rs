@@ -78,8 +78,6 @@ fn a_timeout_is_124_and_leaves_nothing() {
     let sandbox = sandbox();
     let finished = sandbox
         .run([
-            "--name",
-            "e2e-timeout",
             "--timeout",
             "12",
             Sandbox::BUSYBOX,
@@ -91,5 +89,5 @@ fn a_timeout_is_124_and_leaves_nothing() {
         .exited(124);
     assert_eq!(finished.out(), "begun\n", "{finished}");
     assert!(finished.took.as_secs() < 60, "{finished}");
-    sandbox.leftovers().none(&["e2e-timeout"]);
+    sandbox.leftovers().none(&[]);
 }

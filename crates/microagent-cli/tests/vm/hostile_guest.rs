@@ -24,8 +24,6 @@ fn a_fork_bomb_ends_with_the_timeout() {
     let sandbox = sandbox();
     let finished = sandbox
         .run([
-            "--name",
-            "e2e-bomb",
             "--profile",
             "tiny",
             "--timeout",
@@ -40,7 +38,7 @@ fn a_fork_bomb_ends_with_the_timeout() {
     assert_ne!(finished.code(), 0, "{finished}");
     assert!(finished.out().starts_with("begun"), "{finished}");
     assert!(finished.took < Duration::from_secs(90), "{finished}");
-    sandbox.leftovers().none(&["e2e-bomb"]);
+    sandbox.leftovers().none(&[]);
 }
 
 #[test]
@@ -53,8 +51,8 @@ fn a_memory_hog_is_killed_in_the_guest() {
             Sandbox::BUSYBOX,
             "sh",
             "-c",
-            // All of the memory there is, and no more: a larger request is refused outright.
-            "echo begun; exec tail -c 210000000 /dev/zero",
+            // Let it take what the kernel would refuse, so that it is the killer who decides.
+            "echo 1 > /proc/sys/vm/overcommit_memory; echo begun; exec tail -c 2000000000 /dev/zero",
         ])
         .run()
         .exited(137);
