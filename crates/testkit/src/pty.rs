@@ -119,7 +119,9 @@ impl Terminal {
         eventually(
             Duration::from_secs(60),
             &format!("{text:?} at the end of the terminal"),
-            || self.screen().ends_with(text).then_some(()),
+            || // A line editor may ask for the cursor's position after its prompt.
+                let screen = self.screen();
+                screen.trim_end_matches("\x1b[6n").ends_with(text).then_some(()),
         );
     }
 
