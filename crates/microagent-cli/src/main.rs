@@ -6,6 +6,8 @@ mod cli;
 mod commands;
 mod output;
 mod progress;
+#[cfg(test)]
+mod reference;
 mod refusals;
 mod signals;
 mod surroundings;

@@ -95,10 +95,10 @@ impl Invocation {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
-        let mut child = self.command.spawn().expect("microagent starts");
-        let stdout = Collector::new(child.stdout.take().expect("a pipe"));
-        let stderr = Collector::new(child.stderr.take().expect("a pipe"));
-        let stdin = child.stdin.take();
+        let mut child = Reaped(self.command.spawn().expect("microagent starts"));
+        let stdout = Collector::new(child.0.stdout.take().expect("a pipe"));
+        let stderr = Collector::new(child.0.stderr.take().expect("a pipe"));
+        let stdin = child.0.stdin.take();
         Running {
             child,
             stdin,
@@ -147,10 +147,23 @@ impl Collector {
     }
 }
 
+/// A child that a failing test does not leave behind.
+#[derive(Debug)]
+pub(crate) struct Reaped(pub(crate) Child);
+
+impl Drop for Reaped {
+    fn drop(&mut self) {
+        // Killing fails only if it ended already.
+        if self.0.kill().is_ok() {
+            let _ended = self.0.wait();
+        }
+    }
+}
+
 /// A microagent command that runs.
 #[derive(Debug)]
 pub struct Running {
-    child: Child,
+    child: Reaped,
     /// Its standard input, while it is open.
     pub stdin: Option<ChildStdin>,
     stdout: Collector,
@@ -162,7 +175,7 @@ impl Running {
     /// Its process number.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.0.id()
     }
 
     /// What it wrote to standard output so far.
@@ -173,7 +186,7 @@ impl Running {
 
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
-        let pid = Pid::from_child(&self.child);
+        let pid = Pid::from_child(&self.child.0);
         kill_process(pid, signal).expect("the command still runs");
     }
 
@@ -182,11 +195,11 @@ impl Running {
     pub fn finish(mut self) -> Finished {
         drop(self.stdin.take());
         let status = loop {
-            if let Some(status) = self.child.try_wait().expect("the command's end") {
+            if let Some(status) = self.child.0.try_wait().expect("the command's end") {
                 break status;
             }
             if self.started.elapsed() > LIMIT {
-                self.child.kill().expect("the command can be killed");
+                self.child.0.kill().expect("the command can be killed");
                 let stderr = self.stderr.finish();
                 panic!(
                     "the command took more than {LIMIT:?}; stderr: {}",

@@ -8,7 +8,8 @@ use std::{
 use crate::{cache_dir, require, sha256};
 
 /// A root file system of one static busybox, as a tar archive.
-pub(crate) fn busybox_tar() -> PathBuf {
+#[must_use]
+pub fn busybox_tar() -> PathBuf {
     require("busybox", "busybox-static");
     let tar = cache_dir().join("busybox.tar");
     if tar.exists() {

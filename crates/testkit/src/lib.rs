@@ -13,7 +13,7 @@ pub mod registry;
 mod sandbox;
 
 pub use command::{Finished, Invocation, Running, sha256};
-pub use fixture::image_with_config;
+pub use fixture::{busybox_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
 pub use sandbox::Sandbox;

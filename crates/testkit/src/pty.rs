@@ -4,7 +4,7 @@ use std::{
     fs::File,
     io::{Read as _, Write as _},
     os::fd::AsFd as _,
-    process::{Child, Command},
+    process::Command,
     sync::{Arc, Mutex},
     time::Duration,
 };
@@ -14,12 +14,12 @@ use rustix::{
     termios::{Termios, Winsize, tcgetattr, tcsetwinsize},
 };
 
-use crate::eventually;
+use crate::{command::Reaped, eventually};
 
 /// A command that runs on a terminal, and the other end of that terminal.
 #[derive(Debug)]
 pub struct Terminal {
-    child: Child,
+    child: Reaped,
     master: File,
     slave: File,
     seen: Arc<Mutex<Vec<u8>>>,
@@ -49,7 +49,7 @@ impl Terminal {
             command
         };
         let terminal = Self {
-            child: command_on_it.spawn().expect("microagent starts"),
+            child: Reaped(command_on_it.spawn().expect("microagent starts")),
             master: File::from(master),
             slave,
             seen: Arc::default(),
@@ -91,7 +91,7 @@ impl Terminal {
 
     /// Sends the command a signal.
     pub fn signal(&self, signal: rustix::process::Signal) {
-        let pid = rustix::process::Pid::from_child(&self.child);
+        let pid = rustix::process::Pid::from_child(&self.child.0);
         rustix::process::kill_process(pid, signal).expect("the command still runs");
     }
 
@@ -119,9 +119,14 @@ impl Terminal {
         eventually(
             Duration::from_secs(60),
             &format!("{text:?} at the end of the terminal"),
-            || // A line editor may ask for the cursor's position after its prompt.
+            || {
+                // A line editor may ask for the cursor's position after its prompt.
                 let screen = self.screen();
-                screen.trim_end_matches("\x1b[6n").ends_with(text).then_some(()),
+                screen
+                    .trim_end_matches("\x1b[6n")
+                    .ends_with(text)
+                    .then_some(())
+            },
         );
     }
 
@@ -133,7 +138,7 @@ impl Terminal {
 
     /// Waits for the command's end and gives its exit code, if it had one.
     pub fn finish(&mut self) -> Option<i32> {
-        let child = &mut self.child;
+        let child = &mut self.child.0;
         eventually(Duration::from_secs(60), "the command's end", || {
             child.try_wait().expect("the command")
         })

@@ -4,7 +4,9 @@
 
 mod exit_codes;
 mod hostile_guest;
+mod images;
 mod json;
+mod library;
 mod lifetime;
 mod refusals;
 mod settings;

@@ -1,0 +1,163 @@
+//! Images through the command line, from a real registry.
+
+use testkit::{
+    Sandbox,
+    registry::{Layout, Packing, Registry, Setup, TinyImage},
+};
+
+use crate::sandbox;
+
+const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
+    "arm64"
+} else {
+    "amd64"
+};
+
+/// A layout in `dir` with the busybox image for this host under `tiny:1`, beside one for another.
+fn layout(dir: &std::path::Path) -> (Layout, String) {
+    let busybox = std::fs::read(testkit::busybox_tar()).unwrap();
+    let image = |architecture: &str| {
+        TinyImage::new(architecture)
+            .layer(busybox.clone(), Packing::Gzip)
+            .config(serde_json::json!({ "Cmd": ["/bin/echo", "from", architecture] }))
+    };
+    let mut layout = Layout::create(&dir.join("layout")).unwrap();
+    let (digest, _) = layout
+        .add("tiny:1", &[image("s390x"), image(ARCHITECTURE)])
+        .unwrap();
+    (layout, digest)
+}
+
+#[test]
+fn an_image_is_pulled_run_listed_and_removed() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layout, digest) = layout(dir.path());
+    let registry = Registry::start().unwrap();
+    registry.push(layout.path(), "tiny:1").unwrap();
+    let reference = registry.reference("tiny:1");
+    let sandbox = sandbox();
+
+    // `run` pulls what is missing, and picks this host's platform of several.
+    let first = sandbox.run([&reference]).run().success();
+    assert_eq!(first.out(), format!("from {ARCHITECTURE}\n"));
+
+    let by_digest = registry.reference(&format!("tiny@{digest}"));
+    let pulled = sandbox
+        .microagent(["--json", "images", "pull", &by_digest])
+        .run()
+        .success();
+    assert!(pulled.parsed().to_string().contains(&digest), "{pulled}");
+
+    let inspected = sandbox
+        .microagent(["--json", "images", "inspect", &reference])
+        .run()
+        .success()
+        .parsed();
+    assert_eq!(inspected["platform"]["architecture"], ARCHITECTURE);
+    assert_eq!(inspected["image"]["cmd"][2], ARCHITECTURE);
+
+    // What is here is run without the registry.
+    drop(registry);
+    let offline = sandbox.run(["--pull", "never", &reference]).run().success();
+    assert_eq!(offline.out(), first.out());
+    let always = sandbox
+        .run(["--pull", "always", &reference])
+        .run()
+        .exited(125);
+    assert!(always.err().contains(&reference), "{always}");
+
+    for name in [&reference, &by_digest] {
+        drop(sandbox.microagent(["image", "rm", name]).run().success());
+    }
+    let list = sandbox.microagent(["images", "list"]).run().success();
+    assert!(!list.out().contains("tiny"), "{list}");
+    let gone = sandbox
+        .microagent(["images", "inspect", &reference])
+        .run()
+        .exited(1);
+    assert!(gone.err().contains(&reference), "{gone}");
+    sandbox.leftovers().none(&[]);
+}
+
+#[test]
+fn a_damaged_layer_is_named_and_nothing_is_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let (layout, _) = layout(dir.path());
+    let registry = Registry::start().unwrap();
+    registry.push(layout.path(), "tiny:1").unwrap();
+    let index: serde_json::Value =
+        serde_json::from_slice(&std::fs::read(layout.path().join("index.json")).unwrap()).unwrap();
+    let layer = largest_blob(layout.path());
+    assert!(
+        !index.to_string().contains(&layer),
+        "the largest blob is a layer"
+    );
+    testkit::registry::damage(&registry.blob_file(&layer)).unwrap();
+
+    let sandbox = Sandbox::empty(env!("CARGO_BIN_EXE_microagent"));
+    let reference = registry.reference("tiny:1");
+    let refused = sandbox
+        .microagent(["images", "pull", &reference])
+        .run()
+        .exited(1);
+    assert!(refused.err().contains(&layer), "{refused}");
+    let list = sandbox
+        .microagent(["--json", "images", "list"])
+        .run()
+        .success();
+    assert_eq!(list.parsed()["images"], serde_json::json!([]), "{list}");
+    assert!(!blob_is_stored(&sandbox, &layer));
+}
+
+#[test]
+fn who_may_not_pull_is_told_so() {
+    let setup = Setup {
+        login: Some(("agent".into(), "secret".into())),
+        ..Setup::default()
+    };
+    let registry = Registry::start_with(setup).unwrap();
+    let sandbox = Sandbox::empty(env!("CARGO_BIN_EXE_microagent"));
+    let refused = sandbox
+        .microagent(["images", "pull", &registry.reference("tiny:1")])
+        .run()
+        .exited(1);
+    assert!(
+        refused.err().contains("user name and a password"),
+        "{refused}"
+    );
+}
+
+#[test]
+fn what_is_not_there_is_named() {
+    let registry = Registry::start().unwrap();
+    let sandbox = Sandbox::empty(env!("CARGO_BIN_EXE_microagent"));
+    let reference = registry.reference("no-such:1");
+    let missing = sandbox
+        .microagent(["images", "pull", &reference])
+        .run()
+        .exited(1);
+    assert!(missing.err().contains(&reference), "{missing}");
+}
+
+fn largest_blob(layout: &std::path::Path) -> String {
+    let (_, name) = std::fs::read_dir(layout.join("blobs/sha256"))
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            (
+                entry.metadata().unwrap().len(),
+                entry.file_name().into_string().unwrap(),
+            )
+        })
+        .max()
+        .unwrap();
+    format!("sha256:{name}")
+}
+
+fn blob_is_stored(sandbox: &Sandbox, digest: &str) -> bool {
+    sandbox
+        .state()
+        .join("images/blobs")
+        .join(digest.replace(':', "/"))
+        .exists()
+}
