@@ -10,7 +10,7 @@ use crate::manifest::Manifest;
 use crate::platform::Platform;
 
 /// The largest configuration accepted, in bytes.
-pub const MAX_CONFIG: u64 = 8 << 20;
+pub(crate) const MAX_CONFIG: u64 = 8 << 20;
 
 /// An image's configuration, reduced to what running it needs and what people ask about.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]

@@ -4,11 +4,24 @@
 //! where the store is, who asks, and which registries may be spoken to in plain HTTP come in as arguments.
 //! Everything that comes from a registry or a file is hostile until it is verified: documents are bounded
 //! and checked ([`manifest::parse`], [`ImageConfig::parse`]), content is hashed before it gets a name.
+//!
+//! ```no_run
+//! use microagent_image::{ImageStore, PullOptions, PullPolicy};
+//!
+//! # fn main() -> microagent_image::Result<()> {
+//! let store = ImageStore::open("/var/lib/microagent/images")?;
+//! let name = "debian:12".parse()?;
+//! let image = store.ensure(&name, PullPolicy::Missing, &PullOptions::new(), &|_event| {})?;
+//! let disk = store.base_disk(&image, &|_event| {})?;
+//! println!("{} is {} bytes at {}", image.digest, disk.size_bytes, disk.path.display());
+//! # Ok(())
+//! # }
+//! ```
 
 #![forbid(unsafe_code)]
 
 mod choose;
-pub mod config;
+mod config;
 mod digest;
 pub mod disk;
 mod error;

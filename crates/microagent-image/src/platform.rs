@@ -54,7 +54,7 @@ impl Platform {
 
     /// How well an image for `self` serves a request for `wanted`: `None` does not run, smaller is better.
     #[must_use]
-    pub fn fit(&self, wanted: &Self) -> Option<u8> {
+    pub(crate) fn fit(&self, wanted: &Self) -> Option<u8> {
         if self.os != wanted.os || self.architecture != wanted.architecture {
             return None;
         }

@@ -43,6 +43,11 @@ pub(crate) struct KernelImage {
 /// Turns a bzImage, an EFI zboot image, a compressed or plain arm64 `Image`, or an ELF `vmlinux` into a [`KernelImage`].
 /// `name` is for messages.
 pub(crate) fn extract(name: &str, input: Vec<u8>) -> Result<KernelImage> {
+    extract_within(MAX_KERNEL, name, input)
+}
+
+/// [`extract`] with a limit of the caller's, in bytes, on what the kernel may unpack to.
+pub(crate) fn extract_within(limit: usize, name: &str, input: Vec<u8>) -> Result<KernelImage> {
     let invalid = |reason: &str| KernelError::InvalidImage {
         name: name.to_owned(),
         reason: reason.to_owned(),
@@ -50,7 +55,7 @@ pub(crate) fn extract(name: &str, input: Vec<u8>) -> Result<KernelImage> {
     let unpack = |payload: &[u8]| {
         let compression = Compression::detect(payload)
             .ok_or_else(|| invalid("its payload is in no compression Linux uses"))?;
-        decompress(payload, compression, MAX_KERNEL).map_err(|e| KernelError::Decompress {
+        decompress(payload, compression, limit).map_err(|e| KernelError::Decompress {
             name: name.to_owned(),
             reason: e.to_string(),
         })

@@ -48,3 +48,16 @@ pub static GUEST_BINARY: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/guest
 
 /// SHA-256 of [`GUEST_BINARY`], lower-case hexadecimal.
 pub const GUEST_SHA256: &str = env!("MICROAGENT_GUEST_SHA256");
+
+/// Reads `data` as a kernel image and as a module, unpacking little, for fuzzing: whatever the bytes are, it returns.
+#[doc(hidden)]
+pub fn fuzz_image(data: &[u8]) {
+    const LIMIT: usize = 4 << 20;
+    // Any answer but a panic is fine.
+    drop(image::extract_within(LIMIT, "fuzzed", data.to_vec()));
+    if let Ok(module) = compression::decompress_if_needed(data, LIMIT) {
+        drop(modules::ModuleInfo::parse(modules::without_signature(
+            &module,
+        )));
+    }
+}

@@ -249,7 +249,7 @@ impl Closure<'_> {
 
 /// What a module says of itself.
 #[derive(Debug, PartialEq, Eq)]
-struct ModuleInfo {
+pub(crate) struct ModuleInfo {
     /// Kernel release it was built for, the first word of `vermagic`.
     release: String,
     /// Modules it cannot be loaded without.
@@ -259,7 +259,7 @@ struct ModuleInfo {
 }
 
 impl ModuleInfo {
-    fn parse(bytes: &[u8]) -> Option<Self> {
+    pub(crate) fn parse(bytes: &[u8]) -> Option<Self> {
         let section = Elf::parse(bytes)?.section(b".modinfo")?;
         let mut info = Self {
             release: String::new(),

@@ -4,11 +4,13 @@
 //! module knows no files, sockets, threads or clocks, so all of it is tested
 //! without any.
 
+mod vocabulary;
+
 use std::time::Duration;
 
-use microagent_protocol::{
-    EndCause, ExitStatus, ProcessIdentity, State, exec::ExitReport, supervisor::EventKind,
-};
+use microagent_protocol::{EndCause, ExitStatus, State, exec::ExitReport, supervisor::EventKind};
+
+pub(crate) use self::vocabulary::{Action, ConsoleVerdict, Input, Timer};
 
 /// How long a workload that finished leaves to what else runs in the guest.
 pub(crate) const AFTER_WORKLOAD_GRACE_MS: u64 = 1_000;
@@ -21,112 +23,6 @@ const LINK_LOST_LIMIT: Duration = Duration::from_secs(3);
 
 /// Asks longer than this are shortened: nobody waits a day for a halt.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
-
-/// A deadline that can be armed; each kind at most once at a time.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Timer {
-    /// The guest must be ready.
-    Boot,
-    /// The machine must be gone after a shutdown.
-    Shutdown,
-    /// The machine's whole life.
-    Lifetime,
-    /// The VMM must end after the guest link broke.
-    LinkLost,
-}
-
-/// What the console says about an end nobody announced.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(crate) struct ConsoleVerdict {
-    /// The kernel panicked.
-    pub(crate) panicked: bool,
-    /// It did for lack of memory.
-    pub(crate) out_of_memory: bool,
-}
-
-/// What can happen.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Input {
-    /// The VMM runs.
-    VmmStarted { vmm: ProcessIdentity },
-    /// The driver could not launch it.
-    LaunchFailed { reason: String, may_retry: bool },
-    /// The agent said hello.
-    Hello {
-        kernel_release: String,
-        kernel_ms: u64,
-    },
-    /// The agent serves sessions.
-    Ready,
-    /// The agent gave up.
-    GuestBootFailed { reason: String },
-    /// The guest announced its end.
-    GoingDown { requested: bool, clean: bool },
-    /// The guest broke the protocol.
-    Violation { detail: String },
-    /// The control connection ended.
-    LinkLost,
-    /// The VMM ended.
-    VmmExited {
-        exit: String,
-        console: ConsoleVerdict,
-    },
-    /// The workload runs.
-    WorkloadStarted,
-    /// The workload ended; its client is about to be told.
-    WorkloadEnded { report: ExitReport },
-    /// Its client was told, or is gone.
-    WorkloadDelivered,
-    /// The workload's session ended without a word.
-    WorkloadLost,
-    /// A clean end is asked for.
-    Halt { grace_ms: u64 },
-    /// An end is asked for.
-    Stop { grace_ms: u64 },
-    /// An end at once is asked for.
-    Kill,
-    /// The vCPUs were frozen.
-    Paused,
-    /// The vCPUs were thawed.
-    Resumed,
-    /// The vCPUs were frozen and all connections cut.
-    Quarantined,
-    /// The owner ended or let go.
-    OwnerGone,
-    /// A deadline passed.
-    Timer(Timer),
-}
-
-/// What is to be done about it, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Action {
-    /// Launch the machine; answered by `VmmStarted` or `LaunchFailed`.
-    Launch { attempt: u32 },
-    /// Kill and reap what there is of the machine of this attempt.
-    Discard,
-    /// Record an event.
-    Record { state: State, kind: EventKind },
-    /// Freeze nothing any more: a shutdown needs running vCPUs.
-    Thaw,
-    /// Ask the guest to shut down.
-    Shutdown { grace_ms: u64 },
-    /// Kill the VMM; answered by `VmmExited`.
-    Kill,
-    /// Set a deadline.
-    Arm(Timer, Duration),
-    /// Forget a deadline.
-    Disarm(Timer),
-    /// The guest is ready: let sessions through.
-    OpenSessions,
-    /// The machine is gone. The last action.
-    Finish {
-        state: State,
-        cause: EndCause,
-        detail: Option<String>,
-        /// Whether the console's last lines explain the end.
-        with_console: bool,
-    },
-}
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Ending {

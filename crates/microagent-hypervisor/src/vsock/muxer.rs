@@ -4,6 +4,8 @@
 //! while the guest cannot take data costs no wake-up, and nothing has to be re-armed when it can. Room to write is
 //! watched only while a backlog exists; watching it again reports the present state, so no edge is missed.
 
+mod handshake;
+
 use std::collections::{HashMap, VecDeque};
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -13,9 +15,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
-use rustix::net::{RecvFlags, recv};
 use tracing::debug;
 
+use self::handshake::Handshake;
 use super::Limits;
 use super::connection::{Connection, Key};
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
@@ -24,8 +26,6 @@ use super::{Counters, TOKEN_FIRST_SOCKET, TOKEN_HOST_LISTENER};
 
 /// Host ports given to host-initiated connections start here, far from the ports services listen on.
 const FIRST_HOST_PORT: u32 = 1 << 30;
-/// `CONNECT 4294967295\n` and nothing longer.
-const MAX_CONNECT_LINE: usize = 19;
 /// Resets owed to packets of no connection. Beyond it they are dropped: the flood's author times out instead.
 const MAX_STRAY_RESETS: usize = 1024;
 /// How long to leave the listener alone when the process is out of file descriptors.
@@ -38,14 +38,6 @@ struct Entry {
     queued: bool,
     /// Watched for room to write.
     watching_room: bool,
-}
-
-/// A host program that has connected but not yet named its port.
-#[derive(Debug)]
-struct Handshake {
-    socket: HostSocket,
-    line: [u8; MAX_CONNECT_LINE],
-    len: usize,
 }
 
 /// See the module's description.
@@ -310,14 +302,7 @@ impl Muxer {
         let socket = HostSocket::accepted(stream)?;
         let id = self.new_id();
         self.watch(id, &socket, false)?;
-        self.handshakes.insert(
-            id,
-            Handshake {
-                socket,
-                line: [0; MAX_CONNECT_LINE],
-                len: 0,
-            },
-        );
+        self.handshakes.insert(id, Handshake::new(socket));
         let deadline = Instant::now() + self.limits.handshake_timeout;
         self.handshake_deadlines.push_back((deadline, id));
         // The line may have come with the connection, before the socket was watched.
@@ -332,10 +317,10 @@ impl Muxer {
         match handshake.read_line() {
             Ok(None) => {}
             Ok(Some(port)) => {
-                if let Some(Handshake { socket, .. }) = self.handshakes.remove(&id)
+                if let Some(handshake) = self.handshakes.remove(&id)
                     && self.make_room()
                 {
-                    self.request(id, socket, port);
+                    self.request(id, handshake.into_socket(), port);
                 }
             }
             Err(e) => {
@@ -493,40 +478,6 @@ impl Muxer {
 fn interest(room: bool) -> EventFlags {
     let base = EventFlags::IN | EventFlags::RDHUP | EventFlags::ET;
     if room { base | EventFlags::OUT } else { base }
-}
-
-impl Handshake {
-    /// Reads no byte past the newline: what follows belongs to the guest.
-    fn read_line(&mut self) -> io::Result<Option<u32>> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidData, "expected CONNECT <port>");
-        loop {
-            let room = &mut self.line[self.len..];
-            if room.is_empty() {
-                return Err(invalid());
-            }
-            let fd = &self.socket;
-            let peeked = match recv(fd, &mut *room, RecvFlags::PEEK) {
-                Ok((_, 0)) => return Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok((_, n)) => n,
-                Err(rustix::io::Errno::AGAIN) => return Ok(None),
-                Err(rustix::io::Errno::INTR) => continue,
-                Err(e) => return Err(e.into()),
-            };
-            let newline = room[..peeked].iter().position(|b| *b == b'\n');
-            let take = newline.map_or(peeked, |at| at + 1);
-            let (_, taken) = recv(fd, &mut room[..take], RecvFlags::empty())?;
-            self.len += taken;
-            if newline.is_some() && taken == take {
-                let line = &self.line[..self.len - 1];
-                let digits = line.strip_prefix(b"CONNECT ").ok_or_else(invalid)?;
-                let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
-                if !digits.bytes().all(|b| b.is_ascii_digit()) {
-                    return Err(invalid());
-                }
-                return digits.parse().map(Some).map_err(|_| invalid());
-            }
-        }
-    }
 }
 
 #[cfg(test)]

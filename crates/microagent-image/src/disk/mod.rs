@@ -15,7 +15,7 @@ mod limits;
 mod output;
 mod scratch;
 mod source;
-pub mod tar;
+mod tar;
 mod tree;
 mod xattr;
 
@@ -167,6 +167,7 @@ fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Resu
 ///
 /// # Errors
 /// What [`build`] would say about the layer.
+#[doc(hidden)]
 pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
     struct Nowhere;
     impl BlockFile for Nowhere {

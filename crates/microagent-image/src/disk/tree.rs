@@ -12,8 +12,12 @@
 //! - Whiteouts hide what earlier *layers* left, whatever their place in their own layer.
 //! - A hard link's metadata is that of the file it names.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+mod path;
+mod whiteout;
 
+use std::collections::{BTreeMap, HashMap};
+
+use self::path::{Walk, components};
 use super::content::Extents;
 use super::error::{EntryFault, LayerFault, show};
 use super::limits::Limits;
@@ -26,8 +30,6 @@ pub(crate) type NodeId = u32;
 pub(crate) const ROOT: NodeId = 0;
 /// As many names as ext4 lets a file have.
 const LINK_MAX: u32 = 65_000;
-/// As many symbolic links as Linux follows in one path.
-const MAX_SYMLINKS: u32 = 40;
 /// What a node, its directory entry and their allocations cost, roughly.
 const NODE_COST: u64 = 160;
 
@@ -409,51 +411,6 @@ impl<'l> Tree<'l> {
         self.directory(parent)?.children.get(name).copied()
     }
 
-    /// Hides one name that earlier layers left.
-    fn hide(&mut self, parent: NodeId, name: &[u8]) {
-        let Some(child) = self.child(parent, name) else {
-            return;
-        };
-        if self.is_of_this_layer(child) {
-            if self.directory(child.node).is_some() {
-                self.prune(child.node);
-            }
-        } else {
-            self.remove_child(parent, name);
-        }
-    }
-
-    fn is_of_this_layer(&self, child: Child) -> bool {
-        match self.directory(child.node) {
-            Some(directory) => directory.touched == self.layer,
-            None => child.layer == self.layer,
-        }
-    }
-
-    /// Hides everything that earlier layers left below a directory. Once per directory and layer: nothing older can
-    /// come back.
-    fn prune(&mut self, id: NodeId) {
-        let mut queue = VecDeque::from([id]);
-        while let Some(id) = queue.pop_front() {
-            let layer = self.layer;
-            match self.directory_mut(id) {
-                Some(directory) if directory.pruned != layer => directory.pruned = layer,
-                _ => continue,
-            }
-            let mut older: Vec<Box<[u8]>> = Vec::new();
-            for (name, child) in self.directory(id).into_iter().flat_map(|d| &d.children) {
-                if !self.is_of_this_layer(*child) {
-                    older.push(name.clone());
-                } else if self.directory(child.node).is_some() {
-                    queue.push_back(child.node);
-                }
-            }
-            for name in older {
-                self.remove_child(id, &name);
-            }
-        }
-    }
-
     fn remove_child(&mut self, parent: NodeId, name: &[u8]) {
         let Some(directory) = self.directory_mut(parent) else {
             return;
@@ -487,113 +444,6 @@ impl<'l> Tree<'l> {
         }
     }
 
-    /// The directory an entry goes into, made where it is missing and `make` is set.
-    fn parent(
-        &mut self,
-        path: &[u8],
-        parts: &[&[u8]],
-        make: bool,
-    ) -> Result<Option<NodeId>, LayerFault> {
-        let written = path
-            .iter()
-            .rposition(|b| *b == b'/')
-            .map_or(&[][..], |at| &path[..at]);
-        if let Some((last, id)) = &self.last_parent
-            && last == written
-            && !path.ends_with(b"/")
-        {
-            return Ok(Some(*id));
-        }
-        let walk = match self.walk(path, parts) {
-            Err(LayerFault::Entry {
-                fault: EntryFault::ParentNotDirectory(_),
-                ..
-            }) if !make => return Ok(None),
-            other => other?,
-        };
-        let mut id = walk.directory;
-        if !walk.missing.is_empty() && !make {
-            return Ok(None);
-        }
-        for name in walk.missing {
-            let depth = self.directory(id).map_or(0, |d| d.depth) + 1;
-            let kind = self.new_directory(id, depth, path)?;
-            let node = Node {
-                kind,
-                mtime: (0, 0),
-                uid: 0,
-                gid: 0,
-                mode: 0o755,
-                links: 1,
-                xattrs: 0,
-            };
-            let made = self.add_node(node, path)?;
-            self.add_name(id, name.into_boxed_slice(), made, path)?;
-            id = made;
-        }
-        if !path.ends_with(b"/") {
-            self.last_parent = Some((written.to_vec(), id));
-        }
-        Ok(Some(id))
-    }
-
-    /// Follows a path inside the root. Behind the first missing component nothing exists, so the rest is only names.
-    fn walk(&mut self, path: &[u8], parts: &[&[u8]]) -> Result<Walk, LayerFault> {
-        let fail = |fault| LayerFault::entry(path, fault);
-        let mut todo: Vec<Vec<u8>> = parts.iter().rev().map(|part| part.to_vec()).collect();
-        let mut walk = Walk {
-            directory: ROOT,
-            missing: Vec::new(),
-        };
-        let mut links = 0;
-        while let Some(part) = todo.pop() {
-            self.lookups += 1;
-            if self.lookups > self.limits.max_lookups {
-                return Err(self.limit(
-                    path,
-                    "directory look-ups",
-                    "max_lookups",
-                    self.limits.max_lookups,
-                ));
-            }
-            if part == b".." {
-                if walk.missing.pop().is_none() {
-                    walk.directory = self.directory(walk.directory).map_or(ROOT, |d| d.parent);
-                }
-                continue;
-            }
-            if !walk.missing.is_empty() {
-                walk.missing.push(part);
-                continue;
-            }
-            let Some(child) = self.child(walk.directory, &part) else {
-                walk.missing.push(part);
-                continue;
-            };
-            match &self.nodes[child.node as usize].kind {
-                Kind::Directory(_) => walk.directory = child.node,
-                Kind::Symlink(target) => {
-                    links += 1;
-                    if links > MAX_SYMLINKS {
-                        return Err(fail(EntryFault::SymlinkLoop));
-                    }
-                    if target.starts_with(b"/") {
-                        walk.directory = ROOT;
-                    }
-                    let steps = target
-                        .split(|b| *b == b'/')
-                        .filter(|step| !step.is_empty() && *step != b".");
-                    if let Some(long) = steps.clone().find(|step| step.len() > 255) {
-                        return Err(fail(EntryFault::NameTooLong(long.len())));
-                    }
-                    todo.extend(steps.rev().map(<[u8]>::to_vec));
-                }
-                _ => return Err(fail(EntryFault::ParentNotDirectory(show(&part)))),
-            }
-        }
-        Ok(walk)
-    }
-
     fn charge(&mut self, bytes: u64, path: &[u8]) -> Result<(), LayerFault> {
         self.memory += bytes;
         if self.memory + 16 * self.freed.len() as u64 > self.limits.max_tree_bytes {
@@ -624,12 +474,6 @@ impl<'l> Tree<'l> {
     }
 }
 
-/// How far a path leads, and the names behind the first that is missing.
-struct Walk {
-    directory: NodeId,
-    missing: Vec<Vec<u8>>,
-}
-
 fn node_cost(node: &Node) -> u64 {
     NODE_COST
         + match &node.kind {
@@ -641,28 +485,4 @@ fn node_cost(node: &Node) -> u64 {
             Kind::Symlink(target) => target.len() as u64,
             _ => 0,
         }
-}
-
-/// A name's components; `.` and doubled slashes mean nothing, `..` and a leading slash are refused.
-fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryFault> {
-    if path.is_empty() {
-        return Err(EntryFault::EmptyName);
-    }
-    if path.contains(&0) {
-        return Err(EntryFault::NulInName);
-    }
-    let mut parts = Vec::new();
-    for part in path.split(|b| *b == b'/') {
-        match part {
-            b"" | b"." => {}
-            b".." => return Err(EntryFault::Traversal),
-            _ if part.len() > 255 => return Err(EntryFault::NameTooLong(part.len())),
-            _ => parts.push(part),
-        }
-    }
-    // "/" alone is how some tools write the root.
-    if path.starts_with(b"/") && !parts.is_empty() {
-        return Err(EntryFault::Absolute);
-    }
-    Ok(parts)
 }

@@ -3,6 +3,7 @@
 //! Knows nothing of the store: it writes where it is told and says what it did.
 
 mod auth;
+mod options;
 mod transport;
 
 use std::fs::File;
@@ -14,8 +15,8 @@ use std::time::Duration;
 use ureq::http::{Response, StatusCode, header};
 
 pub use auth::{Credential, Credentials};
+pub use options::RegistryOptions;
 pub(crate) use transport::Failure;
-pub use transport::RegistryOptions;
 
 use crate::choose::Fetched;
 use crate::digest::{Digest, Hasher};

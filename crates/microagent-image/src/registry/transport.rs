@@ -1,98 +1,25 @@
 //! One GET to a registry: scheme, TLS, redirects, authorization, and whether a failure may pass.
 
-use std::io;
-use std::net::IpAddr;
-use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+mod agent;
+mod login;
+
+use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD as BASE64;
 use ureq::http::{Request, Response, StatusCode, Uri, header};
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
 use ureq::{Agent, Body};
 
-use super::auth::{Challenge, Credential, Credentials, challenges};
-use super::{backoff, read_bounded};
+use self::agent::{agent, tls_error};
+use super::auth::{Credential, Credentials};
+use super::options::RegistryOptions;
+use super::read_bounded;
 use crate::error::{ImageError, Result, clip};
 use crate::reference::Reference;
 
 const MAX_REDIRECTS: usize = 8;
-const MAX_TOKEN: u64 = 1 << 20;
 const MAX_ERROR: u64 = 64 << 10;
 /// How long a registry that may speak plain HTTP is given to show that it speaks TLS.
 const PROBE: Duration = Duration::from_secs(5);
-
-/// How registries are reached.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct RegistryOptions {
-    /// Hosts (`host` or `host:port`) that may be spoken to in plain HTTP where they do not speak TLS.
-    /// Loopback hosts always may.
-    pub insecure_registries: Vec<String>,
-    /// Certificates of private authorities, PEM, accepted besides those of the operating system.
-    pub extra_roots: Vec<Vec<u8>>,
-    /// A proxy for all requests: `http://host:port`.
-    pub proxy: Option<String>,
-    /// How often a request that fails in a way that may pass is made, the first time included.
-    pub attempts: u32,
-    /// The wait after the first failure; it doubles each time, up to 20 s.
-    pub backoff: Duration,
-    /// How long a connection may take to open.
-    pub connect_timeout: Duration,
-    /// How long a registry may be silent before the connection counts as lost.
-    pub stall_timeout: Duration,
-    /// How many layers are downloaded at once.
-    pub parallel: usize,
-}
-
-impl Default for RegistryOptions {
-    fn default() -> Self {
-        Self {
-            insecure_registries: Vec::new(),
-            extra_roots: Vec::new(),
-            proxy: None,
-            attempts: 4,
-            backoff: Duration::from_millis(500),
-            connect_timeout: Duration::from_secs(15),
-            stall_timeout: Duration::from_secs(30),
-            parallel: 4,
-        }
-    }
-}
-
-impl RegistryOptions {
-    pub(super) fn delay_after(&self, failures: u32) -> Duration {
-        backoff(self.backoff, failures)
-    }
-
-    fn may_be_plain(&self, authority: &str) -> bool {
-        is_loopback(host_of(authority))
-            || self
-                .insecure_registries
-                .iter()
-                .any(|named| named == authority || named == host_of(authority))
-    }
-}
-
-fn host_of(authority: &str) -> &str {
-    match authority
-        .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
-        Some((address, _)) => address,
-        None => authority
-            .split_once(':')
-            .map_or(authority, |(host, _)| host),
-    }
-}
-
-fn is_loopback(host: &str) -> bool {
-    host == "localhost"
-        || host.ends_with(".localhost")
-        || host
-            .parse::<IpAddr>()
-            .is_ok_and(|address| address.is_loopback())
-}
 
 /// Why a request failed.
 pub(crate) enum Failure {
@@ -284,123 +211,6 @@ impl<'a> Transport<'a> {
         Ok(self.scheme.get_or_init(|| scheme))
     }
 
-    /// Answers a challenge, unless another thread did since `used` was sent.
-    fn authorize(&self, response: &Response<Body>, used: Option<&str>) -> Attempt<()> {
-        let mut authorization = self.lock();
-        if authorization.header.as_deref() != used {
-            return Ok(());
-        }
-        let offered: Vec<Challenge> = response
-            .headers()
-            .get_all(header::WWW_AUTHENTICATE)
-            .iter()
-            .filter_map(|value| value.to_str().ok())
-            .flat_map(challenges)
-            .collect();
-        if authorization.credential.is_none() {
-            let credential = match self.credentials {
-                Some(source) => source
-                    .credential(&self.registry)
-                    .map_err(|reason| self.unauthorized(reason))?,
-                None => None,
-            };
-            authorization.credential = Some(credential);
-        }
-        let credential = authorization.credential.clone().flatten();
-        let bearer = offered
-            .iter()
-            .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        authorization.header = match (bearer.or(offered.first()), credential) {
-            (_, Some(Credential::Bearer(token))) => Some(format!("Bearer {token}")),
-            (
-                Some(Challenge::Bearer {
-                    realm,
-                    service,
-                    scope,
-                }),
-                credential,
-            ) => {
-                let token = self.token(realm, service.as_deref(), scope.as_deref(), credential)?;
-                Some(format!("Bearer {token}"))
-            }
-            (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
-                Some(basic(&username, &password))
-            }
-            (Some(Challenge::Basic), None) => {
-                return Err(self.unauthorized("it wants a user name and a password, and none are known; log in to it first.".into()).into());
-            }
-            (None, _) => {
-                return Err(self
-                    .unauthorized(
-                        "it does not say how to log in (no Basic or Bearer challenge).".into(),
-                    )
-                    .into());
-            }
-        };
-        Ok(())
-    }
-
-    /// Trades credentials, or their absence, for a token (the distribution token protocol).
-    fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-        credential: Option<Credential>,
-    ) -> Attempt<String> {
-        let uri: Uri = realm
-            .parse()
-            .map_err(|_| self.odd("its token service is no URL"))?;
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let plain = uri.scheme_str() == Some("http") && self.options.may_be_plain(authority);
-        if authority.is_empty() || !(plain || uri.scheme_str() == Some("https")) {
-            return Err(self
-                .odd(&format!("its token service `{}` is not HTTPS", clip(realm)))
-                .into());
-        }
-        let mut url = realm.to_owned();
-        let mut separator = if url.contains('?') { '&' } else { '?' };
-        let default_scope = format!("repository:{}:pull", self.repository);
-        for (name, value) in [
-            ("service", service),
-            ("scope", Some(scope.unwrap_or(&default_scope))),
-        ] {
-            if let Some(value) = value {
-                url.push(separator);
-                url.push_str(name);
-                url.push('=');
-                percent_encode(value, &mut url);
-                separator = '&';
-            }
-        }
-        let had_credential = credential.is_some();
-        let header = match credential {
-            Some(Credential::Basic { username, password }) => Some(basic(&username, &password)),
-            _ => None,
-        };
-        let (response, _) = self.follow(&url, Some("application/json"), None, header.as_deref())?;
-        match response.status() {
-            StatusCode::OK => {}
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(self.unauthorized(denied(had_credential)).into());
-            }
-            _ => return Err(self.refusal(response, "fetching a token")),
-        }
-        #[derive(serde::Deserialize)]
-        struct Token {
-            token: Option<String>,
-            access_token: Option<String>,
-        }
-        let bytes = read_bounded(response, MAX_TOKEN)?;
-        let token: Token = serde_json::from_slice(&bytes)
-            .map_err(|_| self.odd("its token service's answer cannot be read"))?;
-        token
-            .token
-            .or(token.access_token)
-            .filter(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()))
-            .ok_or_else(|| self.odd("its token service gave no token").into())
-    }
-
     /// Turns an answer nobody wanted into an error, with the registry's own words.
     pub(super) fn refusal(&self, response: Response<Body>, doing: &str) -> Failure {
         let status = response.status();
@@ -498,92 +308,6 @@ fn denied(with_credential: bool) -> String {
     }
 }
 
-fn agent(registry: &str, options: &RegistryOptions) -> Result<Agent> {
-    let fault = |reason: String| ImageError::Registry {
-        registry: registry.to_owned(),
-        doing: "prepared".into(),
-        reason,
-    };
-    let roots = if options.extra_roots.is_empty() {
-        RootCerts::PlatformVerifier
-    } else {
-        let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
-            .certs
-            .iter()
-            .map(|certificate| Certificate::from_der(certificate).to_owned())
-            .collect();
-        for pem in &options.extra_roots {
-            for item in ureq::tls::parse_pem(pem) {
-                match item {
-                    Ok(ureq::tls::PemItem::Certificate(certificate)) => roots.push(certificate),
-                    Ok(_) => {}
-                    Err(error) => {
-                        return Err(fault(format!(
-                            "an extra certificate cannot be read: {error}"
-                        )));
-                    }
-                }
-            }
-        }
-        RootCerts::from(roots)
-    };
-    let proxy = options
-        .proxy
-        .as_deref()
-        .map(ureq::Proxy::new)
-        .transpose()
-        .map_err(|error| fault(format!("the proxy's address cannot be used: {error}")))?;
-    let tls = TlsConfig::builder()
-        .provider(TlsProvider::Rustls)
-        .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(roots)
-        .build();
-    Ok(Agent::config_builder()
-        .tls_config(tls)
-        // Set even when there is none: the default would read the environment.
-        .proxy(proxy)
-        .http_status_as_error(false)
-        // Redirects are followed here, where the rules on hosts and schemes are.
-        .max_redirects(0)
-        .max_redirects_will_error(false)
-        .user_agent(concat!("microagent/", env!("CARGO_PKG_VERSION")))
-        .timeout_connect(Some(options.connect_timeout))
-        .timeout_recv_response(Some(options.stall_timeout.saturating_mul(2)))
-        .timeout_per_read(Some(options.stall_timeout))
-        .max_idle_connections_per_host(options.parallel.max(1))
-        .build()
-        .new_agent())
-}
-
-fn basic(username: &str, password: &str) -> String {
-    format!("Basic {}", BASE64.encode(format!("{username}:{password}")))
-}
-
-/// The TLS library's own error, however deep it is wrapped.
-fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
-    match error {
-        ureq::Error::Rustls(error) => Some(error),
-        ureq::Error::Io(error) => inner_tls(error),
-        _ => None,
-    }
-}
-
-fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
-    let mut inner: &(dyn std::error::Error + 'static) = error.get_ref()?;
-    loop {
-        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-            return Some(tls);
-        }
-        if let Some(error) = inner.downcast_ref::<ureq::Error>() {
-            return tls_error(error);
-        }
-        inner = match inner.downcast_ref::<io::Error>() {
-            Some(error) => error.get_ref()?,
-            None => inner.source()?,
-        };
-    }
-}
-
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port = |uri: &Uri| {
         uri.port_u16().or(match uri.scheme_str() {
@@ -619,16 +343,6 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
     (!authority.contains('@') && uri.scheme().is_some()).then_some(uri)
 }
 
-fn percent_encode(value: &str, into: &mut String) {
-    for byte in value.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            into.push(char::from(byte));
-        } else {
-            into.push_str(&format!("%{byte:02X}"));
-        }
-    }
-}
-
 /// The messages of a registry's error document, for people.
 fn words(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
@@ -653,76 +367,4 @@ fn words(body: &[u8]) -> Option<String> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_loopback_and_named_hosts_may_be_plain() {
-        let options = RegistryOptions {
-            insecure_registries: vec!["lab:5000".into(), "box".into()],
-            ..RegistryOptions::default()
-        };
-        for good in [
-            "localhost",
-            "localhost:5000",
-            "127.0.0.1:1",
-            "127.9.9.9",
-            "[::1]:5",
-            "lab:5000",
-            "box:77",
-        ] {
-            assert!(options.may_be_plain(good), "{good}");
-        }
-        for bad in [
-            "lab",
-            "lab:5001",
-            "localhost.example",
-            "127.0.0.1.example",
-            "example",
-            "[::2]:5",
-        ] {
-            assert!(!options.may_be_plain(bad), "{bad}");
-        }
-    }
-
-    #[test]
-    fn locations_resolve() {
-        let from: Uri = "https://r.example:5000/v2/a/blobs/x".parse().unwrap();
-        for (location, expect) in [
-            (
-                "https://cdn.example/b?c=d#e",
-                Some("https://cdn.example/b?c=d"),
-            ),
-            ("//cdn.example/b", Some("https://cdn.example/b")),
-            ("/b", Some("https://r.example:5000/b")),
-            ("b", Some("https://r.example:5000/v2/a/blobs/b")),
-            ("https://u:p@evil.example/", None),
-        ] {
-            assert_eq!(
-                resolve(&from, location)
-                    .map(|uri| uri.to_string())
-                    .as_deref(),
-                expect,
-                "{location}"
-            );
-        }
-        let home: Uri = "https://r.example/".parse().unwrap();
-        assert!(same_origin(
-            &"https://r.example:443/x".parse().unwrap(),
-            &home
-        ));
-        assert!(!same_origin(
-            &"https://r.example:444/x".parse().unwrap(),
-            &home
-        ));
-        assert!(!same_origin(&"http://r.example/x".parse().unwrap(), &home));
-    }
-
-    #[test]
-    fn waits_double_and_are_bounded() {
-        let options = RegistryOptions::default();
-        assert_eq!(options.delay_after(1), Duration::from_millis(500));
-        assert_eq!(options.delay_after(3), Duration::from_secs(2));
-        assert_eq!(options.delay_after(40), Duration::from_secs(20));
-    }
-}
+mod tests;

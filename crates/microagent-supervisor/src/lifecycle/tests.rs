@@ -1,4 +1,4 @@
-use microagent_protocol::{StartFailure, state::TRANSITIONS};
+use microagent_protocol::{ProcessIdentity, StartFailure, state::TRANSITIONS};
 use proptest::prelude::*;
 
 use super::*;

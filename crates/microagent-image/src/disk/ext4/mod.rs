@@ -11,16 +11,20 @@
 
 mod directory;
 mod extents;
+mod geometry;
+mod inode;
 
 use std::collections::HashMap;
 use std::io;
 
 use mkext4::csum;
 use mkext4::dirhash::seed_from_uuid;
-use mkext4::spec::{GroupDesc, Inode, Superblock, bg_flags, iflags};
+use mkext4::spec::{GroupDesc, Superblock, bg_flags};
 
+use self::geometry::{Bitmaps, Geometry, inode_bitmap};
+use self::inode::{kind_of, reserved_inode};
 use super::content::{Appender, BLOCK, Extent};
-use super::tree::{Kind, Node, NodeId, ROOT, Tree};
+use super::tree::{Kind, NodeId, ROOT, Tree};
 
 /// Blocks kept behind block 0 for group descriptors: 2048 groups, 256 GiB.
 pub(crate) const DESCRIPTOR_BLOCKS: u32 = 16;
@@ -35,20 +39,7 @@ const INODE_SIZE: usize = 256;
 const INODES_PER_BLOCK: u32 = (BLOCK / INODE_SIZE) as u32;
 const ROOT_INODE: u32 = 2;
 const FIRST_INODE: u32 = 11;
-const MAX_GROUP_INODES: u32 = 32768;
-/// Directories with more links than this say 1 (`dir_nlink`).
-const LINK_MAX: u32 = 65_000;
 const SPARSE_SUPER2: u32 = 0x200;
-const MODE_TYPES: [(u8, u16); 7] = [
-    (1, 0o100_000),
-    (2, 0o040_000),
-    (3, 0o020_000),
-    (4, 0o060_000),
-    (5, 0o010_000),
-    (6, 0o140_000),
-    (7, 0o120_000),
-];
-
 /// Identity of the file system; all of it is input, so equal input gives equal bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -331,98 +322,6 @@ impl Writer<'_, '_, '_> {
         Ok(())
     }
 
-    fn inode(&self, id: NodeId, index: usize) -> [u8; INODE_SIZE] {
-        let node = &self.tree.nodes[id as usize];
-        let number = self.numbers[id as usize];
-        let placed = self.placed[index];
-        let set = &self.tree.xattrs[node.xattrs as usize];
-        let (seconds, extra) = Inode::encode_timestamp(
-            node.mtime.0.clamp(-(1 << 31), (3 << 32) + (1 << 31) - 1),
-            node.mtime.1,
-        );
-        let kind = kind_of(node);
-        let type_bits = MODE_TYPES
-            .iter()
-            .find(|(k, _)| *k == kind)
-            .map_or(0, |(_, bits)| *bits);
-        let mut inode = Inode {
-            mode: type_bits | (node.mode & 0o7777),
-            uid: node.uid,
-            gid: node.gid,
-            atime: seconds,
-            ctime: seconds,
-            mtime: seconds,
-            crtime: seconds,
-            atime_extra: extra,
-            ctime_extra: extra,
-            mtime_extra: extra,
-            crtime_extra: extra,
-            links_count: node.links as u16,
-            extra_isize: 32,
-            file_acl: u64::from(placed.attributes),
-            ibody: set.inode_area(),
-            ..Inode::default()
-        };
-        let mut blocks = u64::from(placed.attributes != 0);
-        let own_run = [Extent {
-            logical: 0,
-            start: placed.start,
-            length: placed.length,
-        }];
-        let mut map = |inode: &mut Inode, extents: &[Extent]| {
-            inode.flags |= iflags::EXTENTS;
-            blocks += extents.iter().map(|e| u64::from(e.length)).sum::<u64>();
-            match self.roots.get(&id) {
-                Some((root, tree)) => {
-                    inode.block = *root;
-                    blocks += u64::from(*tree);
-                }
-                None => inode.block = extents::root(extents),
-            }
-        };
-        match &node.kind {
-            Kind::Directory(directory) => {
-                let subdirectories = directory
-                    .children
-                    .values()
-                    .filter(|child| self.tree.directory(child.node).is_some())
-                    .count() as u32;
-                inode.links_count = if subdirectories + 2 > LINK_MAX {
-                    1
-                } else {
-                    (subdirectories + 2) as u16
-                };
-                inode.size = u64::from(placed.length) * BLOCK as u64;
-                if placed.length > 1 {
-                    inode.flags |= iflags::INDEX;
-                }
-                map(&mut inode, &own_run);
-            }
-            Kind::File { size, extents } => {
-                inode.size = *size;
-                map(&mut inode, extents.as_slice());
-            }
-            Kind::Symlink(target) => {
-                inode.size = target.len() as u64;
-                if placed.length > 0 {
-                    map(&mut inode, &own_run);
-                } else {
-                    inode.block[..target.len()].copy_from_slice(target);
-                }
-            }
-            Kind::Character(major, minor) | Kind::Block(major, minor) => {
-                device(&mut inode.block, *major, *minor);
-            }
-            Kind::Fifo | Kind::Free => {}
-        }
-        inode.blocks = blocks * (BLOCK as u64 / 512);
-        let mut raw = [0; INODE_SIZE];
-        inode.encode(&mut raw);
-        inode.checksum = csum::inode(self.seed, number, 0, &raw);
-        inode.encode(&mut raw);
-        raw
-    }
-
     fn superblock(
         &mut self,
         geometry: &Geometry,
@@ -506,143 +405,5 @@ impl Writer<'_, '_, '_> {
         superblock.encode(&mut front[1024..2048]);
         self.appender.write_at(0, &front)?;
         Ok(())
-    }
-}
-
-/// Groups and inode tables behind the content.
-#[derive(Debug)]
-struct Geometry {
-    blocks: u32,
-    groups: u32,
-    group_inodes: u32,
-    /// First block behind the last inode table.
-    metadata_end: u32,
-}
-
-impl Geometry {
-    /// More groups need more bitmaps, which may need another group: grows until it holds.
-    fn new(content_end: u32, used_inodes: u32) -> Option<Self> {
-        let mut groups = used_inodes
-            .div_ceil(MAX_GROUP_INODES)
-            .max(content_end.div_ceil(GROUP_BLOCKS))
-            .max(1);
-        loop {
-            if groups > DESCRIPTOR_BLOCKS * 128 {
-                return None;
-            }
-            let group_inodes = used_inodes
-                .div_ceil(groups)
-                .next_multiple_of(INODES_PER_BLOCK);
-            let metadata_end = u64::from(content_end)
-                + u64::from(groups) * (2 + u64::from(group_inodes / INODES_PER_BLOCK));
-            let metadata_end = u32::try_from(metadata_end).ok()?;
-            let needed = metadata_end.div_ceil(GROUP_BLOCKS);
-            if needed <= groups {
-                // Inodes may need more groups than blocks do; the last group then has one block.
-                let blocks = metadata_end.max((groups - 1) * GROUP_BLOCKS + 1);
-                return Some(Geometry {
-                    blocks,
-                    groups,
-                    group_inodes,
-                    metadata_end,
-                });
-            }
-            groups = needed;
-        }
-    }
-
-    fn table_blocks(&self) -> u32 {
-        self.group_inodes / INODES_PER_BLOCK
-    }
-
-    fn descriptor_blocks(&self) -> u32 {
-        (self.groups * 32).div_ceil(BLOCK as u32)
-    }
-}
-
-struct Bitmaps {
-    used_end: u32,
-    descriptor_blocks: u32,
-}
-
-impl Bitmaps {
-    /// One group's block bitmap and its free blocks. `freed` is sorted.
-    fn render(&self, geometry: &Geometry, group: u32, freed: &[(u32, u32)]) -> (Vec<u8>, u32) {
-        let first = group * GROUP_BLOCKS;
-        let end =
-            (u64::from(first) + u64::from(GROUP_BLOCKS)).min(u64::from(geometry.blocks)) as u32;
-        let mut bitmap = vec![0u8; BLOCK];
-        let mut fill = |from: u32, to: u32, used: bool| {
-            let (from, to) = (from.max(first), to.min(end));
-            let mut block = from;
-            while block < to {
-                let bit = block - first;
-                if bit.is_multiple_of(8) && to - block >= 8 {
-                    bitmap[(bit / 8) as usize] = if used { 0xff } else { 0 };
-                    block += 8;
-                } else {
-                    let mask = 1 << (bit % 8);
-                    let byte = &mut bitmap[(bit / 8) as usize];
-                    *byte = if used { *byte | mask } else { *byte & !mask };
-                    block += 1;
-                }
-            }
-        };
-        fill(0, 1 + self.descriptor_blocks, true);
-        fill(FIRST_CONTENT_BLOCK, self.used_end, true);
-        // The run before the first that starts in this group may reach into it.
-        let from = freed
-            .partition_point(|(start, _)| *start < first)
-            .saturating_sub(1);
-        for (start, length) in freed[from..].iter().take_while(|(start, _)| *start < end) {
-            fill(*start, start.saturating_add(*length), false);
-        }
-        let used: u32 = bitmap.iter().map(|byte| byte.count_ones()).sum();
-        let free = (end - first) - used;
-        for bit in end - first..GROUP_BLOCKS {
-            bitmap[(bit / 8) as usize] |= 1 << (bit % 8);
-        }
-        (bitmap, free)
-    }
-}
-
-/// Inodes are numbered densely, so the used ones come first; bits behind the group's inodes are set.
-fn inode_bitmap(used: u32, group_inodes: u32) -> Vec<u8> {
-    let mut bitmap = vec![0u8; BLOCK];
-    if used > 0 {
-        for bit in (0..used).chain(group_inodes..GROUP_BLOCKS) {
-            bitmap[(bit / 8) as usize] |= 1 << (bit % 8);
-        }
-    }
-    bitmap
-}
-
-fn reserved_inode(seed: u32, number: u32) -> [u8; INODE_SIZE] {
-    let mut raw = [0; INODE_SIZE];
-    let checksum = csum::inode(seed, number, 0, &raw);
-    raw[0x7c..0x7e].copy_from_slice(&(checksum as u16).to_le_bytes());
-    raw
-}
-
-/// A directory entry's type byte.
-fn kind_of(node: &Node) -> u8 {
-    match node.kind {
-        Kind::File { .. } => 1,
-        Kind::Directory(_) => 2,
-        Kind::Character(..) => 3,
-        Kind::Block(..) => 4,
-        Kind::Fifo => 5,
-        Kind::Symlink(_) => 7,
-        Kind::Free => 0,
-    }
-}
-
-/// The kernel's old encoding where it suffices, the new one behind it otherwise.
-fn device(block: &mut [u8; 60], major: u32, minor: u32) {
-    if major < 256 && minor < 256 {
-        block[..4].copy_from_slice(&((major << 8) | minor).to_le_bytes());
-    } else {
-        let new = (minor & 0xff) | (major << 8) | ((minor & !0xff) << 12);
-        block[4..8].copy_from_slice(&new.to_le_bytes());
     }
 }

@@ -6,17 +6,18 @@
 
 mod header;
 mod pax;
+mod sparse;
 
 use std::io::BufRead;
 
-use self::header::{BLOCK, Dialect, Header, gnu_sparse_extension};
-use self::pax::{Overrides, decimal};
+use self::header::{BLOCK, Header};
+use self::pax::Overrides;
 use super::error::{EntryFault, LayerFault};
 use super::limits::Limits;
 
 /// What an archive entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum EntryKind {
+pub(crate) enum EntryKind {
     /// A regular file; its content follows.
     File,
     /// A directory.
@@ -35,28 +36,28 @@ pub enum EntryKind {
 
 /// One archive entry, extension headers applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The name as written, not normalised.
-    pub path: Vec<u8>,
+    pub(crate) path: Vec<u8>,
     /// What it is.
-    pub kind: EntryKind,
+    pub(crate) kind: EntryKind,
     /// Permission bits (`0o7777`).
-    pub mode: u16,
+    pub(crate) mode: u16,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Group.
-    pub gid: u32,
+    pub(crate) gid: u32,
     /// Modification time: seconds and nanoseconds since 1970.
-    pub mtime: (i64, u32),
+    pub(crate) mtime: (i64, u32),
     /// Apparent size of a file in bytes, holes included.
-    pub size: u64,
+    pub(crate) size: u64,
     /// Extended attributes by full name.
-    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A piece of a file's content, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Content<'a> {
+pub(crate) enum Content<'a> {
     /// Bytes.
     Data(&'a [u8]),
     /// That many zero bytes which the archive does not store.
@@ -65,7 +66,7 @@ pub enum Content<'a> {
 
 /// Reads entries from an uncompressed tar stream.
 #[derive(Debug)]
-pub struct TarReader<'l, R> {
+pub(crate) struct TarReader<'l, R> {
     input: R,
     limits: &'l Limits,
     offset: u64,
@@ -82,7 +83,7 @@ pub struct TarReader<'l, R> {
 
 impl<'l, R: BufRead> TarReader<'l, R> {
     /// Starts at the beginning of a stream.
-    pub fn new(input: R, limits: &'l Limits) -> Self {
+    pub(crate) fn new(input: R, limits: &'l Limits) -> Self {
         TarReader {
             input,
             limits,
@@ -98,12 +99,12 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     /// Whether the end-of-archive marker was seen (without it, a cut at an entry's end goes unnoticed).
-    pub fn saw_end_marker(&self) -> bool {
+    pub(crate) fn saw_end_marker(&self) -> bool {
         self.end_marker
     }
 
     /// Uncompressed bytes read so far.
-    pub fn offset(&self) -> u64 {
+    pub(crate) fn offset(&self) -> u64 {
         self.offset
     }
 
@@ -111,7 +112,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     ///
     /// # Errors
     /// The stream's own read error.
-    pub fn drain(&mut self) -> Result<(), LayerFault> {
+    pub(crate) fn drain(&mut self) -> Result<(), LayerFault> {
         loop {
             let available = self.input.fill_buf()?.len();
             if available == 0 {
@@ -125,7 +126,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     ///
     /// # Errors
     /// [`LayerFault`] for anything malformed, truncated or beyond the limits.
-    pub fn next_entry(&mut self) -> Result<Option<Entry>, LayerFault> {
+    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, LayerFault> {
         self.skip_content()?;
         if self.finished {
             return Ok(None);
@@ -199,7 +200,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     ///
     /// # Errors
     /// A [`LayerFault`] of the stream, or whatever `sink` returns.
-    pub fn read_content<E: From<LayerFault>>(
+    pub(crate) fn read_content<E: From<LayerFault>>(
         &mut self,
         mut sink: impl FnMut(Content<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -343,164 +344,6 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         if stored > 0 {
             self.segments.push((0, stored));
         }
-    }
-
-    fn old_gnu_sparse(
-        &mut self,
-        header: &Header<'_>,
-        start: u64,
-        path: &[u8],
-    ) -> Result<(), LayerFault> {
-        let bad = |reason: String| LayerFault::Header {
-            offset: start,
-            reason,
-        };
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
-        if header.dialect() != Dialect::Gnu {
-            return Err(fail("a GNU sparse file in an archive that is not GNU's"));
-        }
-        let (mut raw, mut more, real) = header.gnu_sparse().map_err(bad)?;
-        while more {
-            let mut block = [0u8; BLOCK];
-            self.read_exact(&mut block, "a sparse map")?;
-            let (segments, again) = gnu_sparse_extension(&block).map_err(bad)?;
-            raw.extend(segments);
-            if raw.len() as u64 > self.limits.max_sparse_segments {
-                return Err(self.limit(
-                    path,
-                    "segments in a sparse map",
-                    "max_sparse_segments",
-                    self.limits.max_sparse_segments,
-                ));
-            }
-            more = again;
-        }
-        let map = raw
-            .into_iter()
-            .map(|(offset, length)| {
-                Some((u64::try_from(offset).ok()?, u64::try_from(length).ok()?))
-            })
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| fail("a number is negative or too large"))?;
-        let real =
-            u64::try_from(real).map_err(|_| fail("the real size is negative or too large"))?;
-        self.set_sparse(map, real, path)
-    }
-
-    fn pax_sparse(
-        &mut self,
-        overrides: &Overrides,
-        start: u64,
-        path: &[u8],
-    ) -> Result<(), LayerFault> {
-        let sparse = &overrides.sparse;
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
-        if sparse.map_in_data() {
-            if sparse.minor != Some(0) {
-                return Err(fail("an unknown version"));
-            }
-            let real = sparse
-                .real_size
-                .ok_or_else(|| fail("the real size is missing"))?;
-            let map = self.map_from_data(start, path)?;
-            return self.set_sparse(map, real, path);
-        }
-        if sparse.major.is_some_and(|major| major != 0) {
-            return Err(fail("an unknown version"));
-        }
-        if sparse.has_map {
-            let real = sparse
-                .real_size
-                .ok_or_else(|| fail("the real size is missing"))?;
-            return self.set_sparse(sparse.map.clone(), real, path);
-        }
-        Ok(())
-    }
-
-    /// Format 1.0: decimal lines in front of the data, padded to whole blocks.
-    fn map_from_data(&mut self, start: u64, path: &[u8]) -> Result<Vec<(u64, u64)>, LayerFault> {
-        let bad = || LayerFault::Header {
-            offset: start,
-            reason: "its sparse map is not a list of numbers".to_owned(),
-        };
-        let mut map: Vec<(u64, u64)> = Vec::new();
-        let (mut expected, mut offset): (Option<u64>, Option<u64>) = (None, None);
-        let mut line: Vec<u8> = Vec::new();
-        loop {
-            if self.stored < BLOCK as u64 {
-                return Err(LayerFault::entry(
-                    path,
-                    EntryFault::Sparse("the map is longer than the data"),
-                ));
-            }
-            let mut block = [0u8; BLOCK];
-            self.read_exact(&mut block, "a sparse map")?;
-            self.stored -= BLOCK as u64;
-            for byte in block {
-                if expected == Some(map.len() as u64) {
-                    return Ok(map);
-                }
-                if byte != b'\n' {
-                    if line.len() >= 20 {
-                        return Err(bad());
-                    }
-                    line.push(byte);
-                    continue;
-                }
-                let number = decimal(&line).ok_or_else(bad)?;
-                line.clear();
-                match (expected, offset.take()) {
-                    (None, _) => {
-                        if number > self.limits.max_sparse_segments {
-                            return Err(self.limit(
-                                path,
-                                "segments in a sparse map",
-                                "max_sparse_segments",
-                                self.limits.max_sparse_segments,
-                            ));
-                        }
-                        expected = Some(number);
-                    }
-                    (Some(_), None) => offset = Some(number),
-                    (Some(_), Some(offset)) => map.push((offset, number)),
-                }
-            }
-            if expected == Some(map.len() as u64) {
-                return Ok(map);
-            }
-        }
-    }
-
-    /// Accepts a map only where it is sorted, inside the real size, and exactly as long as the stored data.
-    fn set_sparse(
-        &mut self,
-        map: Vec<(u64, u64)>,
-        real: u64,
-        path: &[u8],
-    ) -> Result<(), LayerFault> {
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
-        let (mut end, mut data) = (0u64, 0u64);
-        for (offset, length) in &map {
-            if *offset < end {
-                return Err(fail("segments overlap or are not in order"));
-            }
-            end = offset
-                .checked_add(*length)
-                .ok_or_else(|| fail("a segment is too large"))?;
-            data = data
-                .checked_add(*length)
-                .ok_or_else(|| fail("the segments are too large"))?;
-        }
-        if end > real {
-            return Err(fail("a segment lies beyond the real size"));
-        }
-        if data != self.stored {
-            return Err(fail("the segments do not add up to the stored size"));
-        }
-        self.segments = map;
-        self.segments.retain(|(_, length)| *length > 0);
-        self.logical_size = real;
-        Ok(())
     }
 
     /// The next header block, or `None` at the end-of-archive marker or the end of the stream.

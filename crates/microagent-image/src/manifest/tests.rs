@@ -1,0 +1,109 @@
+use super::*;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+fn descriptor(media_type: &str) -> Value {
+    json!({"mediaType": media_type, "digest": Digest::of(b"x").to_string(), "size": 1})
+}
+
+fn manifest(layer: &str) -> Value {
+    json!({"schemaVersion": 2, "mediaType": OCI_MANIFEST, "config": descriptor(OCI_CONFIG), "layers": [descriptor(layer)]})
+}
+
+fn reason(document: &Value) -> String {
+    parse(document.to_string().as_bytes())
+        .unwrap_err()
+        .to_string()
+}
+
+#[test]
+fn layers_of_every_known_kind() {
+    for (media_type, compression) in [
+        (OCI_LAYER, Compression::None),
+        (
+            "application/vnd.oci.image.layer.v1.tar+zstd",
+            Compression::Zstd,
+        ),
+        (
+            "application/vnd.docker.image.rootfs.diff.tar.gzip",
+            Compression::Gzip,
+        ),
+    ] {
+        let Document::Manifest(read) = parse(manifest(media_type).to_string().as_bytes()).unwrap()
+        else {
+            panic!("not a manifest");
+        };
+        assert_eq!(read.layers[0].compression, compression);
+    }
+}
+
+#[test]
+fn what_is_no_image_is_refused_with_its_reason() {
+    let foreign = "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip";
+    assert!(reason(&manifest(foreign)).contains(foreign));
+    assert!(reason(&manifest("text/html")).contains("text/html"));
+    assert!(reason(&json!({"schemaVersion": 1, "fsLayers": []})).contains("schema 1"));
+    assert!(reason(&json!({"schemaVersion": 2})).contains("neither"));
+    let mut both = manifest(OCI_LAYER);
+    both["manifests"] = json!([]);
+    assert!(reason(&both).contains("ambiguous"));
+    let mut artifact = manifest(OCI_LAYER);
+    artifact["artifactType"] = json!("application/x-helm");
+    assert!(reason(&artifact).contains("application/x-helm"));
+    let mut helm = manifest(OCI_LAYER);
+    helm["config"]["mediaType"] = json!("application/vnd.cncf.helm.config.v1+json");
+    assert!(reason(&helm).contains("artifact"));
+    let mut huge = manifest(OCI_LAYER);
+    huge["config"]["size"] = json!(1u64 << 40);
+    assert!(reason(&huge).contains("config is larger"));
+    let mut odd = manifest(OCI_LAYER);
+    odd["layers"][0]["digest"] = json!("sha256:../../etc/passwd");
+    assert!(reason(&odd).contains("64 lower-case"));
+    assert!(
+        parse(&vec![b' '; MAX_MANIFEST as usize + 1])
+            .unwrap_err()
+            .to_string()
+            .contains("larger")
+    );
+    assert!(parse(&[b'['; 100_000]).is_err());
+    let bytes = manifest(OCI_LAYER).to_string();
+    assert!(
+        parse_as(bytes.as_bytes(), Some(DOCKER_MANIFEST))
+            .unwrap_err()
+            .to_string()
+            .contains("contradicts")
+    );
+    assert!(parse_as(bytes.as_bytes(), Some("application/json; charset=utf-8")).is_ok());
+}
+
+#[test]
+fn an_index_leaves_out_attestations_and_ranks_platforms() {
+    let entry = |os: &str, arch: &str, variant: Option<&str>| {
+        let mut entry = descriptor(OCI_MANIFEST);
+        entry["platform"] = json!({"os": os, "architecture": arch});
+        if let Some(variant) = variant {
+            entry["platform"]["variant"] = json!(variant);
+        }
+        entry
+    };
+    let index = json!({"schemaVersion": 2, "manifests": [
+        entry("unknown", "unknown", None), entry("linux", "arm", Some("v6")), entry("linux", "arm", Some("v7")), entry("linux", "amd64", None)]});
+    let Document::Index(index) = parse(index.to_string().as_bytes()).unwrap() else {
+        panic!()
+    };
+    assert_eq!(index.manifests.len(), 3);
+    let found = index.candidates(&"linux/arm/v7".parse().unwrap());
+    assert_eq!(found.len(), 1);
+    assert_eq!(
+        found[0].platform.as_ref().unwrap().variant.as_deref(),
+        Some("v7")
+    );
+    assert!(index.candidates(&"linux/s390x".parse().unwrap()).is_empty());
+}
+
+proptest! {
+    #[test]
+    fn bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {
+        let _ = parse(&bytes);
+    }
+}

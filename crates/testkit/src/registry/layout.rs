@@ -1,0 +1,172 @@
+//! Images small enough to read, as OCI layouts.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use anyhow::Result;
+use serde_json::{Value, json};
+
+use super::bytes::{Packing, digest_of, pack};
+
+/// An image for one platform, described in a few lines.
+#[derive(Clone, Debug)]
+pub struct TinyImage {
+    architecture: String,
+    config: Value,
+    layers: Vec<(Vec<u8>, Packing)>,
+}
+
+impl TinyImage {
+    /// An image without layers for `architecture` (`amd64`, `arm64`).
+    #[must_use]
+    pub fn new(architecture: &str) -> Self {
+        Self {
+            architecture: architecture.to_owned(),
+            config: json!({}),
+            layers: Vec::new(),
+        }
+    }
+
+    /// Adds a layer: a tar stream and how it is packed.
+    #[must_use]
+    pub fn layer(mut self, tar: Vec<u8>, packing: Packing) -> Self {
+        self.layers.push((tar, packing));
+        self
+    }
+
+    /// Sets the `config` object (`{"Cmd": ["/x"], "Env": [...]}`).
+    #[must_use]
+    pub fn config(mut self, config: Value) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Writes the blobs and returns the manifest's descriptor.
+    fn write(&self, layout: &Layout) -> Result<Value> {
+        let mut diff_ids = Vec::new();
+        let mut layers = Vec::new();
+        for (tar, packing) in &self.layers {
+            diff_ids.push(digest_of(tar));
+            let suffix = match packing {
+                Packing::Plain => "",
+                Packing::Gzip => "+gzip",
+                Packing::Zstd => "+zstd",
+            };
+            layers.push(layout.blob(
+                &format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
+                &pack(tar, *packing),
+            )?);
+        }
+        let config = json!({
+            "architecture": self.architecture,
+            "os": "linux",
+            "config": self.config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let config = layout.blob(
+            "application/vnd.oci.image.config.v1+json",
+            &serde_json::to_vec(&config)?,
+        )?;
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": "application/vnd.oci.image.manifest.v1+json",
+            "config": config,
+            "layers": layers,
+        });
+        let mut descriptor = layout.blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            &serde_json::to_vec(&manifest)?,
+        )?;
+        descriptor["platform"] = json!({"architecture": self.architecture, "os": "linux"});
+        Ok(descriptor)
+    }
+}
+
+/// An OCI layout being written.
+#[derive(Debug)]
+pub struct Layout {
+    directory: PathBuf,
+    names: BTreeMap<String, Value>,
+}
+
+impl Layout {
+    /// Starts a layout in `directory`, which is created.
+    ///
+    /// # Errors
+    /// When files cannot be written.
+    pub fn create(directory: &Path) -> Result<Self> {
+        fs::create_dir_all(directory.join("blobs/sha256"))?;
+        fs::write(
+            directory.join("oci-layout"),
+            br#"{"imageLayoutVersion":"1.0.0"}"#,
+        )?;
+        Ok(Self {
+            directory: directory.to_owned(),
+            names: BTreeMap::new(),
+        })
+    }
+
+    /// The layout's directory.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Writes a blob and returns its descriptor.
+    ///
+    /// # Errors
+    /// When files cannot be written.
+    pub fn blob(&self, media_type: &str, bytes: &[u8]) -> Result<Value> {
+        let digest = digest_of(bytes);
+        fs::write(self.blob_file(&digest), bytes)?;
+        Ok(json!({"mediaType": media_type, "digest": digest, "size": bytes.len()}))
+    }
+
+    /// The file of a blob.
+    #[must_use]
+    pub fn blob_file(&self, digest: &str) -> PathBuf {
+        self.directory.join("blobs").join(digest.replace(':', "/"))
+    }
+
+    /// Adds an image under `name`: one platform as a manifest, several as an index. Returns the digest
+    /// that `name` stands for, then that of each platform's manifest.
+    ///
+    /// # Errors
+    /// When files cannot be written.
+    pub fn add(&mut self, name: &str, images: &[TinyImage]) -> Result<(String, Vec<String>)> {
+        let manifests: Vec<Value> = images
+            .iter()
+            .map(|image| image.write(self))
+            .collect::<Result<_>>()?;
+        let digest =
+            |descriptor: &Value| descriptor["digest"].as_str().unwrap_or_default().to_owned();
+        let each = manifests.iter().map(digest).collect();
+        let mut top = match &manifests[..] {
+            [only] => only.clone(),
+            _ => {
+                let index = json!({
+                    "schemaVersion": 2,
+                    "mediaType": "application/vnd.oci.image.index.v1+json",
+                    "manifests": manifests,
+                });
+                self.blob(
+                    "application/vnd.oci.image.index.v1+json",
+                    &serde_json::to_vec(&index)?,
+                )?
+            }
+        };
+        let named = digest(&top);
+        top["annotations"] = json!({"org.opencontainers.image.ref.name": name});
+        self.names.insert(name.to_owned(), top);
+        let index = json!({
+            "schemaVersion": 2,
+            "manifests": self.names.values().collect::<Vec<_>>(),
+        });
+        fs::write(
+            self.directory.join("index.json"),
+            serde_json::to_vec(&index)?,
+        )?;
+        Ok((named, each))
+    }
+}
