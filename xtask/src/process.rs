@@ -10,7 +10,8 @@ use anyhow::{Context as _, bail};
 /// The top of the checkout.
 pub(crate) fn root() -> &'static Path {
     // This package lies directly under the top.
-    Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/.."))
+    let package = Path::new(env!("CARGO_MANIFEST_DIR"));
+    package.parent().unwrap_or(package)
 }
 
 /// The build directory, which also keeps what is worth keeping between runs.

@@ -51,9 +51,7 @@ fn main() -> ExitCode {
 fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
     let (sender, events) = mpsc::channel();
     let failed = |stage| move |error| Failure { stage, error };
-    boot::prepare()?;
-    control::start(kernel_ms, sender.clone()).map_err(failed("connect to the host"))?;
-    let booted = boot::finish(&events)?;
+    let booted = boot::boot(kernel_ms, sender.clone(), &events)?;
     protect().map_err(failed("protect the agent"))?;
     let server = exec::Server::start(&booted.config.hostname).map_err(failed("serve sessions"))?;
     let processes = Arc::clone(server.processes());

@@ -286,14 +286,16 @@ impl Engine {
     }
 
     fn record(&self, state: State, kind: EventKind) {
-        let durable = matches!(
-            kind,
-            EventKind::GuestReady { .. }
-                | EventKind::Paused
-                | EventKind::Resumed
-                | EventKind::Quarantined
-                | EventKind::VmmStarted { .. }
-        );
+        // Nothing of an ephemeral machine is there after a crash.
+        let durable = !self.setup.spec.ephemeral
+            && matches!(
+                kind,
+                EventKind::GuestReady { .. }
+                    | EventKind::Paused
+                    | EventKind::Resumed
+                    | EventKind::Quarantined
+                    | EventKind::VmmStarted { .. }
+            );
         self.setup.journal.record(state, kind);
         if durable {
             let journal = self.setup.journal.clone();

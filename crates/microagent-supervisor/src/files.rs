@@ -20,8 +20,15 @@ pub(crate) fn append(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// Whether a change must survive a crash of the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Durability {
+    Synced,
+    Unsynced,
+}
+
 /// Replaces `path` by `bytes`: temp, fsync, rename, fsync of the directory.
-pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
+pub(crate) fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), Error> {
     let mut temp = path.as_os_str().to_owned();
     temp.push(".tmp");
     let temp = Path::new(&temp);
@@ -39,10 +46,15 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<(), Error> {
         .open(temp)
         .map_err(Error::file("create", temp))?;
     file.write_all(bytes)
-        .and_then(|()| file.sync_all())
+        .and_then(|()| match durability {
+            Durability::Synced => file.sync_all(),
+            Durability::Unsynced => Ok(()),
+        })
         .map_err(Error::file("write", temp))?;
     std::fs::rename(temp, path).map_err(Error::file("replace", path))?;
-    if let Some(parent) = path.parent() {
+    if durability == Durability::Synced
+        && let Some(parent) = path.parent()
+    {
         File::open(parent)
             .and_then(|directory| directory.sync_all())
             .map_err(Error::file("sync", parent))?;

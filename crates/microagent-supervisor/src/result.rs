@@ -7,7 +7,10 @@ use microagent_protocol::{
     CapturedOutput, Timestamp, exec::ExitReport, output::OutputEncoding, supervisor::WorkloadResult,
 };
 
-use crate::{Error, files};
+use crate::{
+    Error,
+    files::{self, Durability},
+};
 
 /// The kept head of one stream.
 #[derive(Debug, Default)]
@@ -100,12 +103,12 @@ impl Capture {
     }
 
     /// Writes `result.json` in `directory`.
-    pub(crate) fn save(&self, directory: &Path) -> Result<(), Error> {
+    pub(crate) fn save(&self, directory: &Path, durability: Durability) -> Result<(), Error> {
         let path = directory.join("result.json");
         let mut bytes = serde_json::to_vec_pretty(&self.result())
             .map_err(|error| Error::file("write", &path)(error.into()))?;
         bytes.push(b'\n');
-        files::replace(&path, &bytes)
+        files::replace(&path, &bytes, durability)
     }
 }
 

@@ -8,11 +8,17 @@ mod mounts;
 mod network;
 mod root;
 
-use std::{os::unix::fs::DirBuilderExt, path::Path, sync::mpsc::Receiver};
+use std::{
+    os::unix::fs::DirBuilderExt,
+    path::Path,
+    sync::mpsc::{Receiver, Sender},
+    thread,
+};
 
 use microagent_protocol::guest::{BASE_SERIAL, BootConfig, DiskMount, SCRATCH_SERIAL};
 use rustix::mount::{MountFlags, mount};
 
+use self::modules::{Modules, Purpose};
 pub(crate) use self::root::{OldRoot, WritableDisks};
 use crate::{
     clock,
@@ -51,22 +57,37 @@ pub(crate) struct Booted {
     pub(crate) config: Box<BootConfig>,
 }
 
-/// Makes the root; needs nothing from the host but its disks.
-pub(crate) fn prepare() -> Result<(), Failure> {
+/// From the first instruction to a machine that is what the host's
+/// configuration says. `kernel_ms` is when the kernel started the agent, and
+/// everything the host says later arrives at `events`.
+pub(crate) fn boot(
+    kernel_ms: u64,
+    sender: Sender<Event>,
+    events: &Receiver<Event>,
+) -> Result<Booted, Failure> {
     mounts::mount_early().during("mount the kernel's file systems")?;
-    modules::load_all(Path::new("/modules")).during("load the kernel modules")
-}
-
-/// Enters the root and becomes what the host's configuration says.
-pub(crate) fn finish(events: &Receiver<Event>) -> Result<Booted, Failure> {
-    let base = disks::wait_for(BASE_SERIAL, Some(0)).during("find the base disk")?;
-    root::mount_base(&base).during("mount the base disk")?;
-    let scratch = disks::wait_for(SCRATCH_SERIAL, Some(1)).during("find the scratch disk")?;
-    root::mount_scratch(&scratch).during("mount the scratch disk")?;
-    let (old_root, mut disks) = root::enter().during("enter the root")?;
-    mounts::mount_all().during("mount the root's file systems")?;
-    network::raise_loopback().during("raise the loopback")?;
-    network::relax();
+    let modules = Modules::read(Path::new("/modules")).during("load the kernel modules")?;
+    let mut failed = modules.load(Purpose::Ground);
+    // The link to the host and the root need nothing of each other.
+    let (root, linked) = thread::scope(|scope| {
+        let linking = thread::Builder::new()
+            .name("link".to_owned())
+            .stack_size(crate::THREAD_STACK)
+            .spawn_scoped(scope, || {
+                let mut failed = modules.load(Purpose::Link);
+                let started = control::start(kernel_ms, sender);
+                // While the host answers.
+                failed.extend(modules.load(Purpose::Late));
+                started.map(|()| failed)
+            })
+            .context("start the link thread");
+        let root = make_root(&modules);
+        let linked = linking.and_then(|thread| thread.join().unwrap_or(Err(Error::HostGone)));
+        (root, linked)
+    });
+    failed.extend(linked.during("connect to the host")?);
+    let (old_root, mut disks) = root?;
+    modules.retry(&failed);
     let config = control::configuration(events).during("receive the configuration")?;
     apply(&config, &mut disks)?;
     Ok(Booted {
@@ -74,6 +95,21 @@ pub(crate) fn finish(events: &Receiver<Event>) -> Result<Booted, Failure> {
         disks,
         config,
     })
+}
+
+/// Makes the root and enters it; needs nothing from the host but its disks.
+fn make_root(modules: &Modules) -> Result<(OldRoot, WritableDisks), Failure> {
+    let failed = modules.load(Purpose::Root);
+    modules.retry(&failed);
+    let base = disks::wait_for(BASE_SERIAL, Some(0)).during("find the base disk")?;
+    root::mount_base(&base).during("mount the base disk")?;
+    let scratch = disks::wait_for(SCRATCH_SERIAL, Some(1)).during("find the scratch disk")?;
+    root::mount_scratch(&scratch).during("mount the scratch disk")?;
+    let entered = root::enter().during("enter the root")?;
+    mounts::mount_all().during("mount the root's file systems")?;
+    network::raise_loopback().during("raise the loopback")?;
+    network::relax();
+    Ok(entered)
 }
 
 fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> {

@@ -1,17 +1,28 @@
 //! The end: the result, the last event, and everybody who waits for it.
 
 use super::*;
+use crate::files::Durability;
 
 impl Engine {
+    /// What is removed with the machine need not outlive a crash of the host.
+    fn durability(&self) -> Durability {
+        if self.setup.spec.ephemeral {
+            Durability::Unsynced
+        } else {
+            Durability::Synced
+        }
+    }
+
     pub(super) fn save(&mut self) {
         let Some(capture) = self.capture.clone() else {
             return;
         };
         let directory = self.setup.spec.directory.clone();
+        let durability = self.durability();
         let saved = std::thread::Builder::new()
             .name("result".to_owned())
             .spawn(move || {
-                if let Err(error) = lock(&capture).save(&directory) {
+                if let Err(error) = lock(&capture).save(&directory, durability) {
                     tracing::error!("the result is lost: {error}");
                 }
             });
@@ -40,7 +51,7 @@ impl Engine {
             .is_some_and(|saving| saving.join().is_ok());
         if !saved
             && let Some(capture) = &self.capture
-            && let Err(error) = lock(capture).save(&self.setup.spec.directory)
+            && let Err(error) = lock(capture).save(&self.setup.spec.directory, self.durability())
         {
             tracing::error!("the result is lost: {error}");
         }
@@ -64,7 +75,9 @@ impl Engine {
             },
         );
         self.setup.journal.close();
-        self.setup.journal.sync();
+        if self.durability() == Durability::Synced {
+            self.setup.journal.sync();
+        }
         // The first end is the only one.
         let _ = self.setup.last_status.set(self.status());
         for reply in std::mem::take(&mut self.until_ready) {
