@@ -38,6 +38,9 @@ const STAGES: &[(&str, Stage)] = &[
                     "doc",
                     "--locked",
                     "--workspace",
+                    // The doc comments of the command line are its help, not Markdown.
+                    "--exclude",
+                    "microagent-cli",
                     "--no-deps",
                     "--document-private-items",
                 ])

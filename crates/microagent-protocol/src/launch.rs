@@ -166,7 +166,8 @@ pub struct LaunchSpec {
     pub network: NetworkMode,
     /// The guest's host name.
     pub hostname: String,
-    /// How long one boot attempt may take until the guest is ready, in milliseconds.
+    /// How long a boot may take until the guest is ready, in milliseconds. The first attempt gets
+    /// a third of it, the one retry all of it.
     pub boot_timeout_ms: u64,
     /// How long the machine may live in all, in milliseconds; the supervisor enforces it.
     #[serde(default)]

@@ -79,6 +79,15 @@ impl Lifecycle {
         (life, actions)
     }
 
+    /// How long this attempt may take. The first gets a third: a machine that hangs is found
+    /// sooner that way, and one that is only slow gets all the time in the second.
+    fn boot_limit(&self) -> Duration {
+        match self.attempt {
+            0 => self.boot_timeout / 3,
+            _ => self.boot_timeout,
+        }
+    }
+
     pub(crate) fn state(&self) -> State {
         self.state
     }
@@ -110,7 +119,7 @@ impl Lifecycle {
                 if self.ending.is_some() {
                     out.push(Action::Kill);
                 } else {
-                    out.push(Action::Arm(Timer::Boot, self.boot_timeout));
+                    out.push(Action::Arm(Timer::Boot, self.boot_limit()));
                 }
             }
             Input::LaunchFailed { reason, may_retry } => {
@@ -367,7 +376,7 @@ impl Lifecycle {
                 if self.state == State::Starting && self.ending.is_none() {
                     let reason = format!(
                         "the guest was not ready within {:.1} s",
-                        self.boot_timeout.as_secs_f64()
+                        self.boot_limit().as_secs_f64()
                     );
                     self.boot_failed(reason, true, out);
                 }

@@ -16,7 +16,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         SupervisorProgram::ThisProgram,
     );
     let options = RunOptions::new(image).command(arguments);
-    let result = Microagent::new(config).run(&options, RunIo::captured())?;
-    print!("{}", result.stdout.data);
+    let result =
+        Microagent::new(config).run(&options, RunIo::new(std::io::stdout(), std::io::stderr()))?;
     std::process::exit(result.exit_code.into());
 }

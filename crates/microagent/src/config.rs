@@ -59,7 +59,8 @@ fn is_executable(path: &Path) -> bool {
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timeouts {
-    /// One boot attempt, from the VMM's start until the guest is ready.
+    /// A boot, from the VMM's start until the guest is ready: the first attempt gets a third of
+    /// this, the one retry on another machine type all of it.
     pub boot: Duration,
     /// From starting the supervisor program to its answer.
     pub supervisor: Duration,

@@ -60,7 +60,7 @@ impl Workspace {
             scratch_disk: at("scratch"),
             network: NetworkMode::User,
             hostname: "fake".to_owned(),
-            boot_timeout_ms: 5_000,
+            boot_timeout_ms: 15_000,
             time_limit_ms: None,
             owned: false,
             ephemeral: false,

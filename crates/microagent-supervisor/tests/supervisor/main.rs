@@ -467,7 +467,7 @@ fn a_boot_that_fails_twice_is_a_failed_boot_with_the_consoles_last_words() {
         ("garbage", "broke the protocol"),
     ] {
         let mut workspace = Workspace::new(script);
-        workspace.spec.boot_timeout_ms = if script == "hang" { 700 } else { 5_000 };
+        workspace.spec.boot_timeout_ms = if script == "hang" { 700 } else { 15_000 };
         let mut machine = workspace.boot(true);
         let (state, cause, detail) = machine.end();
         assert_eq!(
