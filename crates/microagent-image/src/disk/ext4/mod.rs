@@ -60,7 +60,7 @@ impl From<io::Error> for LayoutError {
     }
 }
 
-/// What [`write`] made.
+/// What [`write()`] made.
 pub(crate) struct Written {
     /// Blocks of the whole disk.
     pub(crate) blocks: u32,
