@@ -5,8 +5,10 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    exec::ExecRequest,
     name::WorkspaceName,
     units::{Mebibytes, VcpuCount},
+    wiring::{DeclaredArtifact, ExtraDisk, MediationRoute, PublishedPort},
 };
 
 /// A way to run machines.
@@ -162,8 +164,24 @@ pub struct LaunchSpec {
     pub base_disk: PathBuf,
     /// The workspace's own writable disk.
     pub scratch_disk: PathBuf,
+    /// Disks after the scratch disk, in the order they are attached and mounted.
+    #[serde(default)]
+    pub disks: Vec<ExtraDisk>,
     /// How it is connected.
     pub network: NetworkMode,
+    /// Ports of the host that lead into the guest. All are bound before the machine boots.
+    #[serde(default)]
+    pub publish: Vec<PublishedPort>,
+    /// Ways from the guest to servers of the host.
+    #[serde(default)]
+    pub mediation: Vec<MediationRoute>,
+    /// Started by the supervisor as soon as the guest is ready, its output kept for the result.
+    /// Without it the owner starts one, or the machine idles until it is told to end.
+    #[serde(default)]
+    pub workload: Option<ExecRequest>,
+    /// Taken out into `artifacts/` of the directory before the guest is shut down.
+    #[serde(default)]
+    pub artifacts: Vec<DeclaredArtifact>,
     /// The guest's host name.
     pub hostname: String,
     /// How long a boot may take until the guest is ready, in milliseconds. The first attempt gets

@@ -16,10 +16,13 @@ pub mod identity;
 pub mod launch;
 pub mod name;
 pub mod output;
+pub mod readiness;
 pub mod state;
+pub mod stats;
 pub mod supervisor;
 pub mod time;
 pub mod units;
+pub mod wiring;
 
 pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader};
@@ -27,6 +30,12 @@ pub use identity::ProcessIdentity;
 pub use launch::{Backend, BackendChoice, LaunchSpec, NetworkMode};
 pub use name::WorkspaceName;
 pub use output::CapturedOutput;
+pub use readiness::{Readiness, ReadinessReport, ReadinessSignal};
 pub use state::{EndCause, State};
+pub use stats::MachineStats;
 pub use time::Timestamp;
 pub use units::{Mebibytes, VcpuCount};
+pub use wiring::{
+    DeclaredArtifact, ExtraDisk, GuestPath, InvalidWiring, ItemName, MediationRoute,
+    MediationTarget, PublishedPort,
+};
