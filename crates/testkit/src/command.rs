@@ -63,6 +63,13 @@ impl Invocation {
         self
     }
 
+    /// Runs it in `directory`.
+    #[must_use]
+    pub fn inside(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
+        self
+    }
+
     /// Asks for JSON.
     #[must_use]
     pub fn json(self) -> Self {
