@@ -186,6 +186,12 @@ impl Sandbox {
         &self.state
     }
 
+    /// The runtime directory.
+    #[must_use]
+    pub fn runtime(&self) -> &Path {
+        self.runtime.path()
+    }
+
     /// Whether the state directory is this sandbox's own.
     #[must_use]
     pub fn owns_state(&self) -> bool {
