@@ -68,6 +68,12 @@ pub enum Error {
         /// What came of the attempt.
         source: io::Error,
     },
+    /// Another supervisor has a machine of this workspace.
+    #[error("a machine of the workspace in {} runs already", directory.display())]
+    Running {
+        /// The workspace's directory.
+        directory: PathBuf,
+    },
     /// Choosing or driving a backend failed.
     #[error("{0}")]
     Backend(Box<ErrorReport>),
@@ -124,6 +130,8 @@ impl Error {
                      the route optional",
                 )
             }
+            Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                .remedy("end it first, or use it"),
             Self::Backend(report) => (**report).clone(),
         }
     }
