@@ -13,6 +13,8 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport},
 };
 
+use crate::spec::SpecError;
+
 /// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -37,6 +39,9 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// A spec is wrong.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -181,6 +186,10 @@ impl Error {
                 ..report
             }
             .remedy("`microagent doctor` says what this host can run."),
+            Self::Spec(error) if error.faults().len() > 1 => ErrorReport {
+                detail: Some(error.lines().join("\n")),
+                ..report
+            },
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
@@ -202,7 +211,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
+            Self::Invalid { .. } | Self::NoCommand { .. } | Self::Spec(_) => ErrorKind::Invalid,
             Self::NameTaken { .. } => ErrorKind::Conflict,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),

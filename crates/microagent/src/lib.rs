@@ -27,6 +27,7 @@ pub mod env_file;
 mod error;
 mod event;
 mod files;
+mod hostname;
 mod images;
 mod io;
 mod kernels;
@@ -35,6 +36,8 @@ mod options;
 mod result;
 mod run;
 pub mod signal;
+mod spec;
+mod supervise;
 mod supervisor;
 mod workspace;
 
@@ -58,9 +61,17 @@ pub use microagent_protocol::{
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
+    wiring::{
+        DeclaredArtifact, ExtraDisk, GuestPath, ItemName, MediationRoute, MediationTarget,
+        PublishedPort,
+    },
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use spec::{
+    Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
+};
+pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]
