@@ -134,6 +134,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An archive could not be made into a disk.
+    #[error("Cannot make a disk of {} for the bundle {name}: {reason}.", .archive.display())]
+    Bundle {
+        /// The bundle.
+        name: String,
+        /// The archive.
+        archive: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The system gave no random bytes.
     #[error("The system gave no random bytes: {0}.")]
     Random(getrandom::Error),
@@ -226,6 +236,7 @@ impl Error {
             | Self::Untrusted { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
+            | Self::Bundle { .. }
             | Self::Random(_) => ErrorKind::Permanent,
         }
     }

@@ -39,6 +39,7 @@ pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+mod wiring;
 mod workspace;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
@@ -56,8 +57,8 @@ pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
-    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, InvalidWiring, Mebibytes,
+    NetworkMode, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
@@ -72,6 +73,7 @@ pub use spec::{
     Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
 };
 pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]

@@ -13,7 +13,7 @@ use std::{
     io,
     sync::{
         Arc, Mutex,
-        mpsc::{Receiver, Sender},
+        mpsc::{Receiver, Sender, channel},
     },
     thread,
     time::{Duration, Instant, SystemTime},
@@ -21,7 +21,7 @@ use std::{
 
 use microagent_image::Reference;
 use microagent_protocol::{
-    LaunchSpec, VcpuCount, WorkspaceName,
+    ExtraDisk, LaunchSpec, VcpuCount, WorkspaceName,
     exec::{ExecRequest, ExitReport},
     supervisor::Event,
 };
@@ -54,8 +54,8 @@ use crate::{
 pub(crate) enum Happening {
     /// The caller steers.
     Control(Control),
-    /// The image and the kernel are ready, or cannot be.
-    Prepared(Box<Result<Prepared>>),
+    /// What was prepared in a thread is ready, or cannot be.
+    Prepared,
     /// The supervisor told of an event.
     Machine(Event),
     /// The supervisor is gone.
@@ -93,6 +93,7 @@ impl Plan {
         };
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
+        options.wiring.check()?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::invalid(
                 "--timeout",
@@ -157,12 +158,13 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         name: plan.name.to_string(),
     });
     fill(&workspace, options, &plan, &prepared, &workload)?;
+    let disks = disks_or_cancel(options, &workspace, &events, &sender, &receiver)?;
     prepared.phases.add("workspace", making.elapsed());
 
     let argv = workload.argv.clone();
     let launched = program::launch(
         config,
-        launch_spec(config, options, &plan, &prepared, &workspace),
+        launch_spec(config, options, &plan, &prepared, &workspace, disks),
     )?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
@@ -172,7 +174,9 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
         own: true,
     };
-    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
+    // What is to outlive the machine has to be written out by it.
+    let clean = options.keep || options.wiring.writes_outside();
+    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
     if options.keep {
@@ -198,8 +202,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     .into_result(&sinks, phases.clone(), begun)
 }
 
-/// Gets image and kernel ready in a thread, so that the caller can give up meanwhile. The thread
-/// then ends by itself; whatever it does is safe to be left half done.
+/// Gets image and kernel ready.
 fn prepare_or_cancel(
     config: &Config,
     options: &RunOptions,
@@ -209,15 +212,49 @@ fn prepare_or_cancel(
     receiver: &Receiver<Happening>,
 ) -> Result<Prepared> {
     let (config, options, reference) = (config.clone(), options.clone(), plan.reference.clone());
-    let (listener, done) = (Arc::clone(events), sender.clone());
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        prepare::prepare(&config, &options, &reference, &listener)
+    })
+}
+
+/// Gets the extra disks ready.
+fn disks_or_cancel(
+    options: &RunOptions,
+    workspace: &Workspace,
+    events: &EventSink,
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+) -> Result<Vec<ExtraDisk>> {
+    let (wiring, directory) = (options.wiring.clone(), workspace.directory.clone());
+    if !wiring.has_bundles() {
+        return wiring.disks(&directory, events);
+    }
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        wiring.disks(&directory, &listener)
+    })
+}
+
+/// Does what takes time in a thread, so that the caller can give up meanwhile. The thread then
+/// ends by itself; whatever it does is safe to be left half done.
+fn or_cancel<T: Send + 'static>(
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (result, done) = channel();
+    let bell = sender.clone();
     thread::spawn(move || {
-        let prepared = prepare::prepare(&config, &options, &reference, &listener);
         // Nobody waits any more when the run was cancelled.
-        let _ = done.send(Happening::Prepared(Box::new(prepared)));
+        let _ = result.send(work());
+        let _ = bell.send(Happening::Prepared);
     });
     loop {
         match receiver.recv() {
-            Ok(Happening::Prepared(prepared)) => return *prepared,
+            Ok(Happening::Prepared) => {
+                return done.recv().unwrap_or(Err(Error::Cancelled { signal: 15 }));
+            }
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
             }
@@ -264,6 +301,7 @@ fn launch_spec(
     plan: &Plan,
     prepared: &Prepared,
     workspace: &Workspace,
+    disks: Vec<ExtraDisk>,
 ) -> LaunchSpec {
     LaunchSpec {
         workspace: plan.name.clone(),
@@ -277,10 +315,10 @@ fn launch_spec(
         initramfs: prepared.kernel.initramfs.clone(),
         base_disk: prepared.image.disk.path.clone(),
         scratch_disk: workspace.scratch(),
-        disks: Vec::new(),
+        disks,
         network: options.network,
-        publish: Vec::new(),
-        mediation: Vec::new(),
+        publish: options.wiring.publish.clone(),
+        mediation: options.wiring.mediation.clone(),
         workload: None,
         artifacts: Vec::new(),
         hostname: plan.hostname.clone(),
