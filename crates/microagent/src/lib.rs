@@ -40,6 +40,7 @@ pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
@@ -72,6 +73,7 @@ pub use spec::{
     Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
 };
 pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
     ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
     History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,

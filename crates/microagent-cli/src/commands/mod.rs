@@ -8,3 +8,4 @@ pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod version;
+pub(crate) mod wiring_args;
