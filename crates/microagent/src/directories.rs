@@ -23,11 +23,7 @@ use crate::{
     config::Config,
     error::{Error, IoContext, Result},
     files, name,
-    workspaces::{
-        history::EVENTS,
-        machine,
-        manifest::Manifest,
-    },
+    workspaces::{history::EVENTS, machine, manifest::Manifest},
 };
 
 /// The workspace's own disk in its directory.
@@ -382,4 +378,3 @@ fn remove_tree(path: &Path) {
         Err(error) => tracing::warn!("{} was not removed: {error}", path.display()),
     }
 }
-

@@ -229,9 +229,8 @@ impl Error {
             Self::NoWorkspace { .. } => report.remedy("`microagent list` shows those there are."),
             Self::State { remedy, .. } => report.remedy(remedy.clone()),
             Self::Busy { .. } => report.remedy("Try again when it is done."),
-            Self::Damaged { .. } => report.remedy(
-                "Take out what matters with `microagent cp`, then `microagent delete` it.",
-            ),
+            Self::Damaged { .. } => report
+                .remedy("Take out what matters with `microagent cp`, then `microagent delete` it."),
             Self::Diverged { .. } => report.remedy(
                 "Restore the named file, or make the workspace anew and copy its files over.",
             ),

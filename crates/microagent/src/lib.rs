@@ -40,8 +40,8 @@ mod supervise;
 mod supervisor;
 mod workspaces;
 
-pub use directories::{Leftover, LeftoverKind};
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
@@ -56,21 +56,22 @@ pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk,
-    GuestPath, InvalidWiring, ItemName, MachineStats, MediationRoute, MediationTarget, Mebibytes,
-    NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
+    ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
+    MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
+    ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
+pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
 pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
 pub use workspaces::{
-    ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence, History,
-    NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification, Verify,
-    Workspace, WorkspaceStatus, WorkspaceSummary, Workspaces,
+    ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
+    History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,
+    Verify, Workspace, WorkspaceStatus, WorkspaceSummary, Workspaces,
 };
-pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]

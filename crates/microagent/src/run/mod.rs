@@ -20,11 +20,7 @@ use std::{
 };
 
 use microagent_image::Reference;
-use microagent_protocol::{
-    WorkspaceName,
-    exec::ExitReport,
-    supervisor::Event,
-};
+use microagent_protocol::{WorkspaceName, exec::ExitReport, supervisor::Event};
 
 use self::{
     drive::{Drive, Setup},

@@ -24,11 +24,11 @@ impl Workspace<'_> {
     /// # Errors
     /// [`Error::State`] if this one is live, [`Error::NameTaken`] if there is one of that name.
     pub fn clone_as(&self, name: &str) -> Result<WorkspaceName> {
-        let name: WorkspaceName = name
-            .parse()
-            .map_err(|error: microagent_protocol::name::InvalidName| {
-                Error::invalid("the new name", error.to_string())
-            })?;
+        let name: WorkspaceName =
+            name.parse()
+                .map_err(|error: microagent_protocol::name::InvalidName| {
+                    Error::invalid("the new name", error.to_string())
+                })?;
         let _held = self.hold()?;
         self.must_be_at_rest("cloned")?;
         let directory = Directory::create(self.config, &name)?;

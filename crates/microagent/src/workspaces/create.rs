@@ -149,11 +149,10 @@ pub(crate) fn plan(config: &Config, options: &CreateOptions) -> Result<CreatePla
         resources: plan.resources,
         hostname: plan.hostname,
         setup: options.run.setup.clone(),
-        command: options
-            .run
-            .shell
-            .as_ref()
-            .map_or_else(|| options.run.command.clone(), |script| command::shell(script)),
+        command: options.run.shell.as_ref().map_or_else(
+            || options.run.command.clone(),
+            |script| command::shell(script),
+        ),
         name: plan.name,
     })
 }
@@ -220,7 +219,10 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
         image: manifest.image,
         kernel: manifest.kernel,
         resources: manifest.resources,
-        command: manifest.workload.map(|workload| workload.argv).unwrap_or_default(),
+        command: manifest
+            .workload
+            .map(|workload| workload.argv)
+            .unwrap_or_default(),
         set_up,
         phases: prepared.phases.into_list(),
     })

@@ -98,7 +98,9 @@ pub(crate) fn last(directory: &Path) -> Result<Option<Event>> {
     file.seek(SeekFrom::Start(length.saturating_sub(TAIL)))
         .context("read", &path)?;
     let mut tail = Vec::new();
-    file.take(TAIL).read_to_end(&mut tail).context("read", &path)?;
+    file.take(TAIL)
+        .read_to_end(&mut tail)
+        .context("read", &path)?;
     let whole = tail.iter().rposition(|byte| *byte == b'\n').unwrap_or(0);
     let found = tail[..whole]
         .split(|byte| *byte == b'\n')
@@ -228,9 +230,17 @@ mod tests {
             let expected = usize::from(cut >= first) + usize::from(cut == whole.len());
             assert_eq!(history.events.len(), expected, "{cut}");
             assert_eq!(history.damaged_lines, 0);
-            assert_eq!(last(directory.path()).unwrap(), history.events.last().cloned());
+            assert_eq!(
+                last(directory.path()).unwrap(),
+                history.events.last().cloned()
+            );
         }
-        let damaged = [event(1, State::Starting), b"{\n".to_vec(), event(3, State::Halted)].concat();
+        let damaged = [
+            event(1, State::Starting),
+            b"{\n".to_vec(),
+            event(3, State::Halted),
+        ]
+        .concat();
         std::fs::write(&path, damaged).unwrap();
         let history = read(directory.path()).unwrap();
         assert_eq!((history.events.len(), history.damaged_lines), (2, 1));
@@ -241,7 +251,12 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(EVENTS);
         std::fs::write(directory.path().join(MACHINE_LOCK), "").unwrap();
-        let torn = [event(1, State::Starting), event(2, State::Running), b"{\"seq".to_vec()].concat();
+        let torn = [
+            event(1, State::Starting),
+            event(2, State::Running),
+            b"{\"seq".to_vec(),
+        ]
+        .concat();
         std::fs::write(&path, torn).unwrap();
         assert_eq!(state(directory.path()).unwrap(), (State::Failed, true));
         bury(directory.path());

@@ -115,8 +115,12 @@ fn summary(name: WorkspaceName, directory: &Path) -> Option<WorkspaceSummary> {
 fn backend(directory: &Path, last: Option<&Event>) -> Option<Backend> {
     last?;
     let history = history::read(directory).ok()?;
-    history.events.iter().rev().find_map(|event| match event.kind {
-        EventKind::Starting { backend, .. } => Some(backend),
-        _ => None,
-    })
+    history
+        .events
+        .iter()
+        .rev()
+        .find_map(|event| match event.kind {
+            EventKind::Starting { backend, .. } => Some(backend),
+            _ => None,
+        })
 }

@@ -127,14 +127,17 @@ impl Manifest {
             )));
         }
         let actual = files::sha256(body);
-        let expected = seal_line(&actual).map_err(io::Error::from).context("read", &path)?;
+        let expected = seal_line(&actual)
+            .map_err(io::Error::from)
+            .context("read", &path)?;
         if first != expected {
             return Err(damaged(format!(
                 "its content has the SHA-256 {actual}, and {} was recorded",
                 seal.sha256.chars().take(64).collect::<String>()
             )));
         }
-        serde_json::from_slice(body).map_err(|error| damaged(format!("it is not understood: {error}")))
+        serde_json::from_slice(body)
+            .map_err(|error| damaged(format!("it is not understood: {error}")))
     }
 
     /// Writes it into `directory`, whole or not at all.

@@ -200,7 +200,10 @@ impl Workspace<'_> {
                     return Ok(());
                 }
             }
-            told = history.events.last().map_or(told, |event| event.sequence.max(told));
+            told = history
+                .events
+                .last()
+                .map_or(told, |event| event.sequence.max(told));
             if !live {
                 return Ok(());
             }

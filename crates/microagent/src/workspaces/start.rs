@@ -126,7 +126,13 @@ impl Workspace<'_> {
         }
         self.renew_agent()?;
         if launch::setup_is_due(&self.manifest, &self.directory) {
-            launch::set_up(self.config, &self.manifest, &self.directory, stderr, &events)?;
+            launch::set_up(
+                self.config,
+                &self.manifest,
+                &self.directory,
+                stderr,
+                &events,
+            )?;
         }
         let how = Launch {
             resources: options.resources(self.manifest.resources),

@@ -127,14 +127,20 @@ impl Workspace<'_> {
         let history = history::read(&self.directory)?;
         let live = state
             .is_live()
-            .then(|| self.connect().ok()?.status(Command::Inspect, ANSWER_LIMIT).ok())
+            .then(|| {
+                self.connect()
+                    .ok()?
+                    .status(Command::Inspect, ANSWER_LIMIT)
+                    .ok()
+            })
             .flatten();
         let state = live.as_ref().map_or(state, |status| status.state);
         let result = self.result()?;
         let manifest = &self.manifest;
-        let readiness = live
-            .as_ref()
-            .map_or_else(|| at_rest(result.as_ref()), |status| status.readiness.clone());
+        let readiness = live.as_ref().map_or_else(
+            || at_rest(result.as_ref()),
+            |status| status.readiness.clone(),
+        );
         Ok(WorkspaceStatus {
             workspace: manifest.name.clone(),
             state,
@@ -204,7 +210,9 @@ fn disk_use(directory: &Path, resources: Resources) -> Result<DiskUse> {
     for entry in fs::read_dir(directory).context("list", directory)? {
         let entry = entry.context("list", directory)?;
         // What is removed meanwhile takes nothing.
-        total += entry.metadata().map_or(0, |metadata| metadata.blocks() * 512);
+        total += entry
+            .metadata()
+            .map_or(0, |metadata| metadata.blocks() * 512);
     }
     Ok(DiskUse {
         size_mib: resources.size_mib.0,

@@ -192,13 +192,21 @@ mod tests {
         // Same length and same modification time: the change time tells.
         let set = |text: &str| {
             fs::write(&path, text).unwrap();
-            File::options().write(true).open(&path).unwrap().set_modified(old).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
         };
         set("content");
         assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
         set("c0ntent");
         let found = check(&config, "kernel", &part, Verify::Changed).unwrap();
-        assert_eq!((found.field.as_str(), found.expected), ("sha256", part.sha256.clone()));
+        assert_eq!(
+            (found.field.as_str(), found.expected),
+            ("sha256", part.sha256.clone())
+        );
         assert_eq!(found.actual, files::sha256(b"c0ntent"));
         fs::remove_file(&path).unwrap();
         let found = check(&config, "kernel", &part, Verify::Everything).unwrap();
