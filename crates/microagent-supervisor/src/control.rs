@@ -13,7 +13,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameKind, FrameReader,
+    ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
     supervisor::{
@@ -32,6 +32,8 @@ use crate::{
     peer,
     result::Capture,
     session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
+    stats::Sampler,
+    wiring::Wiring,
 };
 
 /// The most connections at a time: every session has one, and some are left
@@ -46,6 +48,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Hub {
     pub(crate) outbox: Sender<Message>,
     pub(crate) sessions: Sessions,
+    pub(crate) wiring: Wiring,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
     pub(crate) last_status: Arc<OnceLock<Status>>,
@@ -146,6 +149,45 @@ fn admit(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     })
 }
 
+/// Starts the machine's own workload once the guest is ready, as a client would that leaves at once.
+pub(crate) fn start_workload(request: ExecRequest, hub: &Hub) -> io::Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let served = hub.clone();
+    hub.crew.spawn("workload", move || {
+        if let Err(error) = converse(theirs, &served) {
+            tracing::warn!("the workload was not started: {error}");
+        }
+    })?;
+    let outbox = hub.outbox.clone();
+    hub.crew.spawn("workload-start", move || {
+        let failed = match ask_to_run(&ours, request) {
+            Ok(Ok(Answer::Started { .. } | Answer::FailedToStart { .. })) => return,
+            Ok(Ok(other)) => format!("the answer was {other:?}"),
+            Ok(Err(report)) => report.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("the workload was not started: {failed}");
+        // A machine without its workload is of no use; one that ended says so itself.
+        let _ = outbox.send(Message::Happened(Input::WorkloadLost));
+    })
+}
+
+fn ask_to_run(
+    mut stream: &UnixStream,
+    request: ExecRequest,
+) -> Result<Result<Answer, ErrorReport>, FrameError> {
+    write_json(
+        &mut stream,
+        FrameKind::Request,
+        &Request::new(Command::Exec(request)),
+    )?;
+    let mut reader = FrameReader::new(stream);
+    let response: Response = reader
+        .require()?
+        .expect_json(FrameKind::Response, "a response")?;
+    Ok(response.into_result())
+}
+
 fn refuse(mut stream: &UnixStream, report: ErrorReport) {
     if let Err(error) = write_json(
         &mut stream,
@@ -198,6 +240,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<Request, Box<Response>> {
 
 fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let mut reader = FrameReader::new(stream);
+    let mut sampler = Sampler::default();
     loop {
         let parsed = match reader.read() {
             Ok(Some(frame)) if frame.kind == FrameKind::Request => parse(frame.payload),
@@ -231,6 +274,11 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
+            Command::Stats => {
+                let stats = stats(&mut sampler, hub).map(|stats| Answer::Stats(Box::new(stats)));
+                respond(&reader, &id, stats)?;
+                continue;
+            }
             Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
             Command::Exec(request) => match exec(reader, &id, request, hub)? {
                 Some(again) => {
@@ -248,9 +296,41 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
-        let outcome = control(ask, hub).map(|status| Answer::Status(Box::new(status)));
+        let outcome = control(ask, hub).map(|mut status| {
+            if ask == Ask::Inspect && status.state.is_live() {
+                look_at_mediation(&mut status, hub);
+            }
+            Answer::Status(Box::new(status))
+        });
         respond(&reader, &id, outcome)?;
     }
+}
+
+/// Adds what takes a moment to find out, and so is not the engine's to.
+fn look_at_mediation(status: &mut Status, hub: &Hub) {
+    if let Some(readiness) = hub.wiring.mediation_readiness() {
+        status
+            .readiness
+            .insert(ReadinessSignal::MediationReady, readiness);
+    }
+}
+
+fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> {
+    let status = control(Ask::Inspect, hub)?;
+    let vmm = status.vmm.ok_or_else(|| {
+        ErrorReport::new(
+            ErrorKind::Conflict,
+            format!("workspace {} has no machine to look at", status.workspace),
+        )
+    })?;
+    sampler
+        .sample(vmm.pid, hub.sessions.count(), hub.wiring.connections())
+        .map_err(|error| {
+            ErrorReport::new(
+                ErrorKind::Transient,
+                format!("the machine's process cannot be looked at: {error}"),
+            )
+        })
 }
 
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {

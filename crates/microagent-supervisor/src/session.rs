@@ -76,6 +76,11 @@ impl Sessions {
         })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).guests.len()
+    }
+
     /// Ends every session and refuses new ones.
     pub(crate) fn close(&self) {
         let mut open = lock(&self.0);
@@ -171,6 +176,7 @@ pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Op
             prepare(&reader, None).map_err(|error| unreachable(&error))?;
             Opened::Started { pid, guest: reader }
         }
+        SessionReply::Opened => return Err(silent(&"it opened a connection instead")),
         SessionReply::Failed { reason, message } => Opened::Failed(ExitStatus::FailedToStart {
             reason,
             message: harmless(&message, 2_000),
