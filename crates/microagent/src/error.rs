@@ -93,57 +93,6 @@ pub enum Error {
     /// A spec is wrong.
     #[error(transparent)]
     Spec(#[from] SpecError),
-    /// There is no workspace of this name.
-    #[error("There is no workspace named {name}; `microagent list` shows those there are.")]
-    NoWorkspace {
-        /// The name.
-        name: String,
-    },
-    /// It cannot be done in the workspace's present state.
-    #[error("The workspace {name} is {state} and cannot be {doing}; {remedy}.")]
-    State {
-        /// The workspace.
-        name: String,
-        /// The state it is in.
-        state: State,
-        /// What was asked for, such as `started`.
-        doing: &'static str,
-        /// What to do.
-        remedy: String,
-    },
-    /// Another command works on the workspace and does not end.
-    #[error("Another command is at work on the workspace {name}; try again when it is done.")]
-    Busy {
-        /// The workspace.
-        name: String,
-    },
-    /// A file of microagent's own is not what was written.
-    #[error("{} is damaged: {reason}.", .path.display())]
-    Damaged {
-        /// The file.
-        path: PathBuf,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// What a workspace boots from is not what it was made of.
-    #[error(
-        "The workspace {name} is not what was recorded and is not started: {}.",
-        divergences(.found)
-    )]
-    Diverged {
-        /// The workspace.
-        name: String,
-        /// Each difference.
-        found: Vec<Divergence>,
-    },
-    /// A workspace's machine did not end in time.
-    #[error("The machine of {name} has not ended within {}; kill it.", humantime::format_duration(*.limit))]
-    NotEnding {
-        /// The workspace.
-        name: String,
-        /// How long was waited.
-        limit: Duration,
-    },
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
