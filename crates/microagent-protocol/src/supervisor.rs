@@ -106,6 +106,11 @@ pub enum Command {
     },
     /// End it at once; ends `stopped`.
     Kill,
+    /// End it at once because it is not well; ends `failed`. Refused where it does not run.
+    Condemn {
+        /// Why, for people.
+        reason: String,
+    },
     /// Freeze its vCPUs.
     Pause,
     /// Thaw its vCPUs.

@@ -40,6 +40,9 @@ use crate::{
 /// for control, so that sessions cannot crowd it out.
 const MAX_CLIENTS: usize = MAX_SESSIONS + 64;
 
+/// The longest reason a client may give, in characters.
+const MAX_REASON: usize = 1024;
+
 /// How long an answer may wait for a client that does not read.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -271,6 +274,9 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Halt { grace_ms } => Ask::Halt { grace_ms },
             Command::Stop { grace_ms } => Ask::Stop { grace_ms },
             Command::Kill => Ask::Kill,
+            Command::Condemn { reason } => Ask::Condemn {
+                reason: reason.chars().take(MAX_REASON).collect(),
+            },
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
@@ -296,8 +302,9 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
+        let inspects = ask == Ask::Inspect;
         let outcome = control(ask, hub).map(|mut status| {
-            if ask == Ask::Inspect && status.state.is_live() {
+            if inspects && status.state.is_live() {
                 look_at_mediation(&mut status, hub);
             }
             Answer::Status(Box::new(status))
@@ -335,7 +342,11 @@ fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> 
 
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     let (reply, answer) = channel();
-    if hub.outbox.send(Message::Ask { ask, reply }).is_ok()
+    let asked = Message::Ask {
+        ask: ask.clone(),
+        reply,
+    };
+    if hub.outbox.send(asked).is_ok()
         && let Ok(outcome) = answer.recv()
     {
         return outcome;

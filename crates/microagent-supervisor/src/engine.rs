@@ -53,12 +53,13 @@ const REAP_NOTICE: Duration = Duration::from_secs(10);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(300);
 
 /// A control command, as the engine sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Inspect,
     Halt { grace_ms: u64 },
     Stop { grace_ms: u64 },
     Kill,
+    Condemn { reason: String },
     Pause,
     Resume,
     Quarantine,

@@ -42,6 +42,7 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill
+                | Command::Condemn { .. }
                 | Command::Pause
                 | Command::Resume
                 | Command::Quarantine

@@ -72,7 +72,10 @@ pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunR
 pub use spec::{
     Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
 };
-pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
+pub use supervise::{
+    HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
+    SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
+};
 pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
     ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,

@@ -21,6 +21,10 @@ impl Engine {
             Ask::Halt { grace_ms } => Input::Halt { grace_ms },
             Ask::Stop { grace_ms } => Input::Stop { grace_ms },
             Ask::Kill => Input::Kill,
+            Ask::Condemn { reason } => match self.machine_to("condemned", &[State::Running]) {
+                Ok(_) => Input::Condemned { reason },
+                Err(refusal) => return self.answer(&reply, Err(refusal)),
+            },
         };
         // Answered when it is true.
         self.until_end.push(reply);

@@ -210,6 +210,7 @@ fn describe(end: EndCause) -> &'static str {
         EndCause::VmmDied => "the virtual machine monitor ended unexpectedly",
         EndCause::Requested => "it was asked to end",
         EndCause::Killed => "it was killed",
+        EndCause::Unhealthy => "its health probes failed",
         EndCause::TimedOut => "the time limit was over",
         EndCause::OutOfMemory => "the guest ran out of memory",
         EndCause::OwnerGone => "its owner let it go",

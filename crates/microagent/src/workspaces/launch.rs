@@ -177,6 +177,7 @@ pub(crate) const fn end_word(cause: EndCause) -> &'static str {
         EndCause::VmmDied => "its virtual machine monitor ended",
         EndCause::Requested => "it was asked to end",
         EndCause::Killed => "it was killed",
+        EndCause::Unhealthy => "its health probes failed",
         EndCause::TimedOut => "its time was up",
         EndCause::OutOfMemory => "the guest ran out of memory",
         EndCause::OwnerGone => "the program that owned it was gone",

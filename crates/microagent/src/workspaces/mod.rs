@@ -264,6 +264,11 @@ impl Workspace<'_> {
         }
     }
 
+    /// What it is made of, as it was read last.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
     /// The way to its machine.
     ///
     /// # Errors
@@ -284,7 +289,7 @@ impl Workspace<'_> {
     }
 
     /// Reads it again: somebody else may have changed it before it was held.
-    fn refresh(&mut self) -> Result<()> {
+    pub(crate) fn refresh(&mut self) -> Result<()> {
         self.manifest = Manifest::read(&self.directory)?;
         Ok(())
     }
