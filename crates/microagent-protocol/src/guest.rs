@@ -18,7 +18,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::{ExecRequest, StartFailure};
+use crate::{
+    exec::{ExecRequest, StartFailure},
+    shell::{ShellLine, ShellOrigin},
+};
 
 /// The version of this protocol. Host and agent come from one executable, so
 /// they are the same or something is wrong.
@@ -139,6 +142,8 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Run a line in the persistent shell.
+    Shell(ShellLine),
 }
 
 /// The agent's answer to a [`SessionRequest`].
@@ -149,6 +154,13 @@ pub enum SessionReply {
     Started {
         /// Its process number in the guest.
         pid: u32,
+    },
+    /// To a line: its turn has come; frames follow.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
     },
     /// It never ran; the session is over.
     Failed {

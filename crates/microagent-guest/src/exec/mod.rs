@@ -1,9 +1,11 @@
 //! Sessions: one stream from the host, one process, one thread each. This
 //! module accepts and counts them; it does not know what is in a stream.
 
+mod oom;
 mod plan;
 mod pump;
 mod session;
+mod shell;
 mod spawn;
 mod terminal;
 mod user;
@@ -11,6 +13,8 @@ mod user;
 use std::{
     fs::File,
     io,
+    os::fd::RawFd,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,6 +25,7 @@ use std::{
 
 use microagent_protocol::guest::AGENT_PORT;
 
+use self::{oom::OomCounter, shell::Shells};
 use crate::{
     THREAD_STACK,
     cgroup::Workloads,
@@ -39,8 +44,8 @@ pub(crate) struct Server {
     hostname: String,
     processes: Arc<Processes>,
     group: Option<Workloads>,
-    /// `/proc/vmstat`, kept open for as long as somebody inside may unmount `/proc`.
-    vmstat: Option<File>,
+    oom_kills: OomCounter,
+    shells: Shells,
     sessions: AtomicUsize,
 }
 
@@ -53,7 +58,8 @@ impl Server {
             hostname: hostname.to_owned(),
             processes: Arc::default(),
             group: Workloads::create(),
-            vmstat: File::open("/proc/vmstat").ok(),
+            oom_kills: OomCounter::open(),
+            shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&server);
@@ -73,6 +79,11 @@ impl Server {
     /// The control group they live in.
     pub(crate) fn group(&self) -> Option<&Workloads> {
         self.group.as_ref()
+    }
+
+    /// Where a process joins that group.
+    fn members(&self) -> Option<RawFd> {
+        self.group.as_ref().map(Workloads::members)
     }
 
     /// How many sessions are open.
@@ -112,18 +123,6 @@ impl Server {
             console::say(format_args!("start a session: {error}"));
         }
     }
-
-    /// How often the kernel has killed a process for lack of memory.
-    fn oom_kills(&self) -> u64 {
-        use std::os::unix::fs::FileExt;
-        let mut buffer = vec![0; 16 * 1024];
-        let read = self
-            .vmstat
-            .as_ref()
-            .and_then(|file| file.read_at(&mut buffer, 0).ok());
-        read.and_then(|length| find_oom_kills(&buffer[..length]))
-            .unwrap_or(0)
-    }
 }
 
 /// A session's place among the [`MOST_SESSIONS`].
@@ -139,26 +138,5 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
-    }
-}
-
-fn find_oom_kills(vmstat: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(vmstat).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn oom_kills_are_found_by_their_whole_name() {
-        assert_eq!(
-            find_oom_kills(b"nr_free 1\noom_kill_other 3\noom_kill 7\n"),
-            Some(7)
-        );
-        assert_eq!(find_oom_kills(b"nr_free 1\n"), None);
-        assert_eq!(find_oom_kills(&[0xff]), None);
     }
 }
