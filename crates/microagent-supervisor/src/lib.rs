@@ -29,6 +29,7 @@ mod owner;
 mod peer;
 mod process;
 mod result;
+mod serial;
 mod session;
 mod text;
 
