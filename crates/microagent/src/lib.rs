@@ -26,6 +26,7 @@ mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
 mod images;
 mod io;
@@ -34,6 +35,7 @@ mod name;
 mod options;
 mod result;
 mod run;
+mod session;
 pub mod signal;
 mod supervisor;
 mod workspace;
@@ -42,6 +44,9 @@ pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::Images;
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -54,7 +59,7 @@ pub use microagent_kernel::{
 };
 pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
-    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},

@@ -4,15 +4,13 @@ mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod outcome;
-mod output;
 mod phases;
 pub(crate) mod prepare;
-mod session;
 
 use std::{
     io,
     sync::{
-        Arc, Mutex,
+        Arc,
         mpsc::{Receiver, Sender},
     },
     thread,
@@ -21,17 +19,14 @@ use std::{
 
 use microagent_image::Reference;
 use microagent_protocol::{
-    LaunchSpec, VcpuCount, WorkspaceName,
-    exec::{ExecRequest, ExitReport},
+    LaunchSpec, LineReport, ShellOrigin, VcpuCount, WorkspaceName, exec::ExecRequest,
     supervisor::Event,
 };
 
 use self::{
     drive::{Drive, Setup},
     outcome::Outcome,
-    output::Output,
     prepare::Prepared,
-    session::Sinks,
 };
 use crate::{
     command,
@@ -42,6 +37,7 @@ use crate::{
     name,
     options::{Resources, RunOptions},
     result::RunResult,
+    session::Sinks,
     supervisor::{
         client::{Events, Supervisor},
         program,
@@ -59,10 +55,10 @@ pub(crate) enum Happening {
     Machine(Event),
     /// The supervisor is gone.
     MachineGone,
-    /// The process of the session runs.
-    SessionStarted,
+    /// The process of the session runs; for a line, in this shell.
+    SessionStarted(Option<ShellOrigin>),
     /// The session is over.
-    SessionEnded(Result<ExitReport>),
+    SessionEnded(Result<LineReport>),
     /// The caller's writer failed.
     OutputFailed(io::Error),
 }
@@ -173,12 +169,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     )?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
-    let limit = config.capture_limit;
-    let sinks = Sinks {
-        stdout: Arc::new(Mutex::new(Output::new(stdout, limit))),
-        stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
-        own: true,
-    };
+    let sinks = Sinks::new(stdout, stderr, config.capture_limit);
     let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
@@ -228,7 +219,9 @@ fn prepare_or_cancel(
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
             }
-            Ok(Happening::Control(Control::Kill)) => return Err(Error::Cancelled { signal: 9 }),
+            Ok(Happening::Control(Control::Kill | Control::Detach)) => {
+                return Err(Error::Cancelled { signal: 9 });
+            }
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }

@@ -8,7 +8,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader,
+    FrameError, FrameKind, FrameReader, ShellOrigin,
     exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response},
@@ -62,12 +62,8 @@ impl Supervisor {
     }
 
     /// Starts a process in the guest, once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Ok(Exec {
-            subject: self.subject.clone(),
-            stream: connect(&self.subject, &self.socket)?,
-            request: exec,
-        })
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Opening> {
+        Opening::new(&self.subject, &self.socket, Command::Exec(exec))
     }
 
     /// Ends the machine at once. That it is gone already is fine.
@@ -120,32 +116,48 @@ impl Events {
     }
 }
 
-/// How an exec began.
+/// How a session began.
 pub(crate) enum Begun {
-    /// It runs; the stream is its session.
-    Running(UnixStream),
-    /// It never ran.
+    /// A process runs; the stream is its session.
+    Process(UnixStream),
+    /// A line runs in this shell; the stream is its session.
+    Line(UnixStream, ShellOrigin),
+    /// The stream is the serial console.
+    Console(UnixStream),
+    /// The process or the line never ran.
     Failed(ExitStatus),
 }
 
 /// A session about to be opened.
-pub(crate) struct Exec {
+pub(crate) struct Opening {
     subject: String,
     pub(crate) stream: UnixStream,
-    request: ExecRequest,
+    command: Command,
 }
 
-impl Exec {
-    /// Waits until the process runs, or cannot.
+impl Opening {
+    /// Will ask `command` of the supervisor at `socket`.
+    pub(crate) fn new(subject: &str, socket: &Path, command: Command) -> Result<Self> {
+        Ok(Self {
+            subject: subject.to_owned(),
+            stream: connect(subject, socket)?,
+            command,
+        })
+    }
+
+    /// Waits until it has begun, or cannot.
     pub(crate) fn start(mut self) -> Result<Begun> {
-        let command = Command::Exec(self.request);
-        match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
-            Answer::FailedToStart { reason, message } => {
-                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
-            }
-            _ => Err(unexpected(&self.subject)),
-        }
+        Ok(
+            match request(&self.subject, &mut self.stream, self.command, None)? {
+                Answer::Started { .. } => Begun::Process(self.stream),
+                Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
+                Answer::Attached => Begun::Console(self.stream),
+                Answer::FailedToStart { reason, message } => {
+                    Begun::Failed(ExitStatus::FailedToStart { reason, message })
+                }
+                _ => return Err(unexpected(&self.subject)),
+            },
+        )
     }
 }
 
