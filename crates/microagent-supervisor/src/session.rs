@@ -70,6 +70,11 @@ impl Sessions {
         })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).guests.len()
+    }
+
     /// Ends every session and refuses new ones.
     pub(crate) fn close(&self) {
         let mut open = lock(&self.0);

@@ -1,5 +1,6 @@
-//! Sessions: one stream from the host, one process, one thread each. This
-//! module accepts and counts them; it does not know what is in a stream.
+//! Sessions: one stream from the host, one process or one forwarded connection,
+//! one thread each. This module accepts and counts them; it does not know what
+//! is in a stream.
 
 mod oom;
 mod plan;
@@ -38,6 +39,9 @@ use crate::{
 /// The most sessions at a time.
 const MOST_SESSIONS: usize = 256;
 
+/// The most forwarded connections at a time, beside the sessions.
+const MOST_FORWARDS: usize = 512;
+
 /// Serves sessions.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -47,6 +51,7 @@ pub(crate) struct Server {
     oom_kills: OomCounter,
     shells: Shells,
     sessions: AtomicUsize,
+    forwards: AtomicUsize,
 }
 
 impl Server {
@@ -61,6 +66,7 @@ impl Server {
             oom_kills: OomCounter::open(),
             shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
+            forwards: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&server);
         thread::Builder::new()
@@ -117,7 +123,7 @@ impl Server {
         let started = thread::Builder::new()
             .name("session".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || session::serve(stream, &place.0));
+            .spawn(move || session::serve(stream, place));
         if let Err(error) = started {
             // The host sees the stream end.
             console::say(format_args!("start a session: {error}"));
@@ -133,10 +139,27 @@ impl Place {
         server.sessions.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(server))
     }
+
+    /// Makes room for another session: this one only carries a connection, and the end of the
+    /// machine does not wait for it.
+    fn only_forwards(self) -> Option<Forward> {
+        let before = self.0.forwards.fetch_add(1, Ordering::AcqRel);
+        let forward = Forward(Arc::clone(&self.0));
+        (before < MOST_FORWARDS).then_some(forward)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A forwarded connection's place among the [`MOST_FORWARDS`].
+struct Forward(Arc<Server>);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.0.forwards.fetch_sub(1, Ordering::AcqRel);
     }
 }

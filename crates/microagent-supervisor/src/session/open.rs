@@ -150,6 +150,7 @@ fn ask(
             shell,
             guest: reader,
         },
+        SessionReply::Opened => return Err(wrong_reply()),
         SessionReply::Failed { reason, message } => Asked::Failed(ExitStatus::FailedToStart {
             reason,
             message: harmless(&message, 2_000),

@@ -348,6 +348,20 @@ fn shell(stream: &mut UnixStream, reader: &mut FrameReader<UnixStream>, line: &S
     write_json(stream, FrameKind::Exit, &report).unwrap();
 }
 
+/// One forwarded connection; the host's loopback is the guest's.
+fn forward(mut stream: UnixStream, port: u16) {
+    let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
+        let reply = SessionReply::Failed {
+            reason: StartFailure::NotFound,
+            message: format!("nothing answers at \u{1b}[2J{port}"),
+        };
+        write_json(&mut stream, FrameKind::Header, &reply).unwrap();
+        return;
+    };
+    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened).unwrap();
+    let _ = microagent_relay::join(&stream, &server);
+}
+
 /// One exec session, run as a process of the host.
 fn session(mut stream: UnixStream, control: &UnixStream) {
     let mut line = Vec::new();
@@ -367,6 +381,7 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     let request = match opening {
         SessionRequest::Exec(request) => request,
         SessionRequest::Shell(line) => return shell(&mut stream, &mut reader, &line),
+        SessionRequest::Forward { port } => return forward(stream, port),
     };
     match request.argv[0].as_str() {
         "violate" => {

@@ -15,7 +15,6 @@ use crate::{
     io::{Control, Parts},
     run::Happening,
     session::{Session, Sinks},
-    supervisor::client::Opening,
 };
 
 const SIGPIPE: u8 = 13;
@@ -62,7 +61,7 @@ pub(super) fn attend(
     parts: Parts,
     sinks: &Sinks,
 ) -> Result<Attended> {
-    let opening = Opening::new(&target.name, &target.socket, command)?;
+    let opening = target.control.open(command)?;
     let session = Session::spawn(opening, parts.stdin, sinks.clone(), parts.sender)?;
     let mut attendant = Attendant {
         target,

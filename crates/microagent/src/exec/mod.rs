@@ -9,11 +9,10 @@ mod target;
 use std::io::sink;
 
 use microagent_protocol::{
-    EnvVar, ExecRequest, ExecRole, ShellLine, ShellStart, supervisor::Command,
+    ExecRequest, ExecRole, ShellLine, ShellStart, State, supervisor::Command,
 };
 
-pub(crate) use self::target::Target;
-use self::{attend::Limits, result::Facts};
+use self::{attend::Limits, result::Facts, target::Target};
 pub use self::{
     options::{ExecOptions, LineOptions, ShellOptions},
     result::{ExecResult, LineResult, SerialEnd, ShellEnd},
@@ -22,44 +21,106 @@ use crate::{
     command::change_env,
     error::Result,
     io::RunIo,
-    options::EnvChange,
     run::millis,
     session::{Sinks, lock},
+    workspaces::Workspace,
 };
+
+impl Workspace<'_> {
+    /// Runs a command in its machine; returns when the command has ended. Any number of them
+    /// may run at a time.
+    ///
+    /// The command's environment, directory and user are the workspace's unless the options say
+    /// otherwise. A workspace that is starting is waited for. The command is asked for once: if
+    /// the connection breaks, the result says that its end was not seen.
+    ///
+    /// # Errors
+    /// [`Error::State`] if the workspace does not run, [`Error::NotReady`] if it is not ready in
+    /// time, [`Error::Invalid`] for options that make no sense.
+    pub fn exec(&self, options: &ExecOptions, io: RunIo) -> Result<ExecResult> {
+        exec(&self.thawed_target()?, options, io)
+    }
+
+    /// Runs an interactive shell in its machine, on a terminal there. [`RunIo::stdin`] is what is
+    /// typed, and [`crate::RunController`] tells of sizes and lets go. The workspace runs on.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub fn connect_shell(&self, options: ShellOptions, io: RunIo) -> Result<ShellEnd> {
+        shell(&self.thawed_target()?, options, io)
+    }
+
+    /// Runs a line in its persistent shell; returns when the line is over.
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec), and when the lines before are not over in time.
+    pub fn shell_line(&self, options: &LineOptions, io: RunIo) -> Result<LineResult> {
+        line(&self.thawed_target()?, options, io)
+    }
+
+    /// Attaches to its serial console: what the guest writes from now on goes to the output,
+    /// the input is typed. Returns when the machine has ended, or when it is let go of by
+    /// [`crate::RunController::detach`].
+    ///
+    /// # Errors
+    /// As [`exec`](Self::exec).
+    pub fn serial(&self, io: RunIo) -> Result<SerialEnd> {
+        serial(&self.target()?, io)
+    }
+
+    /// Where something can be run: not where the vCPUs are frozen.
+    fn thawed_target(&self) -> Result<Target> {
+        match self.state()? {
+            state @ (State::Paused | State::Quarantined) => Err(self.in_state(state, "used")),
+            _ => self.target(),
+        }
+    }
+
+    fn target(&self) -> Result<Target> {
+        let control = self.connect()?;
+        Ok(Target {
+            name: self.name().to_string(),
+            control,
+            session: self.manifest().session.clone(),
+            ready_limit: self.config().timeouts.boot,
+            capture_limit: self.config().capture_limit,
+        })
+    }
+}
 
 const SIGINT: u8 = 2;
 const SIGKILL: u8 = 9;
 const SIGTERM: u8 = 15;
 
 /// Runs a command in `target`.
-pub(crate) fn exec(target: &Target, options: &ExecOptions, io: RunIo) -> Result<ExecResult> {
+fn exec(target: &Target, options: &ExecOptions, io: RunIo) -> Result<ExecResult> {
     let facts = attend_exec(target, options, io)?;
     Ok(facts.exec(options.argv.clone()))
 }
 
 /// Runs an interactive shell in `target`.
-pub(crate) fn shell(target: &Target, options: ShellOptions, io: RunIo) -> Result<ShellEnd> {
+fn shell(target: &Target, options: ShellOptions, io: RunIo) -> Result<ShellEnd> {
     let options = options.into_exec();
     let facts = attend_exec(target, &options, io)?;
     Ok(if facts.detached() {
         ShellEnd::Detached
     } else {
-        ShellEnd::Ended(facts.exec(options.argv))
+        ShellEnd::Ended(Box::new(facts.exec(options.argv)))
     })
 }
 
 fn attend_exec<'a>(target: &'a Target, options: &ExecOptions, io: RunIo) -> Result<Facts<'a>> {
     options.check()?;
-    let request = ExecRequest {
+    let mut request = ExecRequest {
         role: ExecRole::Command,
         argv: options.argv.clone(),
-        env: env(target, &options.env)?,
-        cwd: options.workdir.clone().or_else(|| target.cwd.clone()),
-        user: options.user.clone().or_else(|| target.user.clone()),
         tty: options.tty,
         stdin: io.has_stdin(),
-        stop_signal: None,
+        ..target.session.clone()
     };
+    change_env(&mut request.env, &options.env)?;
+    request.cwd = options.workdir.clone().or(request.cwd);
+    request.user = options.user.clone().or(request.user);
     let limits = Limits {
         ready: Some(options.ready_timeout.unwrap_or(target.ready_limit)),
         time: options.timeout,
@@ -69,15 +130,15 @@ fn attend_exec<'a>(target: &'a Target, options: &ExecOptions, io: RunIo) -> Resu
 }
 
 /// Runs a line in `target`'s persistent shell.
-pub(crate) fn line(target: &Target, options: &LineOptions, io: RunIo) -> Result<LineResult> {
+fn line(target: &Target, options: &LineOptions, io: RunIo) -> Result<LineResult> {
     options.check()?;
     let line = ShellLine {
         line: options.line.clone(),
         shell: ShellStart {
             program: options.shell.clone(),
-            env: target.env.clone(),
-            cwd: target.cwd.clone(),
-            user: target.user.clone(),
+            env: target.session.env.clone(),
+            cwd: target.session.cwd.clone(),
+            user: target.session.user.clone(),
         },
         turn_limit_ms: options.ready_timeout.map(millis),
     };
@@ -92,7 +153,7 @@ pub(crate) fn line(target: &Target, options: &LineOptions, io: RunIo) -> Result<
 }
 
 /// Attaches to `target`'s serial console until it ends or is let go of.
-pub(crate) fn serial(target: &Target, io: RunIo) -> Result<SerialEnd> {
+fn serial(target: &Target, io: RunIo) -> Result<SerialEnd> {
     let limits = Limits {
         ready: Some(target.ready_limit),
         time: None,
@@ -124,11 +185,4 @@ fn attend<'a>(
         stdout: lock(&sinks.stdout).captured(),
         stderr: lock(&sinks.stderr).captured(),
     })
-}
-
-/// The workspace's own variables with changes.
-fn env(target: &Target, changes: &[EnvChange]) -> Result<Vec<EnvVar>> {
-    let mut vars = target.env.clone();
-    change_env(&mut vars, changes)?;
-    Ok(vars)
 }

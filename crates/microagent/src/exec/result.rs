@@ -83,7 +83,7 @@ pub enum ShellEnd {
     /// It was let go of, and heard a hang-up.
     Detached,
     /// It ended.
-    Ended(ExecResult),
+    Ended(Box<ExecResult>),
 }
 
 /// Why a look at the serial console was over.

@@ -243,7 +243,7 @@ impl<'a> Drive<'a> {
                 _ => self.fail(Error::Cancelled { signal }),
             },
             Control::Kill | Control::Detach if self.running || self.over.is_some() => {
-                self.end_machine()
+                self.end_machine();
             }
             Control::Kill | Control::Detach => self.fail(Error::Cancelled { signal: SIGKILL }),
         }

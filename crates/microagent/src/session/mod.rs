@@ -52,6 +52,16 @@ impl Sinks {
             own: true,
         }
     }
+
+    /// Hands both streams on to one writer; nothing of it is kept.
+    pub(crate) fn together(output: Box<dyn Write + Send>) -> Self {
+        let output = Arc::new(Mutex::new(Output::new(output, 0)));
+        Self {
+            stdout: Arc::clone(&output),
+            stderr: output,
+            own: false,
+        }
+    }
 }
 
 /// What may be done with a session.
