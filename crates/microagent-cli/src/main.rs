@@ -10,6 +10,7 @@ mod progress;
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
 mod terminal;
 

@@ -1,6 +1,8 @@
 //! One file per command, named as the command.
 
+pub(crate) mod connect;
 pub(crate) mod doctor;
+pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod kernel;
 pub(crate) mod run;

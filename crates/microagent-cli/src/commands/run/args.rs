@@ -1,6 +1,11 @@
 //! The options of `microagent run`, and what they mean to the library.
 
-use std::{fs, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, error::ErrorKind};
 use microagent::{
@@ -160,7 +165,7 @@ pub(crate) struct RunArgs {
 
 /// The value of `-e`: set here, or taken from the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum EnvArg {
+pub(crate) enum EnvArg {
     Set(EnvVar),
     FromHost(String),
 }
@@ -284,14 +289,14 @@ impl RunArgs {
     }
 }
 
-fn host_variable(name: &str) -> Option<String> {
+pub(crate) fn host_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn read_env_file(path: &PathBuf) -> Result<Vec<EnvVar>, Error> {
+pub(crate) fn read_env_file(path: &Path) -> Result<Vec<EnvVar>, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Io {
         doing: "read",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     env_file::parse(&text, host_variable).map_err(|error| Error::Invalid {
@@ -314,7 +319,7 @@ fn kernel(given: Option<String>, modules: Option<PathBuf>) -> Result<KernelChoic
 }
 
 /// Reads `90`, `90s`, `1.5m`, `2h` or `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
+pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let invalid =
         || format!("{text:?} is not a time; give seconds, or a number with ms, s, m or h");
     let digits = text
