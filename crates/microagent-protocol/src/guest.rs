@@ -18,7 +18,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::{ExecRequest, StartFailure};
+use crate::{
+    exec::{ExecRequest, StartFailure},
+    shell::{ShellLine, ShellOrigin},
+};
 
 /// The version of this protocol. Host and agent come from one executable, so
 /// they are the same or something is wrong.
@@ -147,6 +150,8 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Run a line in the persistent shell.
+    Shell(ShellLine),
     /// Connect to a TCP port of the guest's loopback, IPv4 first. After
     /// [`SessionReply::Opened`] the stream carries that connection's bytes, without frames.
     Forward {
@@ -163,6 +168,13 @@ pub enum SessionReply {
     Started {
         /// Its process number in the guest.
         pid: u32,
+    },
+    /// To a line: its turn has come; frames follow.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
     },
     /// It is connected; bytes follow.
     Opened,

@@ -30,6 +30,7 @@ mod owner;
 mod peer;
 mod process;
 mod result;
+mod serial;
 mod session;
 mod stats;
 mod text;

@@ -39,6 +39,8 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 Command::Inspect
                 | Command::Subscribe { .. }
                 | Command::Exec(_)
+                | Command::Shell(_)
+                | Command::Console
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill

@@ -145,6 +145,14 @@ pub enum Error {
         /// The limit.
         limit: Duration,
     },
+    /// A workspace was not ready for a command in time.
+    #[error("The workspace {workspace} was not ready within {}.", humantime::format_duration(*.limit))]
+    NotReady {
+        /// The workspace.
+        workspace: String,
+        /// How long it was waited for.
+        limit: Duration,
+    },
     /// A setup command failed.
     #[error("The setup command {command:?} failed: {outcome}; the command itself was not run.")]
     SetupFailed {
@@ -266,6 +274,9 @@ impl Error {
                 ..report
             },
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
+            Self::NotReady { workspace, .. } => report.remedy(format!(
+                "Try again; `microagent status {workspace}` says how it is."
+            )),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
@@ -299,9 +310,10 @@ impl Error {
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
             Self::Supervisor(report) => report.kind,
-            Self::NeverStarted { .. } | Self::TimedOut { .. } | Self::Cancelled { .. } => {
-                ErrorKind::Transient
-            }
+            Self::NeverStarted { .. }
+            | Self::NotReady { .. }
+            | Self::TimedOut { .. }
+            | Self::Cancelled { .. } => ErrorKind::Transient,
             Self::SupervisorFailed { .. } => ErrorKind::Internal,
             Self::SupervisorStart { .. }
             | Self::SetupFailed { .. }

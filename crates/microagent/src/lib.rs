@@ -27,6 +27,7 @@ mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
 mod hostname;
 mod images;
@@ -36,6 +37,7 @@ mod name;
 mod options;
 mod result;
 mod run;
+mod session;
 pub mod signal;
 mod spec;
 mod supervise;
@@ -48,6 +50,9 @@ pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::Images;
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -62,7 +67,8 @@ pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
     ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
     MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
-    ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
+    WorkspaceName,
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},

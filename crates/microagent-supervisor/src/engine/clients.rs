@@ -113,6 +113,15 @@ impl Engine {
         Ok(())
     }
 
+    pub(super) fn console(&self, reply: &Reply<SerialPort>) {
+        let from = [State::Starting, State::Running, State::Paused];
+        let port = self
+            .machine_to("attached to", &from)
+            .and_then(|machine| machine.console().map_err(|error| refused(&error)));
+        // A client that did not wait needs no answer.
+        let _ = reply.send(port);
+    }
+
     pub(super) fn exec(&mut self, role: ExecRole, reply: Reply<PathBuf>) {
         let refusal = match self.life.state() {
             _ if self.life.cause().is_some() => Some("is ending".to_owned()),

@@ -160,6 +160,16 @@ impl Workspace<'_> {
         &self.manifest.name
     }
 
+    /// What it is made of.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The settings it is worked with.
+    pub(crate) fn config(&self) -> &Config {
+        self.config
+    }
+
     /// Where it is.
     #[must_use]
     pub fn directory(&self) -> &std::path::Path {
@@ -262,11 +272,6 @@ impl Workspace<'_> {
             }
             std::thread::sleep(Duration::from_millis(20));
         }
-    }
-
-    /// What it is made of, as it was read last.
-    pub(crate) fn manifest(&self) -> &Manifest {
-        &self.manifest
     }
 
     /// The way to its machine.
