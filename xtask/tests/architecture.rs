@@ -8,9 +8,16 @@ use serde_json::Value;
 /// Each crate and the crates of ours it may use. What is not listed is not allowed.
 const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-protocol", &[]),
-    ("microagent-guest", &["microagent-protocol"]),
+    ("microagent-files", &["microagent-protocol"]),
+    (
+        "microagent-guest",
+        &["microagent-files", "microagent-protocol"],
+    ),
     ("microagent-hypervisor", &["microagent-protocol"]),
-    ("microagent-image", &["microagent-protocol"]),
+    (
+        "microagent-image",
+        &["microagent-files", "microagent-protocol"],
+    ),
     ("microagent-kernel", &["microagent-protocol"]),
     (
         "microagent-supervisor",
@@ -19,6 +26,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "microagent",
         &[
+            "microagent-files",
             "microagent-image",
             "microagent-kernel",
             "microagent-protocol",
