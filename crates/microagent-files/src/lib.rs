@@ -5,7 +5,21 @@
 //! knows nothing of machines or workspaces. Whoever lands a stream trusts nothing in it.
 #![forbid(unsafe_code)]
 
+mod attributes;
+mod error;
+mod incoming;
+mod land;
+mod pack;
 pub mod tar;
+
+pub use self::attributes::{Attributes, travels};
+pub use self::error::CopyError;
+pub use self::incoming::{Incoming, Item, Kind, Place, Policy, Trust};
+pub use self::land::land;
+pub use self::pack::pack;
+
+/// The most directories above a file.
+pub const MAX_DEPTH: usize = 512;
 
 /// Shows a name of an archive in a message: bounded, lossy where it is not UTF-8.
 #[must_use]

@@ -18,7 +18,10 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::{ExecRequest, StartFailure};
+use crate::{
+    copy::{CopyIn, CopyOut},
+    exec::{ExecRequest, StartFailure},
+};
 
 /// The version of this protocol. Host and agent come from one executable, so
 /// they are the same or something is wrong.
@@ -139,6 +142,10 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Pack something into a tar stream (see [`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land a tar stream.
+    CopyIn(CopyIn),
 }
 
 /// The agent's answer to a [`SessionRequest`].
@@ -150,6 +157,8 @@ pub enum SessionReply {
         /// Its process number in the guest.
         pid: u32,
     },
+    /// The copy begins; how it goes is told at its end.
+    Copying,
     /// It never ran; the session is over.
     Failed {
         /// Why.

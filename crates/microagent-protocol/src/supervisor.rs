@@ -25,6 +25,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
     identity::ProcessIdentity,
     launch::{Backend, BackendChoice, LaunchSpec},
@@ -86,6 +87,11 @@ pub enum Command {
     /// Run a process in the guest; waits for the guest to be ready. When the
     /// workload has ended and its client was told, the guest is shut down.
     Exec(ExecRequest),
+    /// Pack something of the guest; waits for the guest to be ready. After
+    /// [`Answer::Copying`] the connection is a copy's session ([`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land something in the guest, likewise.
+    CopyIn(CopyIn),
     /// Shut it down cleanly; ends `halted`. Answered, as `stop` and `kill`
     /// are, when the machine has ended.
     Halt {
@@ -204,6 +210,8 @@ pub enum Answer {
         /// The process number in the guest.
         pid: u32,
     },
+    /// To `copy_out` and `copy_in`: the connection is a session from here on.
+    Copying,
     /// To `exec`: the process never ran. There is no session; the connection
     /// takes further requests.
     FailedToStart {

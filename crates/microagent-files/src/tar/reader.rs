@@ -127,17 +127,24 @@ impl<R: BufRead> TarReader<R> {
         self.offset
     }
 
-    /// Reads what follows the archive, so that the stream's digest covers all of it.
+    /// Reads what follows the archive, at most `limit` bytes of it.
     ///
     /// # Errors
-    /// The stream's own read error.
-    pub fn drain(&mut self) -> Result<(), TarFault> {
+    /// The stream's own read error, and one if there is more.
+    pub fn drain(&mut self, limit: u64) -> Result<(), TarFault> {
+        let end = self.offset.saturating_add(limit);
         loop {
             let available = self.input.fill_buf()?.len();
             if available == 0 {
                 return Ok(());
             }
             self.consume(available);
+            if self.offset > end {
+                return Err(TarFault::Header {
+                    offset: self.offset,
+                    reason: format!("more than {limit} bytes behind the end of the archive"),
+                });
+            }
         }
     }
 

@@ -44,7 +44,7 @@ impl<W: Write> TarWriter<W> {
     pub fn entry(&mut self, entry: &Entry, segments: Option<&[Segment]>) -> io::Result<()> {
         self.end_entry()?;
         let mut records = Vec::new();
-        let map = segments.map(sparse_map);
+        let map = segments.map(|segments| sparse_map(segments, entry.size));
         let (name, stored) = match (&map, segments) {
             (Some(map), Some(segments)) => {
                 for (key, value) in [("major", 1), ("minor", 0), ("realsize", entry.size)] {
@@ -190,9 +190,11 @@ fn padding(length: u64) -> usize {
 }
 
 /// The map of GNU's sparse format 1.0, padded to whole blocks.
-fn sparse_map(segments: &[Segment]) -> Vec<u8> {
-    let mut map = format!("{}\n", segments.len());
-    for (offset, length) in segments {
+fn sparse_map(segments: &[Segment], size: u64) -> Vec<u8> {
+    // GNU tar takes the end of the last segment for the end of the file.
+    let end = [(size, 0)];
+    let mut map = format!("{}\n", segments.len() + 1);
+    for (offset, length) in segments.iter().chain(&end) {
         map.push_str(&format!("{offset}\n{length}\n"));
     }
     let mut map = map.into_bytes();
