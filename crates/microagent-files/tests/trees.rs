@@ -77,7 +77,7 @@ fn facts(root: &Path) -> BTreeMap<PathBuf, String> {
         } else {
             PathBuf::new()
         };
-        let mut note = vec![0; 64];
+        let mut note = [0; 64];
         let note = match rustix::fs::lgetxattr(&path, "user.note", &mut note[..]) {
             Ok(length) => note[..length].to_vec(),
             Err(_) => Vec::new(),
@@ -562,9 +562,7 @@ fn an_endless_stream_ends() {
 /// An entry's header alone.
 fn header(entry: &Entry) -> Vec<u8> {
     let mut bytes = Vec::new();
-    let mut writer = TarWriter::new(&mut bytes);
-    writer.entry(entry, None).unwrap();
-    drop(writer);
+    TarWriter::new(&mut bytes).entry(entry, None).unwrap();
     bytes
 }
 

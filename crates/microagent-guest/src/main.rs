@@ -7,6 +7,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod control;
+mod copy;
 mod error;
 mod exec;
 mod power;
@@ -67,6 +68,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
             processes: &processes,
             group: server.group(),
             sessions: &|| server.sessions(),
+            copies: server.copies(),
             disks: &booted.disks,
         },
     )

@@ -25,6 +25,7 @@ use crate::{
     THREAD_STACK,
     cgroup::Workloads,
     console,
+    copy::Copies,
     error::{Context, Error},
     reaper::Processes,
     vsock::Listener,
@@ -42,6 +43,7 @@ pub(crate) struct Server {
     /// `/proc/vmstat`, kept open for as long as somebody inside may unmount `/proc`.
     vmstat: Option<File>,
     sessions: AtomicUsize,
+    copies: Copies,
 }
 
 impl Server {
@@ -55,6 +57,7 @@ impl Server {
             group: Workloads::create(),
             vmstat: File::open("/proc/vmstat").ok(),
             sessions: AtomicUsize::new(0),
+            copies: Copies::default(),
         });
         let serving = Arc::clone(&server);
         thread::Builder::new()
@@ -73,6 +76,11 @@ impl Server {
     /// The control group they live in.
     pub(crate) fn group(&self) -> Option<&Workloads> {
         self.group.as_ref()
+    }
+
+    /// The copies under way.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// How many sessions are open.

@@ -54,8 +54,10 @@ fn try_serve(stream: File, server: &Server) -> Result<(), Error> {
         .require()
         .and_then(|frame| frame.expect_json(FrameKind::Header, "a session request"));
     let mut stream = reader.into_inner();
-    let SessionRequest::Exec(request) = match opening {
-        Ok(request) => request,
+    let request = match opening {
+        Ok(SessionRequest::Exec(request)) => request,
+        Ok(SessionRequest::CopyOut(request)) => return server.copies.pack(&stream, &request),
+        Ok(SessionRequest::CopyIn(request)) => return server.copies.land(&stream, &request),
         Err(error) => {
             reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;
             return Err(error.into());
