@@ -41,6 +41,10 @@ pub const SUPERVISOR_PROTOCOL: u32 = 1;
 /// The control socket's file name in the runtime directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
 
+/// The file in a workspace's directory that its supervisor holds locked (`flock`, exclusive) for
+/// as long as it lives. Whoever finds it unlocked knows that no machine runs, whatever is recorded.
+pub const MACHINE_LOCK: &str = "machine.lock";
+
 /// A request to a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Request {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameKind, FrameReader,
+    ExecRequest, ExecRole, FrameError, FrameKind, FrameReader,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
     supervisor::{
@@ -144,6 +144,45 @@ fn admit(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             tracing::debug!("a client was lost: {error}");
         }
     })
+}
+
+/// Starts the machine's own workload once the guest is ready, as a client would that leaves at once.
+pub(crate) fn start_workload(request: ExecRequest, hub: &Hub) -> io::Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let served = hub.clone();
+    hub.crew.spawn("workload", move || {
+        if let Err(error) = converse(theirs, &served) {
+            tracing::warn!("the workload was not started: {error}");
+        }
+    })?;
+    let outbox = hub.outbox.clone();
+    hub.crew.spawn("workload-start", move || {
+        let failed = match ask_to_run(&ours, request) {
+            Ok(Ok(Answer::Started { .. } | Answer::FailedToStart { .. })) => return,
+            Ok(Ok(other)) => format!("the answer was {other:?}"),
+            Ok(Err(report)) => report.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("the workload was not started: {failed}");
+        // A machine without its workload is of no use; one that ended says so itself.
+        let _ = outbox.send(Message::Happened(Input::WorkloadLost));
+    })
+}
+
+fn ask_to_run(
+    mut stream: &UnixStream,
+    request: ExecRequest,
+) -> Result<Result<Answer, ErrorReport>, FrameError> {
+    write_json(
+        &mut stream,
+        FrameKind::Request,
+        &Request::new(Command::Exec(request)),
+    )?;
+    let mut reader = FrameReader::new(stream);
+    let response: Response = reader
+        .require()?
+        .expect_json(FrameKind::Response, "a response")?;
+    Ok(response.into_result())
 }
 
 fn refuse(mut stream: &UnixStream, report: ErrorReport) {

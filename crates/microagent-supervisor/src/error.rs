@@ -34,6 +34,12 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+    /// Another supervisor has a machine of this workspace.
+    #[error("a machine of the workspace in {} runs already", directory.display())]
+    Running {
+        /// The workspace's directory.
+        directory: PathBuf,
+    },
     /// Choosing or driving a backend failed.
     #[error("{0}")]
     Backend(Box<ErrorReport>),
@@ -74,6 +80,8 @@ impl Error {
             Self::File { .. } | Self::System { .. } => {
                 ErrorReport::new(ErrorKind::Permanent, self.to_string())
             }
+            Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                .remedy("end it first, or use it"),
             Self::Backend(report) => (**report).clone(),
         }
     }

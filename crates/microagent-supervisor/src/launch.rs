@@ -16,7 +16,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    EndCause, LaunchSpec, State,
+    EndCause, ExecRole, LaunchSpec, State,
     guest::HELLO_PORT,
     supervisor::{CONTROL_SOCKET, EventKind, Launched},
 };
@@ -100,6 +100,14 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
         return Err(Error::spec(
             "capture_limit",
             format!("must be at most {MAX_CAPTURE}"),
+        ));
+    }
+    if let Some(workload) = &spec.workload
+        && (spec.owned || workload.role != ExecRole::Workload)
+    {
+        return Err(Error::spec(
+            "workload",
+            "must have the role workload, and is for a machine without an owner",
         ));
     }
     if spec.memory.0 == 0 {
@@ -200,6 +208,7 @@ impl Supervisor {
         let owner_gone = Arc::new(AtomicBool::new(false));
         let last_status = Arc::default();
         let (owned, capture_limit) = (spec.owned, spec.capture_limit);
+        let workload = spec.workload.clone();
         let (engine, outbox, first) = Engine::new(Setup {
             spec,
             hypervisor: chosen.hypervisor,
@@ -232,6 +241,9 @@ impl Supervisor {
         };
         let (serving, watched) =
             UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
+        if let Some(workload) = workload {
+            control::start_workload(workload, &hub).map_err(Error::system("start a thread"))?;
+        }
         crew.spawn("control", move || {
             control::serve(&listener, &watched, &hub);
         })

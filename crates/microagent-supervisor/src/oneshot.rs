@@ -17,7 +17,7 @@ use serde_json::value::RawValue;
 use crate::{
     Error,
     backend::Backends,
-    control, launch,
+    control, files, launch,
     launch::Supervisor,
     log, process,
     process::{Judge, Side},
@@ -109,16 +109,21 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
         Err(error) => refuse(&error),
         Ok(Side::Launched(verdict)) => i32::from(!verdict.wait()),
         Ok(Side::Supervisor(judge)) => {
-            let logged = || -> Result<File, Error> {
+            let logged = || -> Result<(File, File), Error> {
                 let output = process::take_stdout()?;
+                let lock = files::lock_machine(&spec.directory)?;
                 let log = spec.directory.join("supervisor.log");
                 log::bound(&log).map_err(Error::file("bound", &log))?;
                 process::redirect_stdio(&log)?;
                 log::start();
-                Ok(output)
+                Ok((output, lock))
             };
             match logged() {
-                Ok(output) => supervise(id, spec, backends, launcher, started, output, judge),
+                Ok((output, lock)) => {
+                    let code = supervise(id, spec, backends, launcher, started, output, judge);
+                    drop(lock);
+                    code
+                }
                 Err(error) => {
                     let code = refuse(&error);
                     judge.tell(false);

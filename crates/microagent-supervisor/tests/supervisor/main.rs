@@ -117,6 +117,14 @@ fn main() {
             a_workload_outlives_its_client_unless_the_machine_is_owned,
         ),
         (
+            "a_machines_own_workload_needs_no_client",
+            a_machines_own_workload_needs_no_client,
+        ),
+        (
+            "a_workspace_has_one_machine_at_a_time",
+            a_workspace_has_one_machine_at_a_time,
+        ),
+        (
             "a_command_ends_with_its_client_and_signals_reach_it",
             a_command_ends_with_its_client_and_signals_reach_it,
         ),
@@ -753,6 +761,43 @@ fn a_workload_outlives_its_client_unless_the_machine_is_owned() {
     let (state, cause, _) = machine.end();
     assert_eq!((state, cause), (State::Failed, EndCause::WorkloadFinished));
     assert_eq!(workspace.result().stdout.data, "still here\n");
+    gone(&workspace, &machine);
+}
+
+fn a_machines_own_workload_needs_no_client() {
+    let mut workspace = Workspace::new("normal");
+    workspace.spec.workload = Some(request(
+        ExecRole::Workload,
+        false,
+        &["sh", "-c", "echo by itself; exit 5"],
+    ));
+    let mut machine = workspace.boot(false);
+    let (state, cause, _) = machine.end();
+    assert_eq!((state, cause), (State::Failed, EndCause::WorkloadFinished));
+    assert_eq!(workspace.result().stdout.data, "by itself\n");
+    gone(&workspace, &machine);
+
+    let mut workspace = Workspace::new("normal");
+    workspace.spec.workload = Some(request(ExecRole::Workload, false, &["/no/such/program"]));
+    let mut machine = workspace.boot(false);
+    assert_eq!(machine.end().0, State::Failed);
+    assert_eq!(workspace.result().exit_code, Some(127));
+    gone(&workspace, &machine);
+}
+
+fn a_workspace_has_one_machine_at_a_time() {
+    let workspace = Workspace::new("normal");
+    let mut machine = workspace.boot(false);
+    machine.ready();
+    let mut second = workspace.spec.clone();
+    second.runtime_dir = workspace.root.path().join("run-2");
+    std::fs::create_dir(&second.runtime_dir).unwrap();
+    std::fs::set_permissions(&second.runtime_dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (refused, exited_well) = one_shot(Ask::Launch(Box::new(second)));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::Conflict);
+    assert!(!exited_well);
+    machine.client().ask(Ask::Kill).unwrap();
+    machine.end();
     gone(&workspace, &machine);
 }
 
