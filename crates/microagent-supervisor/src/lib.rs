@@ -15,6 +15,7 @@
 mod backend;
 mod console;
 mod control;
+mod copy;
 mod crew;
 mod engine;
 mod error;

@@ -38,6 +38,8 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 Command::Inspect
                 | Command::Subscribe { .. }
                 | Command::Exec(_)
+                | Command::CopyOut(_)
+                | Command::CopyIn(_)
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill

@@ -132,50 +132,69 @@ pub(crate) enum Opened {
 
 /// Asks the guest to run `request`.
 pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Opened, ErrorReport> {
-    let failed = |what: &str| {
-        let what = format!("the guest {what}");
-        move |error: &dyn std::fmt::Display| {
-            ErrorReport::new(
-                ErrorKind::Transient,
-                format!("{what}: {}", harmless(&error.to_string(), 500)),
-            )
-        }
-    };
-    let unreachable = failed("could not be reached");
-    let stream = connect(seat, vsock).map_err(|error| match error {
-        Connect::Closed(report) => report,
-        Connect::Io(error) => unreachable(&error),
-    })?;
-    let mut reader = FrameReader::new(stream);
-    let prepare = |reader: &FrameReader<UnixStream>, limit| {
-        reader
-            .get_ref()
-            .set_read_timeout(limit)
-            .and_then(|()| reader.get_ref().set_write_timeout(limit))
-    };
-    prepare(&reader, Some(START_LIMIT)).map_err(|error| unreachable(&error))?;
-    let silent = failed("did not answer the request to run a process");
-    write_json(
-        &mut reader.get_ref(),
-        FrameKind::Header,
-        &SessionRequest::Exec(request),
-    )
-    .map_err(|error| silent(&error))?;
-    let reply = reader
-        .require()
-        .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
-        .map_err(|error| silent(&error))?;
+    let (reply, guest) = ask(seat, vsock, &SessionRequest::Exec(request))?;
     Ok(match reply {
         SessionReply::Started { pid } => {
-            // A process may be quiet, and a client slow, for as long as they like.
-            prepare(&reader, None).map_err(|error| unreachable(&error))?;
-            Opened::Started { pid, guest: reader }
+            unbound(&guest)?;
+            Opened::Started { pid, guest }
         }
         SessionReply::Failed { reason, message } => Opened::Failed(ExitStatus::FailedToStart {
             reason,
             message: harmless(&message, 2_000),
         }),
+        SessionReply::Copying => {
+            return Err(ErrorReport::new(
+                ErrorKind::Permanent,
+                "the guest began a copy where a process was asked for",
+            ));
+        }
     })
+}
+
+/// Opens a session in the guest, and brings the answer.
+pub(crate) fn ask(
+    seat: &Seat,
+    vsock: &Path,
+    request: &SessionRequest,
+) -> Result<(SessionReply, FrameReader<UnixStream>), ErrorReport> {
+    let stream = connect(seat, vsock).map_err(|error| match error {
+        Connect::Closed(report) => report,
+        Connect::Io(error) => failed("could not be reached")(&error),
+    })?;
+    let mut reader = FrameReader::new(stream);
+    bound(&reader, Some(START_LIMIT))?;
+    let silent = failed("did not answer the request");
+    write_json(&mut reader.get_ref(), FrameKind::Header, request)
+        .map_err(|error| silent(&error))?;
+    let reply = reader
+        .require()
+        .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
+        .map_err(|error| silent(&error))?;
+    Ok((reply, reader))
+}
+
+/// Lets a session that began take its time: a process may be quiet, and a client slow, for as long
+/// as they like.
+pub(crate) fn unbound(guest: &FrameReader<UnixStream>) -> Result<(), ErrorReport> {
+    bound(guest, None)
+}
+
+fn bound(guest: &FrameReader<UnixStream>, limit: Option<Duration>) -> Result<(), ErrorReport> {
+    let stream = guest.get_ref();
+    stream
+        .set_read_timeout(limit)
+        .and_then(|()| stream.set_write_timeout(limit))
+        .map_err(|error| failed("could not be reached")(&error))
+}
+
+fn failed(what: &str) -> impl Fn(&dyn std::fmt::Display) -> ErrorReport + use<> {
+    let what = format!("the guest {what}");
+    move |error| {
+        ErrorReport::new(
+            ErrorKind::Transient,
+            format!("{what}: {}", harmless(&error.to_string(), 500)),
+        )
+    }
 }
 
 enum Connect {
@@ -433,7 +452,7 @@ fn up(client: &mut FrameReader<UnixStream>, guest: &mut UnixStream, stdin: bool)
 }
 
 /// Waits until both directions of a connection are over.
-fn wait_hangup(stream: &UnixStream) {
+pub(crate) fn wait_hangup(stream: &UnixStream) {
     loop {
         let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
         match poll(&mut ready, None) {

@@ -321,11 +321,15 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     assert_eq!(line, b"CONNECT 1024\n");
     stream.write_all(b"OK 1234\n").unwrap();
     let mut reader = FrameReader::new(stream.try_clone().unwrap());
-    let SessionRequest::Exec(request) = reader
+    let request = reader
         .require()
         .unwrap()
         .expect_json(FrameKind::Header, "a header")
         .unwrap();
+    let request = match request {
+        SessionRequest::Exec(request) => request,
+        copy => return crate::copies::guest(stream, copy),
+    };
     match request.argv[0].as_str() {
         "violate" => {
             write_json(
