@@ -117,7 +117,7 @@ impl Copies {
         open.streams.insert(id, copy);
         let place = Place { copies: self, id };
         drop(open);
-        write_json(&mut &*stream, FrameKind::Header, &SessionReply::Copying)?;
+        write_json(&mut &*stream, FrameKind::Header, &SessionReply::Opened)?;
         // Either side may be slow for as long as it likes.
         vsock::set_timeouts(stream, None, None).context("unbound a copy")?;
         Ok(place)

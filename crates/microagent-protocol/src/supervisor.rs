@@ -31,8 +31,11 @@ use crate::{
     launch::{Backend, BackendChoice, LaunchSpec},
     name::WorkspaceName,
     output::CapturedOutput,
+    readiness::ReadinessReport,
     state::{EndCause, State},
+    stats::MachineStats,
     time::Timestamp,
+    wiring::PublishedPort,
 };
 
 /// The version of this protocol.
@@ -115,6 +118,8 @@ pub enum Command {
     Resume,
     /// Freeze it, sever every connection, keep the evidence.
     Quarantine,
+    /// What does it cost its host? Answered with [`Answer::Stats`].
+    Stats,
 }
 
 /// The arguments of [`Command::Host`].
@@ -145,7 +150,7 @@ pub struct ProbeGuest {
 }
 
 /// A supervisor's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// [`SUPERVISOR_PROTOCOL`].
     pub protocol: u32,
@@ -196,7 +201,7 @@ impl Response {
 }
 
 /// What a request brought.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "value", rename_all = "snake_case")]
 pub enum Answer {
     /// To `host`.
@@ -207,6 +212,8 @@ pub enum Answer {
     Launched(Launched),
     /// To `inspect`, and to every control command: how it is now.
     Status(Box<Status>),
+    /// To `stats`.
+    Stats(Box<MachineStats>),
     /// To `subscribe`: events follow.
     Subscribed,
     /// To `exec`: the connection is a session from here on.
@@ -255,6 +262,12 @@ pub struct Status {
     /// Why it ended, once it did.
     #[serde(default)]
     pub end: Option<EndCause>,
+    /// The ports published to it, each with the host's port that was bound.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+    /// What it was seen to be ready for.
+    #[serde(default)]
+    pub readiness: ReadinessReport,
 }
 
 /// What kind of failure it was, for programs.
@@ -348,6 +361,11 @@ pub enum EventKind {
         backend: Backend,
         /// Why this one, for people.
         reason: String,
+    },
+    /// The host's ports that lead into the guest are bound.
+    PortsPublished {
+        /// Them, each with the host's port that was bound.
+        ports: Vec<PublishedPort>,
     },
     /// The VMM runs.
     VmmStarted {

@@ -13,7 +13,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameError, FrameKind, FrameReader,
+    ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
     guest::SessionRequest,
@@ -34,6 +34,8 @@ use crate::{
     peer,
     result::Capture,
     session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
+    stats::Sampler,
+    wiring::Wiring,
 };
 
 /// The most connections at a time: every session has one, and some are left
@@ -48,6 +50,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Hub {
     pub(crate) outbox: Sender<Message>,
     pub(crate) sessions: Sessions,
+    pub(crate) wiring: Wiring,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
     pub(crate) last_status: Arc<OnceLock<Status>>,
@@ -239,6 +242,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<Request, Box<Response>> {
 
 fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let mut reader = FrameReader::new(stream);
+    let mut sampler = Sampler::default();
     loop {
         let parsed = match reader.read() {
             Ok(Some(frame)) if frame.kind == FrameKind::Request => parse(frame.payload),
@@ -272,6 +276,11 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
+            Command::Stats => {
+                let stats = stats(&mut sampler, hub).map(|stats| Answer::Stats(Box::new(stats)));
+                respond(&reader, &id, stats)?;
+                continue;
+            }
             Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
             Command::Exec(request) => match exec(reader, &id, request, hub)? {
                 Some(again) => {
@@ -309,9 +318,41 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
-        let outcome = control(ask, hub).map(|status| Answer::Status(Box::new(status)));
+        let outcome = control(ask, hub).map(|mut status| {
+            if ask == Ask::Inspect && status.state.is_live() {
+                look_at_mediation(&mut status, hub);
+            }
+            Answer::Status(Box::new(status))
+        });
         respond(&reader, &id, outcome)?;
     }
+}
+
+/// Adds what takes a moment to find out, and so is not the engine's to.
+fn look_at_mediation(status: &mut Status, hub: &Hub) {
+    if let Some(readiness) = hub.wiring.mediation_readiness() {
+        status
+            .readiness
+            .insert(ReadinessSignal::MediationReady, readiness);
+    }
+}
+
+fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> {
+    let status = control(Ask::Inspect, hub)?;
+    let vmm = status.vmm.ok_or_else(|| {
+        ErrorReport::new(
+            ErrorKind::Conflict,
+            format!("workspace {} has no machine to look at", status.workspace),
+        )
+    })?;
+    sampler
+        .sample(vmm.pid, hub.sessions.count(), hub.wiring.connections())
+        .map_err(|error| {
+            ErrorReport::new(
+                ErrorKind::Transient,
+                format!("the machine's process cannot be looked at: {error}"),
+            )
+        })
 }
 
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {

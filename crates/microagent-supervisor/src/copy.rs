@@ -72,7 +72,7 @@ fn open(
     let vsock = ticket.recv().map_err(|_| gone())??;
     let (reply, guest) = session::ask(&seat, &vsock, request)?;
     match reply {
-        SessionReply::Copying => {
+        SessionReply::Opened => {
             session::unbound(&guest)?;
             Ok((seat, guest))
         }

@@ -24,8 +24,10 @@ use microagent_hypervisor::{
     ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, State,
-    guest::{BASE_SERIAL, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL},
+    EndCause, ExecRole, LaunchSpec, ProcessIdentity, ReadinessReport, State,
+    guest::{
+        BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
+    },
     supervisor::{ErrorKind, ErrorReport, EventKind, Status},
 };
 
@@ -38,6 +40,7 @@ use crate::{
     link::{Introduction, Link},
     result::Capture,
     session::Sessions,
+    wiring::Wiring,
 };
 
 /// The vsock's Unix socket in the runtime directory.
@@ -94,6 +97,7 @@ pub(crate) struct Setup {
     pub(crate) supervisor: ProcessIdentity,
     pub(crate) journal: Journal,
     pub(crate) sessions: Sessions,
+    pub(crate) wiring: Wiring,
     pub(crate) crew: Crew,
     pub(crate) owner_gone: Arc<AtomicBool>,
     /// Set at the end, for clients that ask after it.
@@ -170,6 +174,7 @@ impl Engine {
                 reason: self.setup.reason.clone(),
             },
         );
+        self.connect();
         self.perform(first);
         loop {
             if let Some(over) = self.over {
@@ -191,6 +196,18 @@ impl Engine {
                 // The engine holds a sender itself, so this cannot be.
                 Err(RecvTimeoutError::Disconnected) => self.feed(Input::Kill),
             }
+        }
+    }
+
+    /// Lets connections come in; they wait for the guest.
+    fn connect(&self) {
+        let ports = self.setup.wiring.ports().to_vec();
+        if !ports.is_empty() {
+            let kind = EventKind::PortsPublished { ports };
+            self.setup.journal.record(State::Starting, kind);
+        }
+        if let Err(error) = self.setup.wiring.start() {
+            tracing::error!("no connection will be accepted: {error}");
         }
     }
 
@@ -274,7 +291,12 @@ impl Engine {
                     }
                 }
                 Action::Disarm(timer) => self.timers.retain(|(armed, _)| *armed != timer),
-                Action::OpenSessions => self.open_sessions(),
+                Action::OpenSessions => {
+                    self.open_sessions();
+                    if let Some(running) = &self.running {
+                        self.setup.wiring.open(running.machine.vsock());
+                    }
+                }
                 Action::Finish {
                     state,
                     cause,

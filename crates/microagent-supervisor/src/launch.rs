@@ -33,6 +33,7 @@ use crate::{
     owner::Owner,
     process,
     session::Sessions,
+    wiring::{self, Wiring},
 };
 
 /// The longest path of a Unix socket: `sun_path` less its NUL (unix(7)).
@@ -58,8 +59,9 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
     directory("directory", &spec.directory)?;
     directory("runtime_dir", &spec.runtime_dir)?;
     private("runtime_dir", &spec.runtime_dir)?;
-    let hello = format!("{VSOCK_SOCKET}_{HELLO_PORT}");
-    for name in [CONTROL_SOCKET, &hello] {
+    let ports = spec.mediation.iter().map(|route| u32::from(route.port));
+    let longest = ports.fold(HELLO_PORT, u32::max);
+    for name in [CONTROL_SOCKET, &format!("{VSOCK_SOCKET}_{longest}")] {
         let length = spec.runtime_dir.join(name).as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::spec(
@@ -113,7 +115,7 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
     if spec.memory.0 == 0 {
         return Err(Error::spec("memory", "must not be 0"));
     }
-    Ok(())
+    wiring::validate(spec)
 }
 
 fn absolute(field: &'static str, path: &Path) -> Result<fs::Metadata, Error> {
@@ -185,6 +187,7 @@ impl Supervisor {
     pub(crate) fn prepare(
         spec: LaunchSpec,
         chosen: Chosen,
+        wiring: Wiring,
         launcher: Option<OwnedFd>,
         launched_at: Instant,
     ) -> Result<Self, Error> {
@@ -216,6 +219,7 @@ impl Supervisor {
             supervisor,
             journal: journal.clone(),
             sessions: sessions.clone(),
+            wiring: wiring.clone(),
             crew: crew.clone(),
             owner_gone: Arc::clone(&owner_gone),
             last_status: Arc::clone(&last_status),
@@ -231,6 +235,7 @@ impl Supervisor {
         let hub = Hub {
             outbox: outbox.clone(),
             sessions: sessions.clone(),
+            wiring,
             journal: journal.clone(),
             owner,
             last_status,

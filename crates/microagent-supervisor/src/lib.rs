@@ -9,7 +9,8 @@
 //!   makes it listen at a socket (`launch`, `control`).
 //! * The `engine` thread feeds what happens to a pure state machine
 //!   (`lifecycle`) and does what comes out; sessions are relayed beside it
-//!   (`session`), the guest's control connection is read by `link`.
+//!   (`session`), the guest's control connection is read by `link`, published
+//!   ports and mediation routes are carried by `wiring`.
 #![deny(unsafe_code)]
 
 mod backend;
@@ -31,7 +32,9 @@ mod peer;
 mod process;
 mod result;
 mod session;
+mod stats;
 mod text;
+mod wiring;
 
 use std::{ffi::OsStr, path::Path};
 

@@ -21,6 +21,7 @@ use crate::{
     launch::Supervisor,
     log, process,
     process::{Judge, Side},
+    wiring::Wiring,
 };
 
 /// Answers the request on standard input. Gives the exit code.
@@ -45,7 +46,8 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 | Command::Kill
                 | Command::Pause
                 | Command::Resume
-                | Command::Quarantine => Err(ErrorReport::new(
+                | Command::Quarantine
+                | Command::Stats => Err(ErrorReport::new(
                     ErrorKind::Invalid,
                     "only host, check and launch are asked on standard input",
                 )
@@ -78,6 +80,8 @@ fn request() -> Result<microagent_protocol::supervisor::Request, Box<Response>> 
 
 fn check(spec: &LaunchSpec, backends: &dyn Backends) -> Result<Answer, ErrorReport> {
     launch::validate(spec).map_err(|error| error.report())?;
+    // What it takes is given back at once.
+    Wiring::prepare(spec).map_err(|error| error.report())?;
     let chosen = backends.choose(spec)?;
     Ok(Answer::Accepted(chosen.hypervisor.backend()))
 }
@@ -164,10 +168,14 @@ fn supervise(
     let ephemeral = spec
         .ephemeral
         .then(|| (spec.directory.clone(), spec.runtime_dir.clone()));
-    let prepared = backends
-        .choose(&spec)
-        .map_err(|report| Error::Backend(Box::new(report)))
-        .and_then(|chosen| Supervisor::prepare(spec, chosen, launcher, started))
+    // A port that is taken is known before a host is probed for the first time.
+    let prepared = Wiring::prepare(&spec)
+        .and_then(|wiring| {
+            let chosen = backends
+                .choose(&spec)
+                .map_err(|report| Error::Backend(Box::new(report)))?;
+            Supervisor::prepare(spec, chosen, wiring, launcher, started)
+        })
         .and_then(|supervisor| {
             launch::heed_signals(supervisor.outbox())?;
             Ok(supervisor)

@@ -76,6 +76,11 @@ impl Sessions {
         })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).guests.len()
+    }
+
     /// Ends every session and refuses new ones.
     pub(crate) fn close(&self) {
         let mut open = lock(&self.0);
@@ -138,16 +143,16 @@ pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Op
             unbound(&guest)?;
             Opened::Started { pid, guest }
         }
+        SessionReply::Opened => {
+            return Err(ErrorReport::new(
+                ErrorKind::Permanent,
+                "the guest opened a stream where a process was asked for",
+            ));
+        }
         SessionReply::Failed { reason, message } => Opened::Failed(ExitStatus::FailedToStart {
             reason,
             message: harmless(&message, 2_000),
         }),
-        SessionReply::Copying => {
-            return Err(ErrorReport::new(
-                ErrorKind::Permanent,
-                "the guest began a copy where a process was asked for",
-            ));
-        }
     })
 }
 

@@ -107,7 +107,11 @@ pub(crate) fn setup(
     })
 }
 
-fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecRequest> {
+/// What every process of a workspace is given; it has no `argv` of its own.
+///
+/// # Errors
+/// As [`workload`].
+pub(crate) fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecRequest> {
     let stop_signal = match config.stop_signal.as_deref() {
         None => None,
         Some(text) => Some(signal::parse(text).ok_or_else(|| {
@@ -139,7 +143,7 @@ fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecReques
     })
 }
 
-fn shell(script: &str) -> Vec<String> {
+pub(crate) fn shell(script: &str) -> Vec<String> {
     vec![SHELL.to_owned(), "-c".to_owned(), script.to_owned()]
 }
 

@@ -9,9 +9,11 @@ use std::{
 use microagent_image::ImageError;
 use microagent_kernel::KernelError;
 use microagent_protocol::{
-    FrameError,
+    FrameError, State,
     supervisor::{ErrorKind, ErrorReport},
 };
+
+use crate::workspaces::Divergence;
 
 /// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
 #[derive(Debug, thiserror::Error)]
@@ -36,6 +38,57 @@ pub enum Error {
     NameTaken {
         /// The name.
         name: String,
+    },
+    /// There is no workspace of this name.
+    #[error("There is no workspace named {name}; `microagent list` shows those there are.")]
+    NoWorkspace {
+        /// The name.
+        name: String,
+    },
+    /// It cannot be done in the workspace's present state.
+    #[error("The workspace {name} is {state} and cannot be {doing}; {remedy}.")]
+    State {
+        /// The workspace.
+        name: String,
+        /// The state it is in.
+        state: State,
+        /// What was asked for, such as `started`.
+        doing: &'static str,
+        /// What to do.
+        remedy: String,
+    },
+    /// Another command works on the workspace and does not end.
+    #[error("Another command is at work on the workspace {name}; try again when it is done.")]
+    Busy {
+        /// The workspace.
+        name: String,
+    },
+    /// A file of microagent's own is not what was written.
+    #[error("{} is damaged: {reason}.", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What a workspace boots from is not what it was made of.
+    #[error(
+        "The workspace {name} is not what was recorded and is not started: {}.",
+        divergences(.found)
+    )]
+    Diverged {
+        /// The workspace.
+        name: String,
+        /// Each difference.
+        found: Vec<Divergence>,
+    },
+    /// A workspace's machine did not end in time.
+    #[error("The machine of {name} has not ended within {}; kill it.", humantime::format_duration(*.limit))]
+    NotEnding {
+        /// The workspace.
+        name: String,
+        /// How long was waited.
+        limit: Duration,
     },
     /// The image could not be had.
     #[error(transparent)]
@@ -134,6 +187,11 @@ pub enum Error {
     Random(getrandom::Error),
 }
 
+fn divergences(found: &[Divergence]) -> String {
+    let words: Vec<_> = found.iter().map(ToString::to_string).collect();
+    words.join("; ")
+}
+
 fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "the places to look at (there were none)".to_owned();
@@ -168,6 +226,15 @@ impl Error {
         let report = match self {
             Self::Supervisor(inner) => (**inner).clone(),
             Self::NoCommand { .. } => report.remedy("Write the command after the image."),
+            Self::NoWorkspace { .. } => report.remedy("`microagent list` shows those there are."),
+            Self::State { remedy, .. } => report.remedy(remedy.clone()),
+            Self::Busy { .. } => report.remedy("Try again when it is done."),
+            Self::Damaged { .. } => report
+                .remedy("Take out what matters with `microagent cp`, then `microagent delete` it."),
+            Self::Diverged { .. } => report.remedy(
+                "Restore the named file, or make the workspace anew and copy its files over.",
+            ),
+            Self::NotEnding { .. } => report.remedy("`microagent kill` ends it at once."),
             Self::SupervisorMissing { .. } => {
                 report.remedy("Install microagent, or name the supervisor program.")
             }
@@ -195,7 +262,10 @@ impl Error {
     }
 
     fn is_retryable(&self) -> bool {
-        matches!(self, Self::Cancelled { .. } | Self::TimedOut { .. })
+        matches!(
+            self,
+            Self::Cancelled { .. } | Self::TimedOut { .. } | Self::Busy { .. }
+        )
     }
 
     /// What kind of failure it is, for programs.
@@ -203,7 +273,11 @@ impl Error {
     pub fn kind(&self) -> ErrorKind {
         match self {
             Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
-            Self::NameTaken { .. } => ErrorKind::Conflict,
+            Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
+                ErrorKind::Conflict
+            }
+            Self::NoWorkspace { .. } => ErrorKind::NotFound,
+            Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
@@ -215,6 +289,7 @@ impl Error {
             Self::SupervisorStart { .. }
             | Self::SetupFailed { .. }
             | Self::Untrusted { .. }
+            | Self::Damaged { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
             | Self::Random(_) => ErrorKind::Permanent,

@@ -22,6 +22,7 @@
 mod auth;
 mod command;
 mod config;
+mod directories;
 mod doctor;
 pub mod env_file;
 mod error;
@@ -35,10 +36,12 @@ mod options;
 mod result;
 mod run;
 pub mod signal;
+mod supervise;
 mod supervisor;
-mod workspace;
+mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
@@ -53,14 +56,22 @@ pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
-    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
+    ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
+    MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
+    ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
-    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
+    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
+pub use workspaces::{
+    ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
+    History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,
+    Verify, Workspace, WorkspaceStatus, WorkspaceSummary, Workspaces,
+};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]
@@ -90,6 +101,12 @@ impl Microagent {
     /// When the command never started. How it ended, once it had, is in the result.
     pub fn run(&self, options: &RunOptions, io: RunIo) -> Result<RunResult> {
         run::run(&self.config, options, io)
+    }
+
+    /// The workspaces that stay.
+    #[must_use]
+    pub fn workspaces(&self) -> Workspaces<'_> {
+        Workspaces::new(&self.config)
     }
 
     /// The images.

@@ -36,6 +36,17 @@ impl Profile {
         }
     }
 
+    /// What a machine of this size is given.
+    #[must_use]
+    pub const fn resources(self) -> Resources {
+        let (memory, vcpus, disk) = self.sizes();
+        Resources {
+            memory_mib: Mebibytes(memory),
+            cpu_count: vcpus,
+            size_mib: Mebibytes(disk),
+        }
+    }
+
     /// Memory, number of vCPUs and disk.
     const fn sizes(self) -> (u32, u32, u32) {
         match self {

@@ -38,7 +38,9 @@ fn fill(root: &Path) {
     fs::write(at("big"), vec![7; 5_000_000]).unwrap();
     let holes = File::create(at("holes")).unwrap();
     for n in 0..2000 {
-        holes.write_all_at(&[(n % 255) as u8 + 1; 100], n * 20_000).unwrap();
+        holes
+            .write_all_at(&[(n % 255) as u8 + 1; 100], n * 20_000)
+            .unwrap();
     }
     holes.set_len(100 << 20).unwrap();
     let unwritten = File::create(at("unwritten")).unwrap();

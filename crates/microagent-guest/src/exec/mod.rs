@@ -1,5 +1,6 @@
-//! Sessions: one stream from the host, one process, one thread each. This
-//! module accepts and counts them; it does not know what is in a stream.
+//! Sessions: one stream from the host, one process or one forwarded connection,
+//! one thread each. This module accepts and counts them; it does not know what
+//! is in a stream.
 
 mod plan;
 mod pump;
@@ -34,6 +35,9 @@ use crate::{
 /// The most sessions at a time.
 const MOST_SESSIONS: usize = 256;
 
+/// The most forwarded connections at a time, beside the sessions.
+const MOST_FORWARDS: usize = 512;
+
 /// Serves sessions.
 #[derive(Debug)]
 pub(crate) struct Server {
@@ -44,6 +48,7 @@ pub(crate) struct Server {
     vmstat: Option<File>,
     sessions: AtomicUsize,
     copies: Copies,
+    forwards: AtomicUsize,
 }
 
 impl Server {
@@ -58,6 +63,7 @@ impl Server {
             vmstat: File::open("/proc/vmstat").ok(),
             sessions: AtomicUsize::new(0),
             copies: Copies::default(),
+            forwards: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&server);
         thread::Builder::new()
@@ -114,7 +120,7 @@ impl Server {
         let started = thread::Builder::new()
             .name("session".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || session::serve(stream, &place.0));
+            .spawn(move || session::serve(stream, place));
         if let Err(error) = started {
             // The host sees the stream end.
             console::say(format_args!("start a session: {error}"));
@@ -142,11 +148,28 @@ impl Place {
         server.sessions.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(server))
     }
+
+    /// Makes room for another session: this one only carries a connection, and the end of the
+    /// machine does not wait for it.
+    fn only_forwards(self) -> Option<Forward> {
+        let before = self.0.forwards.fetch_add(1, Ordering::AcqRel);
+        let forward = Forward(Arc::clone(&self.0));
+        (before < MOST_FORWARDS).then_some(forward)
+    }
 }
 
 impl Drop for Place {
     fn drop(&mut self) {
         self.0.sessions.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+/// A forwarded connection's place among the [`MOST_FORWARDS`].
+struct Forward(Arc<Server>);
+
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.0.forwards.fetch_sub(1, Ordering::AcqRel);
     }
 }
 

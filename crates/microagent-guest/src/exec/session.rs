@@ -1,4 +1,4 @@
-//! One session: read what to run, start it or say why not, pump until it ends.
+//! One session: read what to run or where to connect, do it or say why not, pump until it ends.
 
 use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
@@ -11,14 +11,14 @@ use microagent_protocol::{
 use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{
-    Server,
+    MOST_FORWARDS, Place, Server,
     plan::Plan,
     pump::{Pump, Sides},
     spawn::{Stdio, null_device, spawn},
     terminal,
 };
 use crate::{
-    console,
+    bridge, console,
     error::{Context, Error},
     reaper::Workload,
     vsock,
@@ -28,8 +28,8 @@ use crate::{
 const OPENING_LIMIT: Duration = Duration::from_secs(10);
 
 /// Serves one stream to its end.
-pub(crate) fn serve(stream: File, server: &Server) {
-    match try_serve(stream, server) {
+pub(super) fn serve(stream: File, place: Place) {
+    match try_serve(stream, place) {
         // Hanging up is how the host ends a session it has lost interest in.
         Ok(()) | Err(Error::HostGone) => {}
         // The host knows; this is for whoever reads the console.
@@ -46,7 +46,7 @@ pub(crate) fn refuse(mut stream: File, message: &str) {
     }
 }
 
-fn try_serve(stream: File, server: &Server) -> Result<(), Error> {
+fn try_serve(stream: File, place: Place) -> Result<(), Error> {
     vsock::set_timeouts(&stream, Some(OPENING_LIMIT), Some(OPENING_LIMIT))
         .context("bound the opening of a session")?;
     let mut reader = FrameReader::new(stream);
@@ -54,17 +54,41 @@ fn try_serve(stream: File, server: &Server) -> Result<(), Error> {
         .require()
         .and_then(|frame| frame.expect_json(FrameKind::Header, "a session request"));
     let mut stream = reader.into_inner();
-    let request = match opening {
-        Ok(SessionRequest::Exec(request)) => request,
-        Ok(SessionRequest::CopyOut(request)) => return server.copies.pack(&stream, &request),
-        Ok(SessionRequest::CopyIn(request)) => return server.copies.land(&stream, &request),
+    match opening {
+        Ok(SessionRequest::Exec(request)) => exec(stream, &request, &place.0),
+        Ok(SessionRequest::CopyOut(request)) => place.0.copies.pack(&stream, &request),
+        Ok(SessionRequest::CopyIn(request)) => place.0.copies.land(&stream, &request),
+        Ok(SessionRequest::Forward { port }) => forward(stream, port, place),
         Err(error) => {
             reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;
-            return Err(error.into());
+            Err(error.into())
+        }
+    }
+}
+
+/// Carries a connection of the host to a server of the guest.
+fn forward(mut stream: File, port: u16, place: Place) -> Result<(), Error> {
+    let Some(_place) = place.only_forwards() else {
+        let message = format!("the guest forwards at most {MOST_FORWARDS} connections at a time");
+        return reply_failed(&mut stream, StartFailure::Guest, message);
+    };
+    let server = match bridge::connect(port) {
+        Ok(server) => server,
+        Err(error) => {
+            let message = format!("nothing answers at the guest's port {port}: {error}");
+            return reply_failed(&mut stream, StartFailure::NotFound, message);
         }
     };
+    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened)?;
+    // A reset of one has become the end of the other; there is nobody to tell.
+    let _ = microagent_relay::join(&stream, &server);
+    Ok(())
+}
+
+/// Runs a process and pumps its streams until it has ended.
+fn exec(mut stream: File, request: &ExecRequest, server: &Server) -> Result<(), Error> {
     let oom_kills = server.oom_kills();
-    let (child, sides) = match start(&request, server) {
+    let (child, sides) = match start(request, server) {
         Ok(started) => started,
         Err(error) => {
             let reason = match &error {

@@ -41,6 +41,8 @@ impl Engine {
             supervisor: self.setup.supervisor.clone(),
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
+            ports: self.setup.wiring.ports().to_vec(),
+            readiness: ReadinessReport::default(),
         }
     }
 
@@ -96,6 +98,7 @@ impl Engine {
         // Whatever came of the freezing, it is cut off.
         let severed = machine.sever();
         self.setup.sessions.close();
+        self.setup.wiring.close();
         if let Some(running) = &mut self.running {
             running.link = None;
         }

@@ -25,7 +25,7 @@ use crate::{
 
 /// The guest's side of a copy.
 pub(crate) fn guest(mut stream: UnixStream, request: SessionRequest) {
-    write_json(&mut stream, FrameKind::Header, &SessionReply::Copying).unwrap();
+    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened).unwrap();
     let end = match request {
         SessionRequest::CopyOut(request) => match request.path.as_str() {
             "/violate" => {
@@ -75,7 +75,7 @@ pub(crate) fn guest(mut stream: UnixStream, request: SessionRequest) {
                 }
             }
         }
-        SessionRequest::Exec(_) => unreachable!(),
+        SessionRequest::Exec(_) | SessionRequest::Forward { .. } => unreachable!(),
     };
     let _ = write_json(&mut stream, FrameKind::Exit, &end);
     let _ = (&stream).read_to_end(&mut Vec::new());

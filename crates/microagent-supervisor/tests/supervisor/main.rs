@@ -7,6 +7,7 @@ mod client;
 mod copies;
 mod machines;
 mod vmm;
+mod wiring;
 
 use std::{
     io::{Read, Write},
@@ -164,7 +165,11 @@ fn main() {
             a_terminated_supervisor_ends_its_machine,
         ),
     ];
-    let tests: Vec<_> = scripted.iter().chain(machines::TESTS).collect();
+    let tests: Vec<_> = scripted
+        .iter()
+        .chain(wiring::TESTS)
+        .chain(machines::TESTS)
+        .collect();
     if arguments.iter().any(|argument| argument == "--list") {
         for (name, _) in &tests {
             println!("{name}: test");

@@ -280,6 +280,10 @@ pub(crate) fn main(arguments: &[String]) -> ! {
         });
         std::process::exit(0);
     }
+    if script == "late" {
+        // Room for somebody to connect before.
+        std::thread::sleep(Duration::from_millis(700));
+    }
     send(&GuestMessage::Ready { uptime_ms: 2 });
     let control = link.try_clone().unwrap();
     std::thread::spawn(move || {
@@ -310,6 +314,20 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     }
 }
 
+/// One forwarded connection; the host's loopback is the guest's.
+fn forward(mut stream: UnixStream, port: u16) {
+    let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
+        let reply = SessionReply::Failed {
+            reason: StartFailure::NotFound,
+            message: format!("nothing answers at \u{1b}[2J{port}"),
+        };
+        write_json(&mut stream, FrameKind::Header, &reply).unwrap();
+        return;
+    };
+    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened).unwrap();
+    let _ = microagent_relay::join(&stream, &server);
+}
+
 /// One exec session, run as a process of the host.
 fn session(mut stream: UnixStream, control: &UnixStream) {
     let mut line = Vec::new();
@@ -321,14 +339,17 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     assert_eq!(line, b"CONNECT 1024\n");
     stream.write_all(b"OK 1234\n").unwrap();
     let mut reader = FrameReader::new(stream.try_clone().unwrap());
-    let request = reader
+    let opening = reader
         .require()
         .unwrap()
         .expect_json(FrameKind::Header, "a header")
         .unwrap();
-    let request = match request {
+    let request = match opening {
         SessionRequest::Exec(request) => request,
-        copy => return crate::copies::guest(stream, copy),
+        copy @ (SessionRequest::CopyOut(_) | SessionRequest::CopyIn(_)) => {
+            return crate::copies::guest(stream, copy);
+        }
+        SessionRequest::Forward { port } => return forward(stream, port),
     };
     match request.argv[0].as_str() {
         "violate" => {

@@ -1,13 +1,13 @@
 //! The way of a run: image and kernel, workspace, machine, command, and everything away again.
 
-mod drive;
+pub(crate) mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod outcome;
-mod output;
-mod phases;
+pub(crate) mod output;
+pub(crate) mod phases;
 pub(crate) mod prepare;
-mod session;
+pub(crate) mod session;
 
 use std::{
     io,
@@ -16,15 +16,11 @@ use std::{
         mpsc::{Receiver, Sender},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use microagent_image::Reference;
-use microagent_protocol::{
-    LaunchSpec, VcpuCount, WorkspaceName,
-    exec::{ExecRequest, ExitReport},
-    supervisor::Event,
-};
+use microagent_protocol::{WorkspaceName, exec::ExitReport, supervisor::Event};
 
 use self::{
     drive::{Drive, Setup},
@@ -36,17 +32,18 @@ use self::{
 use crate::{
     command,
     config::Config,
+    directories::{self, Directory, RuntimeDirectory},
     error::{Error, Result},
     event::RunEvent,
     io::{Control, EventSink, Parts, RunIo},
     name,
     options::{Resources, RunOptions},
     result::RunResult,
-    supervisor::{
-        client::{Events, Supervisor},
-        program,
+    supervisor::client::{Events, Supervisor},
+    workspaces::{
+        self,
+        launch::{self, Launch},
     },
-    workspace::{self, Manifest, Workspace},
 };
 
 /// Whatever a run waits for, in the order it happens.
@@ -68,16 +65,15 @@ pub(crate) enum Happening {
 }
 
 /// What was asked for, checked.
-struct Plan {
-    reference: Reference,
-    name: WorkspaceName,
-    hostname: String,
-    resources: Resources,
-    vcpus: VcpuCount,
+pub(crate) struct Plan {
+    pub(crate) reference: Reference,
+    pub(crate) name: WorkspaceName,
+    pub(crate) hostname: String,
+    pub(crate) resources: Resources,
 }
 
 impl Plan {
-    fn new(config: &Config, options: &RunOptions) -> Result<Self> {
+    pub(crate) fn new(config: &Config, options: &RunOptions) -> Result<Self> {
         command::check(options)?;
         if !config.state_dir.is_absolute() {
             let reason = format!("{} is not absolute", config.state_dir.display());
@@ -99,14 +95,11 @@ impl Plan {
             ));
         }
         let resources = options.resources();
-        let vcpus = VcpuCount::try_from(resources.cpu_count)
-            .map_err(|error| Error::invalid("--cpus", error.to_string()))?;
         Ok(Self {
             reference,
             name,
             hostname,
             resources,
-            vcpus,
         })
     }
 }
@@ -142,7 +135,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         sender,
         receiver,
     } = io.into_parts();
-    workspace::sweep(config);
+    directories::sweep(config);
 
     let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
     let workload = command::workload(options, &prepared.image.config, stdin.is_some())?;
@@ -159,18 +152,24 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         .collect::<Result<_>>()?;
 
     let making = Instant::now();
-    let workspace = Workspace::create(config, &plan.name)?;
+    let directory = Directory::create(config, &plan.name)?;
     events(RunEvent::Workspace {
         name: plan.name.to_string(),
     });
-    fill(&workspace, options, &plan, &prepared, &workload)?;
+    let argv = workload.argv.clone();
+    let kept = Some(workload.clone());
+    let manifest = workspaces::make_manifest(&plan, options, &prepared, kept, !options.keep)?;
+    workspaces::fill(&directory, &manifest)?;
+    let runtime = RuntimeDirectory::make(config)?;
     prepared.phases.add("workspace", making.elapsed());
 
-    let argv = workload.argv.clone();
-    let launched = program::launch(
-        config,
-        launch_spec(config, options, &plan, &prepared, &workspace),
-    )?;
+    let how = Launch {
+        resources: plan.resources,
+        workload: None,
+        owned: true,
+        time_limit: options.timeout,
+    };
+    let launched = launch::launch(config, &manifest, directory.path(), &runtime, how)?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
     let limit = config.capture_limit;
@@ -182,10 +181,14 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
+    drop(runtime);
     if options.keep {
-        workspace.keep();
+        if driven.started_at.is_some() {
+            launch::setup_is_done(directory.path())?;
+        }
+        directory.keep();
     } else {
-        drop(workspace);
+        drop(directory);
     }
     let Prepared {
         image,
@@ -232,71 +235,6 @@ fn prepare_or_cancel(
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }
-    }
-}
-
-/// Puts the scratch disk and the manifest into a new workspace.
-fn fill(
-    workspace: &Workspace,
-    options: &RunOptions,
-    plan: &Plan,
-    prepared: &Prepared,
-    workload: &ExecRequest,
-) -> Result<()> {
-    workspace.write_manifest(&Manifest {
-        format: Manifest::format(),
-        name: plan.name.clone(),
-        ephemeral: !options.keep,
-        created_at: SystemTime::now().into(),
-        image: prepared.image.info.clone(),
-        kernel: prepared.kernel.info.clone(),
-        resources: plan.resources,
-        network: options.network,
-        hostname: plan.hostname.clone(),
-        workload: workload.clone(),
-        runtime_dir: workspace.runtime_dir.clone(),
-    })?;
-    let path = workspace.scratch();
-    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into()).map_err(
-        |error| Error::Scratch {
-            path,
-            reason: error.to_string(),
-        },
-    )
-}
-
-fn launch_spec(
-    config: &Config,
-    options: &RunOptions,
-    plan: &Plan,
-    prepared: &Prepared,
-    workspace: &Workspace,
-) -> LaunchSpec {
-    LaunchSpec {
-        workspace: plan.name.clone(),
-        directory: workspace.directory.clone(),
-        runtime_dir: workspace.runtime_dir.clone(),
-        backend: options.backend,
-        host_cache: Some(config.host_cache_dir()),
-        memory: plan.resources.memory_mib,
-        vcpus: plan.vcpus,
-        kernel: prepared.kernel.kernel.clone(),
-        initramfs: prepared.kernel.initramfs.clone(),
-        base_disk: prepared.image.disk.path.clone(),
-        scratch_disk: workspace.scratch(),
-        disks: Vec::new(),
-        network: options.network,
-        publish: Vec::new(),
-        mediation: Vec::new(),
-        workload: None,
-        artifacts: Vec::new(),
-        hostname: plan.hostname.clone(),
-        boot_timeout_ms: millis(config.timeouts.boot),
-        time_limit_ms: options.timeout.map(millis),
-        owned: true,
-        ephemeral: !options.keep,
-        capture_limit: config.capture_limit,
-        console_limit: config.console_limit,
     }
 }
 

@@ -11,7 +11,7 @@ use microagent_protocol::{
     FrameError, FrameKind, FrameReader,
     exec::{ExecRequest, ExitStatus},
     frame,
-    supervisor::{Answer, Command, Event, Launched, Request, Response},
+    supervisor::{Answer, Command, Event, Launched, Request, Response, Status},
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,6 +20,56 @@ use crate::error::{Error, Result};
 
 /// How long an answer to a control command may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// The way to a machine that runs, whoever launched it.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    subject: String,
+    socket: PathBuf,
+}
+
+impl Control {
+    /// Of the workspace `subject`, whose supervisor listens at `socket`.
+    pub(crate) fn new(subject: &str, socket: PathBuf) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            socket,
+        }
+    }
+
+    /// Asks one thing on a connection of its own. `limit` is for the answer.
+    pub(crate) fn ask(&self, command: Command, limit: Duration) -> Result<Answer> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        request(&self.subject, &mut stream, command, Some(limit))
+    }
+
+    /// Asks what is answered with the machine's status.
+    pub(crate) fn status(&self, command: Command, limit: Duration) -> Result<Status> {
+        match self.ask(command, limit)? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// The events of this boot, those that happened already first.
+    pub(crate) fn subscribe(&self) -> Result<Events> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        let command = Command::Subscribe { owner: false };
+        match request(&self.subject, &mut stream, command, Some(ANSWER_LIMIT))? {
+            Answer::Subscribed => Ok(Events(FrameReader::new(stream))),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// A process in the guest, to be started once the guest is ready.
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
+        Ok(Exec {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+            request: exec,
+        })
+    }
+}
 
 /// One machine's supervisor, owned: when this value goes, so does the machine.
 #[derive(Debug)]
@@ -63,11 +113,7 @@ impl Supervisor {
 
     /// Starts a process in the guest, once the guest is ready.
     pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Ok(Exec {
-            subject: self.subject.clone(),
-            stream: connect(&self.subject, &self.socket)?,
-            request: exec,
-        })
+        Control::new(&self.subject, self.socket.clone()).exec(exec)
     }
 
     /// Ends the machine at once. That it is gone already is fine.
