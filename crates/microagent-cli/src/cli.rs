@@ -114,6 +114,9 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// Copy files between this host and a workspace
+    #[command(visible_alias = "copy")]
+    Cp(commands::cp::CpArgs),
     /// Print the version
     Version,
 }
@@ -132,6 +135,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
         Command::Version => commands::version::run(&screen),
     }
     .map_or_else(|error| (EXIT_FAILURE, Some(error)), |code| (code, None));

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use microagent_files::CopyError;
 use microagent_image::ImageError;
 use microagent_kernel::KernelError;
 use microagent_protocol::{
@@ -123,6 +124,25 @@ pub enum Error {
         /// The last lines it wrote.
         log: Option<String>,
     },
+    /// Files could not be copied.
+    #[error("Cannot copy: {0}.")]
+    Copy(Box<CopyError>),
+    /// A copy was cut.
+    #[error("The copy was cut: the machine of {workspace} does not answer any more ({reason}).")]
+    CopyLost {
+        /// The workspace.
+        workspace: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A workspace's disk cannot be read or changed.
+    #[error("Cannot use the disk {}: {source}.", .path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: microagent_ext4::Error,
+    },
     /// The supervisor said no.
     #[error("{}", .0.message)]
     Supervisor(Box<ErrorReport>),
@@ -201,6 +221,12 @@ fn list(paths: &[PathBuf]) -> String {
         .map(|path| path.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        Self::Copy(Box::new(error))
+    }
 }
 
 impl Error {
@@ -282,6 +308,8 @@ impl Error {
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
             Self::Supervisor(report) => report.kind,
+            Self::Copy(error) => error.kind(),
+            Self::CopyLost { .. } => ErrorKind::Transient,
             Self::NeverStarted { .. } | Self::TimedOut { .. } | Self::Cancelled { .. } => {
                 ErrorKind::Transient
             }
@@ -290,6 +318,7 @@ impl Error {
             | Self::SetupFailed { .. }
             | Self::Untrusted { .. }
             | Self::Damaged { .. }
+            | Self::Disk { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
             | Self::Random(_) => ErrorKind::Permanent,

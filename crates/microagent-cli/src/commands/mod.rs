@@ -1,5 +1,6 @@
 //! One file per command, named as the command.
 
+pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod images;
 pub(crate) mod kernel;
