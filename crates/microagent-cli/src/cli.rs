@@ -117,6 +117,16 @@ enum Command {
     /// Copy files between this host and a workspace
     #[command(visible_alias = "copy")]
     Cp(commands::cp::CpArgs),
+    /// Check a microagent.yaml, and print its JSON Schema
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Spec {
+        #[command(subcommand)]
+        command: commands::spec::SpecCommand,
+    },
+    /// Print a shell's completion script
+    Completions(commands::completions::CompletionsArgs),
+    /// Write the manual pages
+    Man(commands::man::ManArgs),
     /// Print the version
     Version,
 }
@@ -136,6 +146,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),
+        Command::Spec { command } => commands::spec::run(&command, &screen),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args, &screen),
         Command::Version => commands::version::run(&screen),
     }
     .map_or_else(|error| (EXIT_FAILURE, Some(error)), |code| (code, None));
@@ -150,20 +163,36 @@ fn parse<T: Into<std::ffi::OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(arguments)?;
-    let mut cli = Cli::from_arg_matches(&matches)?;
-    if let Command::Run(args) = &mut cli.command {
-        args.settle()?;
-    }
-    Ok(cli)
+    Cli::from_arg_matches(&matches)
+        .and_then(|mut cli| {
+            cli.command.settle()?;
+            Ok(cli)
+        })
+        .map_err(|error| in_form_of(error, matches.subcommand_name()))
 }
 
-/// A usage error of `run`, in the form all usage errors have.
-pub(crate) fn run_error(kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
+impl Command {
+    /// Checks what one option alone does not show.
+    fn settle(&mut self) -> Result<(), clap::Error> {
+        match self {
+            Self::Run(args) => args.settle(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A usage error that is found after the parsing.
+pub(crate) fn usage(kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
+    clap::Error::raw(kind, message)
+}
+
+/// A usage error of a command, in the form all usage errors have.
+fn in_form_of(error: clap::Error, subcommand: Option<&str>) -> clap::Error {
     let mut command = Cli::command();
     command.build();
-    match command.find_subcommand_mut("run") {
-        Some(run) => run.error(kind, message),
-        None => command.error(kind, message),
+    match subcommand.and_then(|name| command.find_subcommand_mut(name)) {
+        Some(subcommand) => error.format(subcommand),
+        None => error.format(&mut command),
     }
 }
 

@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod options;
 mod output;
 mod progress;
 #[cfg(test)]

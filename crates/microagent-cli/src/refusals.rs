@@ -161,7 +161,7 @@ impl FromArgMatches for RefusedFlags {
 
 fn flag_error(flag: &str, instead: &str) -> clap::Error {
     let message = format!("--{flag} is a container's option, not a microVM's.\n  {instead}");
-    crate::cli::run_error(ErrorKind::UnknownArgument, message)
+    crate::cli::usage(ErrorKind::UnknownArgument, message)
 }
 
 /// The network mode, where container engines have others.

@@ -36,12 +36,6 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
-    /// Another supervisor has a machine of this workspace.
-    #[error("a machine of the workspace in {} runs already", directory.display())]
-    Running {
-        /// The workspace's directory.
-        directory: PathBuf,
-    },
     /// A published port cannot be bound.
     #[error("{}", port_unusable(*address, source))]
     PortUnusable {
@@ -73,6 +67,12 @@ pub enum Error {
         route: String,
         /// What came of the attempt.
         source: io::Error,
+    },
+    /// Another supervisor has a machine of this workspace.
+    #[error("a machine of the workspace in {} runs already", directory.display())]
+    Running {
+        /// The workspace's directory.
+        directory: PathBuf,
     },
     /// Choosing or driving a backend failed.
     #[error("{0}")]
@@ -114,8 +114,6 @@ impl Error {
             Self::File { .. } | Self::System { .. } => {
                 ErrorReport::new(ErrorKind::Permanent, self.to_string())
             }
-            Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
-                .remedy("end it first, or use it"),
             Self::PortUnusable { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 ErrorReport::new(ErrorKind::Conflict, self.to_string())
                     .remedy("choose another port, or 0 for a free one")
@@ -132,6 +130,8 @@ impl Error {
                      the route optional",
                 )
             }
+            Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                .remedy("end it first, or use it"),
             Self::Backend(report) => (**report).clone(),
         }
     }

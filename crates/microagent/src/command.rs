@@ -57,9 +57,14 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
+/// Whether a text is `NAME`, `UID`, `NAME:GROUP` or `UID:GID`.
+pub(crate) fn is_user(user: &str) -> bool {
+    let parts = !user.is_empty() && user.matches(':').count() <= 1 && !user.starts_with(':');
+    parts && !user.contains(['\0', '\n'])
+}
+
 fn check_user(user: &str) -> Result<()> {
-    let good = !user.is_empty() && user.matches(':').count() <= 1 && !user.starts_with(':');
-    if good && !user.contains(['\0', '\n']) {
+    if is_user(user) {
         return Ok(());
     }
     Err(Error::invalid(

@@ -14,7 +14,7 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport},
 };
 
-use crate::workspaces::Divergence;
+use crate::{spec::SpecError, workspaces::Divergence};
 
 /// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
 #[derive(Debug, thiserror::Error)]
@@ -91,6 +91,9 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// A spec is wrong.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -274,6 +277,10 @@ impl Error {
                 ..report
             }
             .remedy("`microagent doctor` says what this host can run."),
+            Self::Spec(error) if error.faults().len() > 1 => ErrorReport {
+                detail: Some(error.lines().join("\n")),
+                ..report
+            },
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
@@ -298,7 +305,7 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid { .. } | Self::NoCommand { .. } => ErrorKind::Invalid,
+            Self::Invalid { .. } | Self::NoCommand { .. } | Self::Spec(_) => ErrorKind::Invalid,
             Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
                 ErrorKind::Conflict
             }

@@ -29,6 +29,7 @@ pub mod env_file;
 mod error;
 mod event;
 mod files;
+mod hostname;
 mod images;
 mod io;
 mod kernels;
@@ -37,6 +38,7 @@ mod options;
 mod result;
 mod run;
 pub mod signal;
+mod spec;
 mod supervise;
 mod supervisor;
 mod workspaces;
@@ -69,6 +71,9 @@ pub use microagent_protocol::{
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use spec::{
+    Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
+};
 pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
 pub use workspaces::{
     ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,

@@ -1,8 +1,11 @@
 //! One file per command, named as the command.
 
+pub(crate) mod completions;
 pub(crate) mod cp;
 pub(crate) mod doctor;
 pub(crate) mod images;
 pub(crate) mod kernel;
+pub(crate) mod man;
 pub(crate) mod run;
+pub(crate) mod spec;
 pub(crate) mod version;

@@ -93,6 +93,16 @@ impl<'o> Appender<'o> {
         Ok(true)
     }
 
+    /// Leaves blocks as the new file has them, which is zeros; `false` as with [`Self::append`].
+    pub(crate) fn skip(&mut self, blocks: u32) -> io::Result<bool> {
+        if u64::from(self.next_block()) + u64::from(blocks) > u64::from(self.max_blocks) {
+            return Ok(false);
+        }
+        self.flush()?;
+        self.base += blocks;
+        Ok(true)
+    }
+
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
             self.out.write_blocks(self.base, &self.buffer)?;

@@ -26,6 +26,7 @@ use sha2::{Digest, Sha256};
 
 use self::content::{Appender, BLOCK, BlockFile, ContentError, Extents, FileWriter};
 pub use self::error::{DiskError, EntryFault, LayerFault};
+pub use self::ext4::Headroom;
 use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
 pub use self::limits::Limits;
 use self::output::{FileBlocks, Output};
@@ -114,21 +115,7 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let (merged, synced) = std::thread::scope(|scope| {
-        let (mut blocks, syncer) =
-            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
-        let merged = merge(layers, &mut blocks, options, progress, &output);
-        drop(blocks);
-        Ok((merged, joined(syncer)))
-    })?;
-    let merged = merged?;
-    synced.map_err(output.error("sync"))?;
-    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
-    output
-        .file()
-        .set_len(size_bytes)
-        .map_err(output.error("size"))?;
-    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    let (merged, size_bytes) = lay_out(layers, &output, options, None, progress)?;
     // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
     let (sha256, synced) = std::thread::scope(|scope| {
         let file = output.file();
@@ -153,6 +140,48 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
+}
+
+/// Like [`build`], for a disk that is written to: with a journal and room, of mode 0600, and so without a digest.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_writable(
+    layers: Vec<LayerSource>,
+    output: &Path,
+    headroom: Headroom,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(), DiskError> {
+    let output = Output::create(output)?;
+    lay_out(layers, &output, options, Some(headroom), progress)?;
+    output.publish(0o600)
+}
+
+/// Merges the layers and writes the file system; gives it and its size in bytes.
+fn lay_out(
+    layers: Vec<LayerSource>,
+    output: &Output,
+    options: &BuildOptions,
+    headroom: Option<Headroom>,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(Merged, u64), DiskError> {
+    let (merged, synced) = std::thread::scope(|scope| {
+        let (mut blocks, syncer) =
+            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
+        let merged = merge(layers, &mut blocks, options, headroom, progress, output);
+        drop(blocks);
+        Ok((merged, joined(syncer)))
+    })?;
+    let merged = merged?;
+    synced.map_err(output.error("sync"))?;
+    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
+    output
+        .file()
+        .set_len(size_bytes)
+        .map_err(output.error("size"))?;
+    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    Ok((merged, size_bytes))
 }
 
 fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
@@ -199,7 +228,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
         uuid: [1; 16],
         label: [0; 16],
     };
-    match ext4::write(&mut tree, &mut appender, &identity) {
+    match ext4::write(&mut tree, &mut appender, &identity, None) {
         Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(()),
         Err(LayoutError::Output(error)) => Err(error.into()),
     }
@@ -218,6 +247,7 @@ fn merge(
     layers: Vec<LayerSource>,
     blocks: &mut dyn BlockFile,
     options: &BuildOptions,
+    headroom: Option<Headroom>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
     output: &Output,
 ) -> Result<Merged, DiskError> {
@@ -295,7 +325,7 @@ fn merge(
     })?;
     progress(BuildProgress::Finishing);
     let identity = identity(&diff_ids);
-    let written = ext4::write(&mut tree, &mut appender, &identity).map_err(|error| match error {
+    let written = ext4::write(&mut tree, &mut appender, &identity, headroom).map_err(|error| match error {
         LayoutError::Output(source) => output.error("write")(source),
         LayoutError::Full => DiskError::Layout(format!(
             "its metadata exceeds the limit of {} bytes on the disk; raise `Limits::max_disk_bytes` if you trust the image",

@@ -9,7 +9,7 @@ use std::{
     path::Path,
 };
 
-use microagent_protocol::ExtraDisk;
+use microagent_protocol::{ExtraDisk, supervisor::MACHINE_LOCK};
 use rustix::fs::{FlockOperation, flock, major, minor};
 
 use crate::Error;
@@ -64,12 +64,12 @@ fn holder(file: &File) -> Option<String> {
     if pid == std::process::id() {
         return Some("this machine itself, which names it twice".to_owned());
     }
-    // Each supervisor keeps the log of its workspace open.
+    // Each supervisor holds the lock of its workspace.
     let workspace = fs::read_dir(format!("/proc/{pid}/fd"))
         .ok()
         .and_then(|fds| {
             fds.filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
-                .find(|target| target.ends_with("supervisor.log"))?
+                .find(|target| target.ends_with(MACHINE_LOCK))?
                 .parent()
                 .map(Path::to_owned)
         });

@@ -76,7 +76,7 @@ fn try_pack(
         buffer: vec![0; PIECE],
         report: CopyReport::default(),
     };
-    packer.tree(node, name)?;
+    packer.tree(&node, name)?;
     packer
         .writer
         .finish()
@@ -105,10 +105,10 @@ struct Packer<'o, W> {
 struct Level(usize, Vec<(Vec<u8>, Node)>);
 
 impl<W: Write> Packer<'_, W> {
-    fn tree(&mut self, root: Node, name: Vec<u8>) -> std::result::Result<(), DiskError> {
+    fn tree(&mut self, root: &Node, name: Vec<u8>) -> std::result::Result<(), DiskError> {
         let mut path = name;
         let mut levels = Vec::new();
-        levels.extend(self.node(&root, &path)?);
+        levels.extend(self.node(root, &path)?);
         while let Some(Level(length, left)) = levels.last_mut() {
             path.truncate(*length);
             let Some((name, node)) = left.pop() else {

@@ -35,6 +35,7 @@ use crate::{
     directories::{self, Directory, RuntimeDirectory},
     error::{Error, Result},
     event::RunEvent,
+    hostname,
     io::{Control, EventSink, Parts, RunIo},
     name,
     options::{Resources, RunOptions},
@@ -106,15 +107,7 @@ impl Plan {
 
 /// What Linux and resolvers take as a host name: labels of letters, digits and inner hyphens.
 fn check_hostname(hostname: &str) -> Result<()> {
-    let label = |label: &str| {
-        !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    if hostname.len() <= 63 && hostname.split('.').all(label) {
+    if hostname::check(hostname) {
         return Ok(());
     }
     Err(Error::invalid(

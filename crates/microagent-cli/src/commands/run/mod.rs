@@ -63,7 +63,10 @@ pub(crate) fn run(args: RunArgs, globals: &Globals, screen: &Screen) -> ExitCode
 }
 
 fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
-    let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
+    let microagent = Microagent::new(surroundings::config(
+        globals,
+        &args.workspace.insecure_registry,
+    )?);
     let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
     let size = tty.then(terminal::size).flatten();
     let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
