@@ -118,6 +118,9 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// Copy files between this host and a workspace
+    #[command(visible_alias = "copy")]
+    Cp(commands::cp::CpArgs),
     /// Check a microagent.yaml, and print its JSON Schema
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Spec {
@@ -148,6 +151,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),

@@ -19,6 +19,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    copy::{CopyIn, CopyOut},
     exec::{ExecRequest, StartFailure},
     shell::{ShellLine, ShellOrigin},
 };
@@ -152,6 +153,10 @@ pub enum SessionRequest {
     Exec(ExecRequest),
     /// Run a line in the persistent shell.
     Shell(ShellLine),
+    /// Pack something into a tar stream (see [`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land a tar stream.
+    CopyIn(CopyIn),
     /// Connect to a TCP port of the guest's loopback, IPv4 first. After
     /// [`SessionReply::Opened`] the stream carries that connection's bytes, without frames.
     Forward {
@@ -176,7 +181,7 @@ pub enum SessionReply {
         /// Which shell it is.
         shell: ShellOrigin,
     },
-    /// It is connected; bytes follow.
+    /// It is open: a connection's bytes follow, or a copy's frames.
     Opened,
     /// It never ran, or nothing listens; the session is over.
     Failed {

@@ -9,6 +9,7 @@
 //! Key style on every wire and in every file is `snake_case`.
 #![forbid(unsafe_code)]
 
+pub mod copy;
 pub mod exec;
 pub mod frame;
 pub mod guest;
@@ -20,11 +21,15 @@ pub mod readiness;
 pub mod shell;
 pub mod state;
 pub mod stats;
+pub mod stream;
 pub mod supervisor;
 pub mod time;
 pub mod units;
 pub mod wiring;
 
+pub use copy::{
+    CopyEnd, CopyIn, CopyOut, CopyPath, CopyReport, CopyWhat, FileMode, Landing, Owner, Shipment,
+};
 pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader};
 pub use identity::ProcessIdentity;

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
     identity::ProcessIdentity,
     launch::{Backend, BackendChoice, LaunchSpec},
@@ -101,6 +102,11 @@ pub enum Command {
     /// Attach to the serial console: what the guest writes from now on comes as stdout
     /// frames, stdin frames are typed into it. Ends with the connection or the machine.
     Console,
+    /// Pack something of the guest; waits for the guest to be ready. After
+    /// [`Answer::Copying`] the connection is a copy's session ([`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land something in the guest, likewise.
+    CopyIn(CopyIn),
     /// Shut it down cleanly; ends `halted`. Answered, as `stop` and `kill`
     /// are, when the machine has ended.
     Halt {
@@ -237,6 +243,8 @@ pub enum Answer {
     },
     /// To `console`: the connection is the console from here on.
     Attached,
+    /// To `copy_out` and `copy_in`: the connection is a session from here on.
+    Copying,
     /// To `exec` and `shell`: the process never ran. There is no session; the connection
     /// takes further requests.
     FailedToStart {

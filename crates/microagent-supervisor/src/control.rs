@@ -19,6 +19,7 @@ use microagent_protocol::{
     ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
+    guest::SessionRequest,
     supervisor::{
         Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL, Status,
     },
@@ -26,6 +27,7 @@ use microagent_protocol::{
 use serde::Deserialize;
 
 use crate::{
+    copy,
     crew::{Crew, lock},
     engine::{Ask, Message},
     events::{Journal, hang_up},
@@ -310,6 +312,26 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 }
                 None => return Ok(()),
             },
+            Command::CopyOut(request) => {
+                let request = SessionRequest::CopyOut(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
+            Command::CopyIn(request) => {
+                let request = SessionRequest::CopyIn(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
             Command::Host(_) | Command::Check(_) | Command::Launch(_) => {
                 let report = ErrorReport::new(
                     ErrorKind::Invalid,
@@ -377,15 +399,15 @@ fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     }
 }
 
-fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
+pub(crate) fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
     hub.outbox.send(message).map_err(|_| gone())
 }
 
-fn gone() -> ErrorReport {
+pub(crate) fn gone() -> ErrorReport {
     ErrorReport::new(ErrorKind::Conflict, "the machine has ended")
 }
 
-fn respond(
+pub(crate) fn respond(
     reader: &FrameReader<UnixStream>,
     id: &str,
     outcome: Result<Answer, ErrorReport>,

@@ -16,6 +16,7 @@
 mod backend;
 mod console;
 mod control;
+mod copy;
 mod crew;
 mod engine;
 mod error;

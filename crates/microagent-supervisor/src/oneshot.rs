@@ -41,6 +41,8 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 | Command::Exec(_)
                 | Command::Shell(_)
                 | Command::Console
+                | Command::CopyOut(_)
+                | Command::CopyIn(_)
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill

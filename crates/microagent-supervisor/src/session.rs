@@ -25,7 +25,7 @@ use microagent_protocol::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-pub(crate) use self::open::{LineOpened, Opened, open, open_line};
+pub(crate) use self::open::{LineOpened, Opened, open, open_copy, open_line};
 use crate::{
     crew::{Crew, lock},
     events::hang_up,
@@ -339,7 +339,7 @@ pub(crate) fn has_hung_up(stream: &UnixStream) -> bool {
 }
 
 /// Waits until both directions of a connection are over.
-fn wait_hangup(stream: &UnixStream) {
+pub(crate) fn wait_hangup(stream: &UnixStream) {
     loop {
         let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
         match poll(&mut ready, None) {

@@ -22,6 +22,7 @@
 mod auth;
 mod command;
 mod config;
+mod copy;
 mod directories;
 mod doctor;
 pub mod env_file;
@@ -46,6 +47,7 @@ mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
 pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
@@ -69,6 +71,7 @@ pub use microagent_protocol::{
     MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
     ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
     WorkspaceName,
+    copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
@@ -123,6 +126,21 @@ impl Microagent {
     #[must_use]
     pub fn workspaces(&self) -> Workspaces<'_> {
         Workspaces::new(&self.config)
+    }
+
+    /// Copies files between this host and workspaces, running or not.
+    ///
+    /// # Errors
+    /// Whatever keeps a file from being read or written. Each file is as it was or as it is to be;
+    /// those that were complete stay.
+    pub fn copy(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+        options: &CopyOptions,
+        io: CopyIo,
+    ) -> Result<CopyReport> {
+        copy::copy(&self.config, from, to, options, io)
     }
 
     /// The images.

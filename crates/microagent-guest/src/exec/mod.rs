@@ -31,6 +31,7 @@ use crate::{
     THREAD_STACK,
     cgroup::Workloads,
     console,
+    copy::Copies,
     error::{Context, Error},
     reaper::Processes,
     vsock::Listener,
@@ -51,6 +52,7 @@ pub(crate) struct Server {
     oom_kills: OomCounter,
     shells: Shells,
     sessions: AtomicUsize,
+    copies: Copies,
     forwards: AtomicUsize,
 }
 
@@ -66,6 +68,7 @@ impl Server {
             oom_kills: OomCounter::open(),
             shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
+            copies: Copies::default(),
             forwards: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&server);
@@ -90,6 +93,11 @@ impl Server {
     /// Where a process joins that group.
     fn members(&self) -> Option<RawFd> {
         self.group.as_ref().map(Workloads::members)
+    }
+
+    /// The copies under way.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// How many sessions are open.

@@ -61,6 +61,8 @@ fn try_serve(stream: File, place: Place) -> Result<(), Error> {
     match opening {
         Ok(SessionRequest::Exec(request)) => run(stream, &request, &place.0),
         Ok(SessionRequest::Shell(line)) => run_line(stream, &line, &place.0),
+        Ok(SessionRequest::CopyOut(request)) => place.0.copies.pack(&stream, &request),
+        Ok(SessionRequest::CopyIn(request)) => place.0.copies.land(&stream, &request),
         Ok(SessionRequest::Forward { port }) => forward(stream, port, place),
         Err(error) => {
             reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;

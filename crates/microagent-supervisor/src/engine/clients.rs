@@ -137,11 +137,16 @@ impl Engine {
             refusal => refusal,
         };
         if let Some(what) = refusal {
-            // A client that did not wait needs no answer.
-            let _ = reply.send(Err(conflict(format!(
-                "workspace {} {what}; no process was started",
+            let refused = conflict(format!(
+                "workspace {} {what}; nothing was started in it",
                 self.setup.spec.workspace
-            ))));
+            ));
+            // A client that did not wait needs no answer.
+            let _ = reply.send(Err(match self.life.state() {
+                State::Paused => refused.remedy("resume it first"),
+                State::Quarantined => refused.remedy("nothing reaches it any more; end it first"),
+                _ => refused,
+            }));
             return;
         }
         self.workload_asked |= role == ExecRole::Workload;

@@ -43,7 +43,20 @@ pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Op
     match ask(seat, vsock, &SessionRequest::Exec(request), START_LIMIT)? {
         Asked::Started { pid, guest } => Ok(Opened::Started { pid, guest }),
         Asked::Failed(status) => Ok(Opened::Failed(status)),
-        Asked::Line { .. } => Err(wrong_reply()),
+        Asked::Line { .. } | Asked::Opened(_) => Err(wrong_reply()),
+    }
+}
+
+/// Asks the guest for a copy; gives its side of the session, or why it does not copy.
+pub(crate) fn open_copy(
+    seat: &Seat,
+    vsock: &Path,
+    request: &SessionRequest,
+) -> Result<Result<FrameReader<UnixStream>, String>, ErrorReport> {
+    match ask(seat, vsock, request, START_LIMIT)? {
+        Asked::Opened(guest) => Ok(Ok(guest)),
+        Asked::Failed(ExitStatus::FailedToStart { message, .. }) => Ok(Err(message)),
+        Asked::Failed(_) | Asked::Started { .. } | Asked::Line { .. } => Err(wrong_reply()),
     }
 }
 
@@ -79,7 +92,7 @@ pub(crate) fn open_line(
         Asked::Failed(ExitStatus::FailedToStart { reason, message }) => {
             Ok(LineOpened::Failed { reason, message })
         }
-        Asked::Failed(_) | Asked::Started { .. } => Err(wrong_reply()),
+        Asked::Failed(_) | Asked::Started { .. } | Asked::Opened(_) => Err(wrong_reply()),
     }
 }
 
@@ -101,6 +114,8 @@ enum Asked {
         shell: ShellOrigin,
         guest: FrameReader<UnixStream>,
     },
+    /// Bytes or frames follow.
+    Opened(FrameReader<UnixStream>),
     Failed(ExitStatus),
 }
 
@@ -150,7 +165,7 @@ fn ask(
             shell,
             guest: reader,
         },
-        SessionReply::Opened => return Err(wrong_reply()),
+        SessionReply::Opened => Asked::Opened(reader),
         SessionReply::Failed { reason, message } => Asked::Failed(ExitStatus::FailedToStart {
             reason,
             message: harmless(&message, 2_000),

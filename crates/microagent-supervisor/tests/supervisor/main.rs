@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod client;
+mod copies;
 mod machines;
 mod vmm;
 mod wiring;
@@ -40,6 +41,22 @@ fn main() {
         .skip(1)
         .find(|argument| !argument.starts_with('-'));
     let scripted: &[(&str, fn())] = &[
+        (
+            "files_are_copied_both_ways",
+            copies::files_are_copied_both_ways,
+        ),
+        (
+            "a_copy_that_is_cut_is_no_copy",
+            copies::a_copy_that_is_cut_is_no_copy,
+        ),
+        (
+            "a_hostile_guest_ends_with_its_copy",
+            copies::a_hostile_guest_ends_with_its_copy,
+        ),
+        (
+            "nothing_is_copied_where_nothing_runs",
+            copies::nothing_is_copied_where_nothing_runs,
+        ),
         (
             "a_workload_runs_and_its_end_ends_the_machine",
             a_workload_runs_and_its_end_ends_the_machine,

@@ -381,6 +381,9 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     let request = match opening {
         SessionRequest::Exec(request) => request,
         SessionRequest::Shell(line) => return shell(&mut stream, &mut reader, &line),
+        copy @ (SessionRequest::CopyOut(_) | SessionRequest::CopyIn(_)) => {
+            return crate::copies::guest(stream, copy);
+        }
         SessionRequest::Forward { port } => return forward(stream, port),
     };
     match request.argv[0].as_str() {

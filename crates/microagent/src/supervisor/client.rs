@@ -61,6 +61,20 @@ impl Control {
         }
     }
 
+    /// Whose machine it is.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// A connection that has become a copy's session. Waits until the guest is ready.
+    pub(crate) fn copy(&self, command: Command) -> Result<UnixStream> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        match request(&self.subject, &mut stream, command, None)? {
+            Answer::Copying => Ok(stream),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
     /// A session, to be opened once the guest is ready.
     pub(crate) fn open(&self, command: Command) -> Result<Opening> {
         Ok(Opening {
