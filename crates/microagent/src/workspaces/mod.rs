@@ -274,11 +274,6 @@ impl Workspace<'_> {
         }
     }
 
-    /// What it is made of.
-    pub(crate) fn manifest(&self) -> &Manifest {
-        &self.manifest
-    }
-
     /// Whether a machine uses its disks.
     pub(crate) fn is_live(&self) -> Result<bool> {
         Ok(self.state()?.is_live() || machine::is_live(&self.directory))
