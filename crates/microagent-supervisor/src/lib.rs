@@ -29,6 +29,7 @@ mod oneshot;
 mod owner;
 mod peer;
 mod process;
+mod readiness;
 mod result;
 mod session;
 mod stats;
