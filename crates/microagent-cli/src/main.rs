@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod each;
 mod options;
 mod output;
 mod progress;
@@ -12,6 +13,7 @@ mod reference;
 mod refusals;
 mod signals;
 mod surroundings;
+mod template;
 mod terminal;
 
 use std::process::ExitCode;

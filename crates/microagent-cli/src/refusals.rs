@@ -4,6 +4,7 @@
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
 
 /// A flag of container engines that is refused.
@@ -43,8 +44,6 @@ const FILES: &str = "A microVM shares no directory with the host. Put the files 
      (`microagent cp` is for kept workspaces.)";
 const PORTS: &str = "One run publishes no port; the guest can reach out with --network user.";
 const CGROUPS: &str = "Size the machine instead: --memory, --cpus, --disk-size or --profile.";
-const DETACH: &str = "A run stays in the foreground and ends with its caller. Use your shell's & for the background, \
-     and --keep to have the workspace afterwards.";
 
 const REFUSED: &[Refusal] = &[
     plain("privileged", None, ROOT),
@@ -81,7 +80,6 @@ const REFUSED: &[Refusal] = &[
     plain("publish-all", Some('P'), PORTS),
     with_value("link", None, PORTS),
     with_value("pod", None, "There are no pods: one image, one machine."),
-    plain("detach", Some('d'), DETACH),
     plain(
         "init",
         None,
@@ -95,7 +93,7 @@ const REFUSED: &[Refusal] = &[
     with_value(
         "restart",
         None,
-        "One run is one run: restart it from your own supervisor.",
+        "Give a workspace that stays a policy with `create --restart`; `supervise` holds to it.",
     ),
     with_value("cpu-shares", None, CGROUPS),
     with_value("cpuset-cpus", None, CGROUPS),
@@ -114,15 +112,26 @@ const REFUSED: &[Refusal] = &[
 #[derive(Debug)]
 pub(crate) struct RefusedFlags;
 
+impl Refusal {
+    /// Apart from the name that a command may have an option of its own by.
+    fn id(&self) -> String {
+        format!("refused-{}", self.long)
+    }
+}
+
 impl Args for RefusedFlags {
     fn augment_args(mut command: Command) -> Command {
         for refusal in REFUSED {
+            let own = |arg: &Arg| arg.get_long() == Some(refusal.long);
+            if command.get_arguments().any(own) {
+                continue;
+            }
             let action = if refusal.takes_value {
                 ArgAction::Append
             } else {
                 ArgAction::Count
             };
-            let mut arg = Arg::new(refusal.long)
+            let mut arg = Arg::new(refusal.id())
                 .long(refusal.long)
                 .hide(true)
                 .action(action);
@@ -142,11 +151,12 @@ impl Args for RefusedFlags {
 impl FromArgMatches for RefusedFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |refusal: &&Refusal| {
-            if refusal.takes_value {
-                matches.contains_id(refusal.long)
-            } else {
-                matches.get_count(refusal.long) > 0
-            }
+            let source = match matches.try_contains_id(&refusal.id()) {
+                Ok(true) => matches.value_source(&refusal.id()),
+                // A command with an option of this name does not refuse it.
+                Ok(false) | Err(_) => None,
+            };
+            source == Some(ValueSource::CommandLine)
         };
         match REFUSED.iter().find(given) {
             None => Ok(Self),

@@ -11,8 +11,7 @@ use std::{
 };
 
 use microagent::{
-    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunController, RunEvent,
-    RunIo, RunResult,
+    EXIT_FAILED, EndCause, Error, Microagent, RunController, RunEvent, RunIo, RunResult,
 };
 
 use rustix::event::{PollFd, PollFlags, poll};
@@ -21,7 +20,7 @@ pub(crate) use self::args::RunArgs;
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
     output::Screen,
-    progress::Progress,
+    progress::{self, Progress},
     signals, surroundings,
     terminal::{self, RawMode},
 };
@@ -67,6 +66,13 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         globals,
         &args.workspace.insecure_registry,
     )?);
+    if args.detach {
+        let options = args.into_options(None)?;
+        let started =
+            progress::following(screen, |io| microagent.workspaces().launch(&options, io))?;
+        screen.result(&started, |started| format!("{}\n", started.workspace));
+        return Ok(0);
+    }
     let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
     let size = tty.then(terminal::size).flatten();
     let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
@@ -88,7 +94,6 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
     }
     let controller = tty.then(|| io.controller());
     let io = io.on_event(listener(
-        *screen,
         Arc::clone(&progress),
         controller,
         stdin.then(|| Arc::clone(&raw)),
@@ -193,7 +198,6 @@ fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
 
 /// Draws progress until the command runs; then the terminal is the command's.
 fn listener(
-    screen: Screen,
     progress: Arc<Progress>,
     terminal: Option<RunController>,
     input: Option<Arc<RawMode>>,
@@ -201,15 +205,6 @@ fn listener(
     move |event| {
         tracing::debug!(?event, "run");
         match event {
-            RunEvent::Image(event) => progress.image(&event),
-            RunEvent::Kernel(event) => progress.kernel(&event),
-            RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
-            RunEvent::Machine(event) => machine(&event, &screen, &progress),
-            RunEvent::Setup { command } => {
-                progress.note(&format!("Setup: {command}"));
-                // What it prints is next.
-                progress.clear();
-            }
             RunEvent::Started => {
                 progress.clear();
                 if let Some(controller) = &terminal {
@@ -222,18 +217,7 @@ fn listener(
                     }
                 }
             }
-            _ => {}
+            event => progress.step(&event),
         }
-    }
-}
-
-fn machine(event: &Event, screen: &Screen, progress: &Progress) {
-    match &event.kind {
-        EventKind::Starting { backend: Backend::QemuTcg, .. } if screen.lively => progress.note(
-            "No hardware virtualisation: software emulation is slower, and a larger attack \
-             surface, though the guest still has a kernel of its own (microagent doctor says more).",
-        ),
-        EventKind::BootRetried { reason } => progress.note(&format!("Booting again: {reason}")),
-        _ => {}
     }
 }
