@@ -32,6 +32,7 @@ use crate::{
     link,
     owner::Owner,
     process,
+    readiness::Proofs,
     session::Sessions,
     wiring::{self, Wiring},
 };
@@ -236,6 +237,7 @@ impl Supervisor {
             outbox: outbox.clone(),
             sessions: sessions.clone(),
             wiring,
+            proofs: Proofs::default(),
             journal: journal.clone(),
             owner,
             last_status,

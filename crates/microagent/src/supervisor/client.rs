@@ -61,6 +61,14 @@ impl Control {
         }
     }
 
+    /// A connection for several questions.
+    pub(crate) fn conversation(&self) -> Result<Conversation> {
+        Ok(Conversation {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+        })
+    }
+
     /// Whose machine it is.
     pub(crate) fn subject(&self) -> &str {
         &self.subject
@@ -82,6 +90,25 @@ impl Control {
             stream: connect(&self.subject, &self.socket)?,
             command,
         })
+    }
+}
+
+/// A connection that takes one question after the other.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    subject: String,
+    stream: UnixStream,
+}
+
+impl Conversation {
+    /// Asks one thing. `limit` is for the answer.
+    pub(crate) fn ask(&mut self, command: Command, limit: Duration) -> Result<Answer> {
+        request(&self.subject, &mut self.stream, command, Some(limit))
+    }
+
+    /// The workspace.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 }
 
@@ -216,7 +243,8 @@ impl Opening {
     }
 }
 
-fn unexpected(subject: &str) -> Error {
+/// An answer that is none.
+pub(crate) fn unexpected(subject: &str) -> Error {
     Error::SupervisorFailed {
         subject: subject.to_owned(),
         reason: "it gave an answer to another question".to_owned(),
