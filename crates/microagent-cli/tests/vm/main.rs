@@ -12,6 +12,7 @@ mod refusals;
 mod settings;
 mod streams;
 mod terminal;
+mod wiring;
 
 use testkit::Sandbox;
 
