@@ -14,6 +14,7 @@ mod refusals;
 mod settings;
 mod streams;
 mod terminal;
+mod wiring;
 
 use testkit::Sandbox;
 
