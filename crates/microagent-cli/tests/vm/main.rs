@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod exit_codes;
+mod files;
 mod hostile_guest;
 mod images;
 mod json;
