@@ -4,6 +4,7 @@
 
 mod exec;
 mod exit_codes;
+mod files;
 mod hostile_guest;
 mod images;
 mod json;
