@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use microagent::{Error, RunController};
+use microagent::{Error, RunController, SuperviseStop};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH},
     iterator::Signals,
@@ -38,14 +38,28 @@ pub(crate) fn exit_code(signal: u8) -> u8 {
     128_u8.saturating_add(signal)
 }
 
-/// Hands signals on to the run from now on.
-pub(crate) fn forward(controller: RunController) -> Result<TornDown, Error> {
-    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH];
-    let mut signals = Signals::new(wanted).map_err(|source| Error::Io {
+/// Asks for the end of a supervision when this process is asked to end.
+pub(crate) fn on_end(stop: SuperviseStop) -> Result<(), Error> {
+    let mut signals = catch(&[SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            stop.ask();
+        }
+    });
+    Ok(())
+}
+
+fn catch(wanted: &[i32]) -> Result<Signals, Error> {
+    Signals::new(wanted).map_err(|source| Error::Io {
         doing: "handle",
         path: "signals".into(),
         source,
-    })?;
+    })
+}
+
+/// Hands signals on to the run from now on.
+pub(crate) fn forward(controller: RunController) -> Result<TornDown, Error> {
+    let mut signals = catch(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH])?;
     let torn_down = TornDown::default();
     let shared = torn_down.clone();
     thread::spawn(move || {

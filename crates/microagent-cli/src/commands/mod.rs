@@ -7,4 +7,5 @@ pub(crate) mod kernel;
 pub(crate) mod man;
 pub(crate) mod run;
 pub(crate) mod spec;
+pub(crate) mod supervise;
 pub(crate) mod version;
