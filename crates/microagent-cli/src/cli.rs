@@ -321,7 +321,7 @@ mod tests {
             (&["--mount", "type=bind,src=/tmp,dst=/data"], "cp"),
             (&["--gpus", "all"], "device"),
             (&["-d"], "--keep"),
-            (&["-p", "80:80"], "port"),
+            (&["-P"], "--publish"),
         ] {
             let words: Vec<_> = words.iter().copied().chain(["busybox", "true"]).collect();
             let error = run_args(&words).unwrap_err();

@@ -10,6 +10,7 @@ use microagent::{
 
 use crate::{
     cli::usage,
+    commands::wiring_args::WiringArgs,
     refusals::{self, RefusedFlags},
     surroundings,
 };
@@ -104,6 +105,9 @@ pub(crate) struct WorkspaceArgs {
     pub(crate) insecure_registry: Vec<String>,
 
     #[command(flatten)]
+    wiring: WiringArgs,
+
+    #[command(flatten)]
     _refused: RefusedFlags,
 }
 
@@ -184,6 +188,11 @@ impl WorkspaceArgs {
         Ok((image, command))
     }
 
+    /// Whether a port of the host is to be picked.
+    pub(crate) fn wants_free_ports(&self) -> bool {
+        self.wiring.wants_free_ports()
+    }
+
     /// The library's options for this image and command.
     pub(crate) fn into_options(
         self,
@@ -196,6 +205,7 @@ impl WorkspaceArgs {
             .network(self.network)
             .backend(self.backend)
             .pull(self.pull)
+            .wiring(self.wiring.into_wiring()?)
             .kernel(kernel(self.kernel, self.modules)?);
         for path in &self.env_file {
             for var in read_env_file(path)? {

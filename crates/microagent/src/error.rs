@@ -185,6 +185,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An archive could not be made into a disk.
+    #[error("Cannot make a disk of {} for the bundle {name}: {reason}.", .archive.display())]
+    Bundle {
+        /// The bundle.
+        name: String,
+        /// The archive.
+        archive: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The system gave no random bytes.
     #[error("The system gave no random bytes: {0}.")]
     Random(getrandom::Error),
@@ -299,6 +309,7 @@ impl Error {
             | Self::Damaged { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
+            | Self::Bundle { .. }
             | Self::Random(_) => ErrorKind::Permanent,
         }
     }

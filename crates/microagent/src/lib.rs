@@ -40,6 +40,7 @@ pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
@@ -75,6 +76,7 @@ pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
     SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
 };
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
     ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
     History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use microagent_protocol::{
-    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, State, Timestamp,
+    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, PublishedPort, State, Timestamp,
     supervisor::ErrorReport,
 };
 use serde::{Deserialize, Serialize};
@@ -60,6 +60,9 @@ pub struct RunResult {
     pub resources: Resources,
     /// How it was connected.
     pub network: NetworkMode,
+    /// The ports that led into it, each with the host's port that was bound.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
     /// The program and its arguments.
     pub command: Vec<String>,
     /// When the command was started.
@@ -160,6 +163,7 @@ mod tests {
                 size_mib: Mebibytes(1024),
             },
             network: NetworkMode::User,
+            ports: vec!["8080:80".parse().unwrap()],
             command: vec!["true".into()],
             started_at: Some(at(1000)),
             exited_at: Some(at(2500)),
@@ -189,6 +193,7 @@ mod tests {
             "backend": "qemu-tcg",
             "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },
             "network": "user",
+            "ports": [{ "host": "127.0.0.1", "host_port": 8080, "guest_port": 80 }],
             "command": ["true"],
             "started_at": "1970-01-01T00:00:01.000Z",
             "exited_at": "1970-01-01T00:00:02.500Z",

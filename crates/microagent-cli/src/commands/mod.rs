@@ -9,3 +9,4 @@ pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod supervise;
 pub(crate) mod version;
+pub(crate) mod wiring_args;

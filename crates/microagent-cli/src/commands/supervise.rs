@@ -56,7 +56,7 @@ pub(crate) fn run(args: &SuperviseArgs, globals: &Globals, screen: &Screen) -> R
         let directory = surroundings::systemd_dir()?;
         let systemctl = surroundings::systemctl();
         let report = SuperviseUnit::uninstall(&args.name, &directory, &systemctl)?;
-        screen.result(&report, |report| removed(report));
+        screen.result(&report, removed);
         return Ok(0);
     }
     let microagent = Microagent::new(surroundings::config(globals, &[])?);

@@ -11,7 +11,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, EndCause, State, Timestamp, TtySize,
+    Backend, EndCause, PublishedPort, State, Timestamp, TtySize,
     exec::{ExecRequest, ExitReport, ExitStatus},
     supervisor::{Event, EventKind},
 };
@@ -53,6 +53,7 @@ pub(crate) struct Driven {
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) exited_at: Option<Timestamp>,
     pub(crate) exit: Option<ExitReport>,
+    pub(crate) ports: Vec<PublishedPort>,
     pub(crate) state: Option<State>,
     pub(crate) end: Option<EndCause>,
     pub(crate) detail: Option<String>,
@@ -78,7 +79,8 @@ pub(crate) struct Drive<'a> {
     events: &'a EventSink,
     sender: &'a Sender<Happening>,
     sinks: &'a Sinks,
-    keep: bool,
+    /// Whether the machine is left to end by itself.
+    clean: bool,
     seen: Driven,
     stage: Stage,
     session: Option<Session>,
@@ -104,7 +106,7 @@ impl<'a> Drive<'a> {
         events: &'a EventSink,
         sender: &'a Sender<Happening>,
         sinks: &'a Sinks,
-        keep: bool,
+        clean: bool,
     ) -> Self {
         Self {
             config,
@@ -112,7 +114,7 @@ impl<'a> Drive<'a> {
             events,
             sender,
             sinks,
-            keep,
+            clean,
             seen: Driven::default(),
             stage: Stage::Over,
             session: None,
@@ -164,7 +166,7 @@ impl<'a> Drive<'a> {
                     }
                 }
                 Happening::OutputFailed(error) => self.output_failed(error),
-                Happening::Prepared(_) => {}
+                Happening::Prepared => {}
             }
         }
         self.seen.shutdown = self.over.map(|over| over.elapsed());
@@ -253,6 +255,7 @@ impl<'a> Drive<'a> {
         self.seen.state = Some(event.state);
         match &event.kind {
             EventKind::Starting { backend, .. } => self.seen.backend = Some(*backend),
+            EventKind::PortsPublished { ports } => self.seen.ports.clone_from(ports),
             EventKind::VmmStarted { ms, .. } => self.seen.vmm_ms = Some(*ms),
             EventKind::GuestReady { ms } => self.seen.ready_ms = Some(*ms),
             EventKind::Ended { cause, detail, .. } => {
@@ -299,7 +302,7 @@ impl<'a> Drive<'a> {
             }
             (Stage::Command, Ok(report)) => {
                 self.seen.exit = Some(report);
-                if self.keep {
+                if self.clean {
                     self.expect_end(self.config.timeouts.grace);
                 } else {
                     self.end_machine();

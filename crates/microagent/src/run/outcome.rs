@@ -68,6 +68,7 @@ impl Outcome<'_> {
             kernel: self.kernel.clone(),
             resources: self.options.resources(),
             network: self.options.network,
+            ports: driven.ports,
             command: self.argv,
             kept: self.options.keep,
             exit_code: exit_code(exit.as_ref(), end),

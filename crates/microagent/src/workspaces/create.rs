@@ -190,6 +190,7 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
     let making = Instant::now();
     let directory = Directory::create(config, &plan.name)?;
     let manifest = Manifest {
+        disks: options.run.wiring.disks(directory.path(), &events)?,
         restart: options.restart,
         health: options.health.clone(),
         ..manifest(&plan, &options.run, &prepared, workload, false)?
@@ -271,8 +272,8 @@ pub(crate) fn manifest(
         session: command::surroundings(options, &image.config)?,
         setup: options.setup.clone(),
         disks: Vec::new(),
-        publish: Vec::new(),
-        mediation: Vec::new(),
+        publish: options.wiring.publish.clone(),
+        mediation: options.wiring.mediation.clone(),
         artifacts: Vec::new(),
         restart: RestartPolicy::default(),
         health: None,

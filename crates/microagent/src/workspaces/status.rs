@@ -164,7 +164,9 @@ impl Workspace<'_> {
             readiness,
             network: NetworkStatus {
                 mode: manifest.network,
-                ports: manifest.publish.clone(),
+                ports: live
+                    .as_ref()
+                    .map_or_else(|| manifest.publish.clone(), |status| status.ports.clone()),
             },
             mediation: manifest.mediation.clone(),
             disks: manifest.disks.clone(),

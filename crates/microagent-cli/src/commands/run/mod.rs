@@ -69,6 +69,7 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
     )?);
     let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
     let size = tty.then(terminal::size).flatten();
+    let free_ports = args.workspace.wants_free_ports();
     let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
 
     let progress = Arc::new(Progress::new(screen));
@@ -92,6 +93,7 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         Arc::clone(&progress),
         controller,
         stdin.then(|| Arc::clone(&raw)),
+        free_ports,
     ));
     let torn_down = signals::forward(io.controller())?;
 
@@ -197,14 +199,18 @@ fn listener(
     progress: Arc<Progress>,
     terminal: Option<RunController>,
     input: Option<Arc<RawMode>>,
+    free_ports: bool,
 ) -> impl Fn(RunEvent) + Send + Sync + 'static {
     move |event| {
         tracing::debug!(?event, "run");
         match event {
             RunEvent::Image(event) => progress.image(&event),
             RunEvent::Kernel(event) => progress.kernel(&event),
+            RunEvent::Bundle { name } => {
+                progress.say(&format!("Making a disk of the bundle {name}"));
+            }
             RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
-            RunEvent::Machine(event) => machine(&event, &screen, &progress),
+            RunEvent::Machine(event) => machine(&event, &screen, &progress, free_ports),
             RunEvent::Setup { command } => {
                 progress.note(&format!("Setup: {command}"));
                 // What it prints is next.
@@ -227,12 +233,27 @@ fn listener(
     }
 }
 
-fn machine(event: &Event, screen: &Screen, progress: &Progress) {
+fn machine(event: &Event, screen: &Screen, progress: &Progress, free_ports: bool) {
     match &event.kind {
         EventKind::Starting { backend: Backend::QemuTcg, .. } if screen.lively => progress.note(
             "No hardware virtualisation: software emulation is slower, and a larger attack \
              surface, though the guest still has a kernel of its own (microagent doctor says more).",
         ),
+        EventKind::PortsPublished { ports } => {
+            for port in ports {
+                let words = format!(
+                    "Port {} of the guest is published at {}.",
+                    port.guest_port,
+                    port.host_address()
+                );
+                // Nobody but us knows which one was free.
+                if free_ports {
+                    progress.announce(&words);
+                } else {
+                    progress.note(&words);
+                }
+            }
+        }
         EventKind::BootRetried { reason } => progress.note(&format!("Booting again: {reason}")),
         _ => {}
     }
