@@ -170,6 +170,8 @@ enum Command {
     /// Copy files between this host and a workspace
     #[command(visible_alias = "copy")]
     Cp(commands::cp::CpArgs),
+    /// Keep a workspace up: start it, watch it, start it again
+    Supervise(commands::supervise::SuperviseArgs),
     /// Check a microagent.yaml, and print its JSON Schema
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Spec {
@@ -229,6 +231,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),
+        Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),

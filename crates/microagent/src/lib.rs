@@ -83,9 +83,7 @@ pub use microagent_protocol::{
 };
 pub use options::{KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
-pub use spec::{
-    Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
-};
+pub use spec::{Spec, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
     SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,

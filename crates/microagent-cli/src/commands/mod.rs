@@ -31,6 +31,7 @@ pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod supervise;
 pub(crate) mod version;
 pub(crate) mod wait;
 pub(crate) mod wiring_args;

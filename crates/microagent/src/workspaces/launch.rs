@@ -3,7 +3,7 @@
 use std::{path::Path, sync::mpsc::channel, time::Duration};
 
 use microagent_protocol::{
-    EndCause, ExitStatus, LaunchSpec, State, VcpuCount,
+    ExitStatus, LaunchSpec, State, VcpuCount,
     exec::ExecRequest,
     supervisor::{Command, Event, EventKind, Launched},
 };
@@ -153,25 +153,8 @@ fn until_ready(
             return Ok(events);
         }
         if let Some((cause, detail)) = ended {
-            return Err(never(end_word(cause).to_owned(), detail));
+            return Err(never(cause.to_string(), detail));
         }
-    }
-}
-
-/// Why a machine ended, for people.
-pub(crate) const fn end_word(cause: EndCause) -> &'static str {
-    match cause {
-        EndCause::WorkloadFinished => "its workload finished",
-        EndCause::GuestPoweredOff => "the guest powered off",
-        EndCause::GuestPanicked => "the guest panicked",
-        EndCause::BootFailed => "the guest did not become ready",
-        EndCause::VmmDied => "its virtual machine monitor ended",
-        EndCause::Requested => "it was asked to end",
-        EndCause::Killed => "it was killed",
-        EndCause::Unhealthy => "its health probes failed",
-        EndCause::TimedOut => "its time was up",
-        EndCause::OutOfMemory => "the guest ran out of memory",
-        EndCause::OwnerGone => "the program that owned it was gone",
     }
 }
 
