@@ -2,6 +2,7 @@
 
 use std::{os::unix::fs::MetadataExt as _, time::Duration};
 
+use rustix::process::Signal;
 use serde_json::Value;
 use testkit::{Finished, Sandbox, eventually};
 
@@ -507,16 +508,34 @@ fn a_run_can_stay_behind() {
         false
     );
 
+    // A setup ends with the program that asked for it, and the workspace is there.
+    let setting_up = sandbox
+        .microagent(["create", "stay-cut", Sandbox::BUSYBOX, "--profile", "tiny"])
+        .args(["--setup", "sleep 1000"])
+        .start();
+    eventually(SOON, "the setup's machine", || {
+        let events = sandbox.microagent(["events", "stay-cut"]).run();
+        events.out().contains("guest_ready").then_some(())
+    });
+    setting_up.signal(Signal::KILL);
+    assert!(setting_up.finish().was_signaled());
+    json(&sandbox, ["wait", "stay-cut"]);
+    let status = json(&sandbox, ["status", "stay-cut"]);
+    assert_eq!(
+        (&status["event"]["cause"], &status["setup_pending"]),
+        (&"owner_gone".into(), &true.into())
+    );
+
     assert_eq!(
         sandbox
-            .microagent(["delete", "stay-behind", "stay-kept", "stay-set"])
+            .microagent(["delete", "stay-behind", "stay-kept", "stay-set", "stay-cut"])
             .run()
             .code(),
         0
     );
     sandbox
         .leftovers()
-        .none(&["stay-behind", "stay-kept", "stay-set"]);
+        .none(&["stay-behind", "stay-kept", "stay-set", "stay-cut"]);
 }
 
 #[test]
