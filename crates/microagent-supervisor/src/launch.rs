@@ -344,6 +344,10 @@ impl Drop for Runtime {
         if let Err(error) = clear() {
             tracing::warn!("cannot remove {}: {error}", self.directory.display());
         }
+        if let Some(parent) = self.directory.parent() {
+            // Only the last machine finds it empty.
+            let _ = fs::remove_dir(parent);
+        }
     }
 }
 

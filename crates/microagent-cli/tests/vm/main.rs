@@ -10,6 +10,7 @@ mod images;
 mod json;
 mod kept;
 mod library;
+mod lifecycle;
 mod lifetime;
 mod refusals;
 mod settings;

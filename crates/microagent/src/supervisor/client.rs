@@ -53,8 +53,17 @@ impl Control {
 
     /// The events of this boot, those that happened already first.
     pub(crate) fn subscribe(&self) -> Result<Events> {
+        self.follow(false)
+    }
+
+    /// The same as the owner: the machine lives only as long as they are listened to.
+    pub(crate) fn own(&self) -> Result<Events> {
+        self.follow(true)
+    }
+
+    fn follow(&self, owner: bool) -> Result<Events> {
         let mut stream = connect(&self.subject, &self.socket)?;
-        let command = Command::Subscribe { owner: false };
+        let command = Command::Subscribe { owner };
         match request(&self.subject, &mut stream, command, Some(ANSWER_LIMIT))? {
             Answer::Subscribed => Ok(Events(FrameReader::new(stream))),
             _ => Err(unexpected(&self.subject)),
