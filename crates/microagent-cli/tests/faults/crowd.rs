@@ -38,7 +38,7 @@ fn twenty_commands_at_once_on_one_workspace_leave_it_whole() {
                     .sandbox
                     .microagent([])
                     .json()
-                    .words(random.pick(&acts))
+                    .words(random.pick::<&[&str]>(&acts))
                     .start()
             })
             .collect();
