@@ -11,7 +11,9 @@ mod library;
 mod lifetime;
 mod refusals;
 mod settings;
+mod specs;
 mod streams;
+mod supervise;
 mod terminal;
 
 use testkit::Sandbox;
