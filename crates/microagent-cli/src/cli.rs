@@ -92,6 +92,10 @@ impl Globals {
 enum Command {
     /// Run a command in a microVM of its own
     Run(Box<commands::run::RunArgs>),
+    /// Run a command in a running workspace
+    Exec(Box<commands::exec::ExecArgs>),
+    /// Open a shell in a running workspace, send it a line, or watch its serial console
+    Connect(commands::connect::ConnectArgs),
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
     /// Pull, import and remove images
@@ -116,6 +120,9 @@ enum Command {
     },
     /// Keep a workspace up: start it, watch it, start it again
     Supervise(commands::supervise::SuperviseArgs),
+    /// Copy files between this host and a workspace
+    #[command(visible_alias = "copy")]
+    Cp(commands::cp::CpArgs),
     /// Check a microagent.yaml, and print its JSON Schema
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Spec {
@@ -141,10 +148,13 @@ pub(crate) fn main() -> ExitCode {
     let globals = &cli.globals;
     let (code, outcome) = match cli.command {
         Command::Run(args) => return commands::run::run(*args, globals, &screen),
+        Command::Exec(args) => return commands::exec::run(&args, globals, &screen),
+        Command::Connect(args) => return commands::connect::run(&args, globals, &screen),
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
         Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),
@@ -269,6 +279,48 @@ mod tests {
             (args.image(), args.command()),
             ("debian:12", &["ls".to_owned(), "-l".to_owned()][..])
         );
+    }
+
+    fn exec_args(words: &[&str]) -> Result<commands::exec::ExecArgs, clap::Error> {
+        let cli = parse(["microagent", "exec"].iter().chain(words))?;
+        match cli.command {
+            Command::Exec(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_after_the_first_word_of_an_exec_is_ours() {
+        for (words, command) in [
+            (
+                &["w", "--", "psql", "-h", "x", "--json"][..],
+                &["psql", "-h", "x", "--json"][..],
+            ),
+            (
+                &["w", "psql", "-h", "x", "-it"],
+                &["psql", "-h", "x", "-it"],
+            ),
+            (
+                &["-i", "w", "-e", "A=B", "sh", "-c", "x -- y"],
+                &["sh", "-c", "x -- y"],
+            ),
+            (&["w", "--", "--odd", "--", "-x"], &["--odd", "--", "-x"]),
+            (&["w", "-u", "7", "a", "--", "b"], &["a", "--", "b"]),
+            (&["--", "w", "a", "-x"], &["a", "-x"]),
+        ] {
+            let args = exec_args(words).unwrap();
+            assert_eq!(args.command(), command, "{words:?}");
+        }
+        for (words, named) in [
+            (&["w", "--iteractive", "sh"][..], "--iteractive"),
+            (&["w", "-x", "sh"], "-x"),
+            (&["w"], "COMMAND"),
+            (&[], "WORKSPACE"),
+            (&["w", "--timeout", "soon", "sh"], "soon"),
+        ] {
+            let error = exec_args(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{words:?}: {error}");
+        }
     }
 
     #[test]

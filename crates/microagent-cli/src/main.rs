@@ -11,6 +11,7 @@ mod progress;
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
 mod terminal;
 

@@ -1,6 +1,11 @@
 //! What `run` and `create` have in common: the options of a workspace, and what they mean to the library.
 
-use std::{fs, path::PathBuf, str::FromStr, time::Duration};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    str::FromStr,
+    time::Duration,
+};
 
 use clap::{Args, error::ErrorKind};
 use microagent::{
@@ -111,7 +116,7 @@ pub(crate) struct WorkspaceArgs {
 
 /// The value of `-e`: set here, or taken from the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum EnvArg {
+pub(crate) enum EnvArg {
     Set(EnvVar),
     FromHost(String),
 }
@@ -258,14 +263,14 @@ impl WorkspaceArgs {
     }
 }
 
-fn host_variable(name: &str) -> Option<String> {
+pub(crate) fn host_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn read_env_file(path: &PathBuf) -> Result<Vec<EnvVar>, Error> {
+pub(crate) fn read_env_file(path: &Path) -> Result<Vec<EnvVar>, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Io {
         doing: "read",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     env_file::parse(&text, host_variable).map_err(|error| Error::Invalid {

@@ -21,7 +21,7 @@ use std::{
 };
 
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, VsockSpec,
+    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
     EndCause, ExecRole, LaunchSpec, ProcessIdentity, ReadinessReport, State,
@@ -80,6 +80,8 @@ pub(crate) enum Message {
         role: ExecRole,
         reply: Reply<PathBuf>,
     },
+    /// A client attaches to the serial console.
+    Console { reply: Reply<SerialPort> },
     /// The workload runs, and this keeps its output.
     WorkloadStarted(Arc<Mutex<Capture>>),
     /// The workload will not run after all: the guest could not be asked to.
@@ -236,6 +238,7 @@ impl Engine {
             Message::Happened(input) => self.feed(input),
             Message::Ask { ask, reply } => self.ask(ask, reply),
             Message::Exec { role, reply } => self.exec(role, reply),
+            Message::Console { reply } => self.console(&reply),
             Message::WorkloadStarted(capture) => {
                 self.capture = Some(capture);
                 self.feed(Input::WorkloadStarted);

@@ -16,6 +16,7 @@
 mod backend;
 mod console;
 mod control;
+mod copy;
 mod crew;
 mod engine;
 mod error;
@@ -30,6 +31,7 @@ mod owner;
 mod peer;
 mod process;
 mod result;
+mod serial;
 mod session;
 mod stats;
 mod text;

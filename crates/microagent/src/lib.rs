@@ -22,11 +22,13 @@
 mod auth;
 mod command;
 mod config;
+mod copy;
 mod directories;
 mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
 mod hostname;
 mod images;
@@ -36,6 +38,7 @@ mod name;
 mod options;
 mod result;
 mod run;
+mod session;
 pub mod signal;
 mod spec;
 mod supervise;
@@ -44,10 +47,14 @@ mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
 pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::Images;
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -62,7 +69,9 @@ pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
     ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
     MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
-    ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
+    WorkspaceName,
+    copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
@@ -115,6 +124,21 @@ impl Microagent {
     #[must_use]
     pub fn workspaces(&self) -> Workspaces<'_> {
         Workspaces::new(&self.config)
+    }
+
+    /// Copies files between this host and workspaces, running or not.
+    ///
+    /// # Errors
+    /// Whatever keeps a file from being read or written. Each file is as it was or as it is to be;
+    /// those that were complete stay.
+    pub fn copy(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+        options: &CopyOptions,
+        io: CopyIo,
+    ) -> Result<CopyReport> {
+        copy::copy(&self.config, from, to, options, io)
     }
 
     /// The images.

@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use microagent_protocol::{
-    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, PublishedPort, State, Timestamp,
-    supervisor::ErrorReport,
+    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, PublishedPort, StartFailure, State,
+    Timestamp,
+    supervisor::{ErrorKind, ErrorReport},
 };
 use serde::{Deserialize, Serialize};
 
@@ -106,6 +107,17 @@ pub const EXIT_TIMED_OUT: u8 = 124;
 
 /// The exit code when microagent itself failed.
 pub const EXIT_FAILED: u8 = 125;
+
+/// What kind of failure it is that a process never ran.
+pub(crate) fn start_failure_kind(reason: StartFailure) -> ErrorKind {
+    match reason {
+        StartFailure::NotFound | StartFailure::UnknownUser => ErrorKind::NotFound,
+        StartFailure::Guest => ErrorKind::Transient,
+        StartFailure::NotExecutable | StartFailure::BadWorkdir | StartFailure::Invalid => {
+            ErrorKind::Invalid
+        }
+    }
+}
 
 /// The code for shells of a run that ended so.
 pub(crate) fn exit_code(exit: Option<&ExitStatus>, cause: EndCause) -> u8 {

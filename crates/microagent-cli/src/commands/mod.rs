@@ -1,7 +1,10 @@
 //! One file per command, named as the command.
 
 pub(crate) mod completions;
+pub(crate) mod connect;
+pub(crate) mod cp;
 pub(crate) mod doctor;
+pub(crate) mod exec;
 pub(crate) mod images;
 pub(crate) mod kernel;
 pub(crate) mod man;

@@ -16,15 +16,13 @@ use microagent_protocol::{
     supervisor::{Event, EventKind},
 };
 
-use super::{
-    Happening,
-    session::{Session, Sinks},
-};
+use super::Happening;
 use crate::{
     config::Config,
     error::{Error, Result},
     event::RunEvent,
     io::{Control, EventSink},
+    session::{Session, Sinks},
     supervisor::client::Supervisor,
 };
 
@@ -158,10 +156,10 @@ impl<'a> Drive<'a> {
                     gone = true;
                     self.deadline = Some((Instant::now() + DRAIN_LIMIT, Overdue::Machine));
                 }
-                Happening::SessionStarted => self.started(has_setup),
+                Happening::SessionStarted(_) => self.started(has_setup),
                 Happening::SessionEnded(ended) => {
                     self.session = None;
-                    if self.ended(ended) {
+                    if self.ended(ended.map(|report| report.exit)) {
                         self.next(&mut setups, &mut command);
                     }
                 }
@@ -246,8 +244,10 @@ impl<'a> Drive<'a> {
                 _ if self.over.is_some() => {} // It ended already.
                 _ => self.fail(Error::Cancelled { signal }),
             },
-            Control::Kill if self.running || self.over.is_some() => self.end_machine(),
-            Control::Kill => self.fail(Error::Cancelled { signal: SIGKILL }),
+            Control::Kill | Control::Detach if self.running || self.over.is_some() => {
+                self.end_machine();
+            }
+            Control::Kill | Control::Detach => self.fail(Error::Cancelled { signal: SIGKILL }),
         }
     }
 

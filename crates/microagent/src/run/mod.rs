@@ -4,16 +4,14 @@ pub(crate) mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod outcome;
-pub(crate) mod output;
 pub(crate) mod phases;
 pub(crate) mod prepare;
-pub(crate) mod session;
 
 use std::{
     io,
     path::Path,
     sync::{
-        Arc, Mutex,
+        Arc,
         mpsc::{Receiver, Sender, channel},
     },
     thread,
@@ -21,14 +19,12 @@ use std::{
 };
 
 use microagent_image::Reference;
-use microagent_protocol::{ExtraDisk, WorkspaceName, exec::ExitReport, supervisor::Event};
+use microagent_protocol::{ExtraDisk, LineReport, ShellOrigin, WorkspaceName, supervisor::Event};
 
 use self::{
     drive::{Drive, Setup},
     outcome::Outcome,
-    output::Output,
     prepare::Prepared,
-    session::Sinks,
 };
 use crate::{
     command,
@@ -41,6 +37,7 @@ use crate::{
     name,
     options::{Resources, RunOptions},
     result::RunResult,
+    session::Sinks,
     supervisor::client::{Events, Supervisor},
     workspaces::{
         self,
@@ -58,10 +55,10 @@ pub(crate) enum Happening {
     Machine(Event),
     /// The supervisor is gone.
     MachineGone,
-    /// The process of the session runs.
-    SessionStarted,
+    /// The process of the session runs; for a line, in this shell.
+    SessionStarted(Option<ShellOrigin>),
     /// The session is over.
-    SessionEnded(Result<ExitReport>),
+    SessionEnded(Result<LineReport>),
     /// The caller's writer failed.
     OutputFailed(io::Error),
 }
@@ -174,12 +171,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let launched = launch::launch(config, &manifest, directory.path(), &runtime, how)?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
-    let limit = config.capture_limit;
-    let sinks = Sinks {
-        stdout: Arc::new(Mutex::new(Output::new(stdout, limit))),
-        stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
-        own: true,
-    };
+    let sinks = Sinks::new(stdout, stderr, config.capture_limit);
     // What is to outlive the machine has to be written out by it.
     let clean = options.keep || options.wiring.writes_outside();
     let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
@@ -268,7 +260,9 @@ fn or_cancel<T: Send + 'static>(
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
             }
-            Ok(Happening::Control(Control::Kill)) => return Err(Error::Cancelled { signal: 9 }),
+            Ok(Happening::Control(Control::Kill | Control::Detach)) => {
+                return Err(Error::Cancelled { signal: 9 });
+            }
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }

@@ -21,13 +21,13 @@ use super::{
 use crate::{
     error::Result,
     run::drive::describe,
-    supervisor::client::{Begun, Exec},
+    supervisor::client::{Begun, Opening},
     workspaces::Workspace,
 };
 
 /// A probe that can be made without the workspace at hand.
 pub(super) enum Probe {
-    Exec(Box<Exec>, Duration),
+    Exec(Box<Opening>, Duration),
     Http(SocketAddr, String, Duration),
     /// It cannot be made.
     Hopeless(String),
@@ -45,7 +45,7 @@ impl Probe {
                     ..workspace.manifest().session.clone()
                 };
                 Ok(Self::Exec(
-                    Box::new(control.exec(request)?),
+                    Box::new(control.open(Command::Exec(request))?),
                     check.timeout(),
                 ))
             }
@@ -90,7 +90,7 @@ fn reachable(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(ip, address.port())
 }
 
-fn run_exec(exec: Exec, limit: Duration) -> Result<(), String> {
+fn run_exec(exec: Opening, limit: Duration) -> Result<(), String> {
     let line = exec
         .stream
         .try_clone()
@@ -102,7 +102,10 @@ fn run_exec(exec: Exec, limit: Duration) -> Result<(), String> {
                 .map_err(|error| error.to_string())
                 .and_then(|begun| match begun {
                     Begun::Failed(status) => Ok(status),
-                    Begun::Running(stream) => to_exit(stream),
+                    Begun::Process(stream) => to_exit(stream),
+                    Begun::Line(..) | Begun::Console(_) => {
+                        Err("the supervisor began something else".to_owned())
+                    }
                 });
         // Nobody waits any more when the time was up.
         let _ = sender.send(outcome);
