@@ -14,7 +14,9 @@ mod lifecycle;
 mod lifetime;
 mod refusals;
 mod settings;
+mod specs;
 mod streams;
+mod supervise;
 mod terminal;
 mod wiring;
 
