@@ -115,15 +115,8 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let (merged, synced) = std::thread::scope(|scope| {
-        let (mut blocks, syncer) =
-            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
-        let merged = merge(layers, &mut blocks, options, progress, &output);
-        drop(blocks);
-        Ok((merged, joined(syncer)))
-    })?;
-    let merged = merged?;
-    synced.map_err(output.error("sync"))?;
+    let mut blocks = FileBlocks::new(output.file()).map_err(output.error("open"))?;
+    let merged = merge(layers, &mut blocks, options, progress, &output)?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
@@ -131,18 +124,9 @@ pub fn build(
         .map_err(output.error("size"))?;
     output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
     // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
-    let (sha256, synced) = std::thread::scope(|scope| {
-        let file = output.file();
-        let sync = scope.spawn(move || file.sync_data());
-        let digest = output::digest(file, size_bytes);
-        (
-            digest,
-            sync.join()
-                .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked"))),
-        )
-    });
-    synced.map_err(output.error("sync"))?;
-    let sha256 = sha256.map_err(output.error("read back"))?;
+    let syncing = blocks.sync().map_err(output.error("sync"))?;
+    let sha256 = output::digest(output.file(), size_bytes).map_err(output.error("read back"))?;
+    syncing.finish().map_err(output.error("sync"))?;
     let metadata = output.file().metadata().map_err(output.error("inspect"))?;
     output.publish(0o444)?;
     Ok(BuiltDisk {
@@ -154,12 +138,6 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
-}
-
-fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
-    thread
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
