@@ -4,13 +4,17 @@
 
 mod cli;
 mod commands;
+mod each;
+mod options;
 mod output;
 mod progress;
 #[cfg(test)]
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
+mod template;
 mod terminal;
 
 use std::process::ExitCode;

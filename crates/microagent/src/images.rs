@@ -7,7 +7,7 @@ use microagent_image::{
     ImportOptions, Platform, PullOptions, PullPolicy, Reference, RegistryOptions, Removed,
 };
 
-use crate::{auth, config::Config, error::Result, workspace};
+use crate::{auth, config::Config, error::Result, workspaces::manifest::Manifest};
 
 /// The images of a state directory.
 #[derive(Clone, Copy, Debug)]
@@ -87,7 +87,7 @@ fn in_use(config: &Config) -> BTreeSet<Digest> {
     };
     entries
         .flatten()
-        .filter_map(|entry| workspace::image_of(&entry.path()))
+        .filter_map(|entry| Some(Manifest::read(&entry.path()).ok()?.image.digest))
         .filter_map(|digest| digest.parse().ok())
         .collect()
 }

@@ -22,11 +22,16 @@
 mod auth;
 mod command;
 mod config;
+mod contract;
+mod copy;
+mod directories;
 mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
+mod hostname;
 mod images;
 mod io;
 mod kernels;
@@ -34,14 +39,24 @@ mod name;
 mod options;
 mod result;
 mod run;
+mod session;
 pub mod signal;
+mod spec;
+mod supervise;
 mod supervisor;
-mod workspace;
+mod wiring;
+mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use contract::{Contract, contract};
+pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
+pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::Images;
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -53,14 +68,34 @@ pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
-    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
+    ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
+    MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
+    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
+    WorkspaceName,
+    copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
+    guest::GuestNetwork,
     launch::InvalidNetworkMode,
-    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
+    supervisor::{
+        ErrorKind, ErrorReport, Event, EventKind, HostCheck, HostReport, Verdict, WorkloadResult,
+    },
 };
-pub use options::{KernelChoice, Profile, Resources, RunOptions};
+pub use options::{KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use spec::{Spec, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload};
+pub use supervise::{
+    HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
+    SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
+};
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
+pub use workspaces::{
+    ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan, Created, DiskUse,
+    Divergence, History, InvalidFilter, InvalidSortKey, NetworkReport, NetworkRuntime,
+    NetworkStatus, Processes, RemovedWorkspace, SortKey, StartOptions, Started, StatsFollower,
+    Verification, Verify, Workspace, WorkspaceFilter, WorkspaceStatus, WorkspaceSummary,
+    Workspaces,
+};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]
@@ -92,6 +127,27 @@ impl Microagent {
         run::run(&self.config, options, io)
     }
 
+    /// The workspaces that stay.
+    #[must_use]
+    pub fn workspaces(&self) -> Workspaces<'_> {
+        Workspaces::new(&self.config)
+    }
+
+    /// Copies files between this host and workspaces, running or not.
+    ///
+    /// # Errors
+    /// Whatever keeps a file from being read or written. Each file is as it was or as it is to be;
+    /// those that were complete stay.
+    pub fn copy(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+        options: &CopyOptions,
+        io: CopyIo,
+    ) -> Result<CopyReport> {
+        copy::copy(&self.config, from, to, options, io)
+    }
+
     /// The images.
     #[must_use]
     pub fn images(&self) -> Images<'_> {
@@ -102,6 +158,15 @@ impl Microagent {
     #[must_use]
     pub fn kernels(&self) -> Kernels<'_> {
         Kernels::new(&self.config)
+    }
+
+    /// What this host has to run machines with, as a report and no verdict; boots a small probe where
+    /// that was not proved yet.
+    ///
+    /// # Errors
+    /// When the supervisor cannot be asked.
+    pub fn host(&self, options: &DoctorOptions) -> Result<HostReport> {
+        doctor::host(&self.config, options)
     }
 
     /// What this host can run; boots a small probe where that was not proved yet.

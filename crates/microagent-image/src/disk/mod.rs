@@ -15,25 +15,26 @@ mod limits;
 mod output;
 mod scratch;
 mod source;
-mod tar;
 mod tree;
 mod xattr;
 
 use std::io;
 use std::path::Path;
 
+use microagent_files::tar::{Content, EntryKind, TarReader};
 use sha2::{Digest, Sha256};
 
 use self::content::{Appender, BLOCK, BlockFile, ContentError, Extents, FileWriter};
 pub use self::error::{DiskError, EntryFault, LayerFault};
+pub use self::ext4::Headroom;
 use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
 pub use self::limits::Limits;
 use self::output::{FileBlocks, Output};
 pub use self::scratch::create_scratch;
 use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
-use self::tar::{EntryKind, TarReader};
 use self::tree::{Target, Tree};
+use crate::sync::Syncer;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
 pub const FORMAT_VERSION: u32 = 1;
@@ -115,16 +116,8 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let mut blocks = FileBlocks::new(output.file()).map_err(output.error("open"))?;
-    let merged = merge(layers, &mut blocks, options, progress, &output)?;
-    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
-    output
-        .file()
-        .set_len(size_bytes)
-        .map_err(output.error("size"))?;
-    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    let (merged, size_bytes, syncing) = lay_out(layers, &output, options, None, progress)?;
     // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
-    let syncing = blocks.sync().map_err(output.error("sync"))?;
     let sha256 = output::digest(output.file(), size_bytes).map_err(output.error("read back"))?;
     syncing.finish().map_err(output.error("sync"))?;
     let metadata = output.file().metadata().map_err(output.error("inspect"))?;
@@ -138,6 +131,43 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
+}
+
+/// Like [`build`], for a disk that is written to: with a journal and room, of mode 0600, and so without a digest.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_writable(
+    layers: Vec<LayerSource>,
+    output: &Path,
+    headroom: Headroom,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(), DiskError> {
+    let output = Output::create(output)?;
+    let (_, _, syncing) = lay_out(layers, &output, options, Some(headroom), progress)?;
+    syncing.finish().map_err(output.error("sync"))?;
+    output.publish(0o600)
+}
+
+/// Merges the layers and writes the file system; gives it, its size in bytes, and the sync that is under way.
+fn lay_out(
+    layers: Vec<LayerSource>,
+    output: &Output,
+    options: &BuildOptions,
+    headroom: Option<Headroom>,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(Merged, u64, Syncer), DiskError> {
+    let mut blocks = FileBlocks::new(output.file()).map_err(output.error("open"))?;
+    let merged = merge(layers, &mut blocks, options, headroom, progress, output)?;
+    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
+    output
+        .file()
+        .set_len(size_bytes)
+        .map_err(output.error("size"))?;
+    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    let syncing = blocks.sync().map_err(output.error("sync"))?;
+    Ok((merged, size_bytes, syncing))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
@@ -161,7 +191,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
     // The same bytes twice: as a first layer, and over themselves.
     for _ in 0..2 {
         tree.begin_layer();
-        let mut reader = TarReader::new(data, &limits);
+        let mut reader = TarReader::new(data, limits.tar());
         match apply(
             &mut reader,
             &mut tree,
@@ -178,7 +208,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
         uuid: [1; 16],
         label: [0; 16],
     };
-    match ext4::write(&mut tree, &mut appender, &identity) {
+    match ext4::write(&mut tree, &mut appender, &identity, None) {
         Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(()),
         Err(LayoutError::Output(error)) => Err(error.into()),
     }
@@ -197,6 +227,7 @@ fn merge(
     layers: Vec<LayerSource>,
     blocks: &mut dyn BlockFile,
     options: &BuildOptions,
+    headroom: Option<Headroom>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
     output: &Output,
 ) -> Result<Merged, DiskError> {
@@ -274,7 +305,7 @@ fn merge(
     })?;
     progress(BuildProgress::Finishing);
     let identity = identity(&diff_ids);
-    let written = ext4::write(&mut tree, &mut appender, &identity).map_err(|error| match error {
+    let written = ext4::write(&mut tree, &mut appender, &identity, headroom).map_err(|error| match error {
         LayoutError::Output(source) => output.error("write")(source),
         LayoutError::Full => DiskError::Layout(format!(
             "its metadata exceeds the limit of {} bytes on the disk; raise `Limits::max_disk_bytes` if you trust the image",
@@ -317,9 +348,10 @@ fn apply_layer(
         grace: limits.expansion_grace_bytes,
     };
     let mut stream = LayerStream::new(pieces, budget);
-    let mut reader = TarReader::new(&mut stream, limits);
+    let mut reader = TarReader::new(&mut stream, limits.tar());
     apply(&mut reader, tree, appender, entries, progress)?;
-    reader.drain()?;
+    // The digest covers all of it.
+    reader.drain(u64::MAX)?;
     if !reader.saw_end_marker() && !promised {
         // With a promised digest a cut is found anyway, and some writers leave the marker out.
         return Err(LayerFault::Truncated {
@@ -334,7 +366,7 @@ fn apply_layer(
 
 /// Applies one layer's entries to the tree, content to the disk.
 fn apply<R: io::BufRead>(
-    reader: &mut TarReader<'_, R>,
+    reader: &mut TarReader<R>,
     tree: &mut Tree<'_>,
     appender: &mut Appender<'_>,
     entries: &mut u64,
@@ -365,8 +397,8 @@ fn apply<R: io::BufRead>(
         if entry.kind == EntryKind::File && matches!(target, Target::Place(_)) && entry.size > 0 {
             let mut file = FileWriter::new(appender, limits);
             reader.read_content(|content| match content {
-                tar::Content::Data(bytes) => file.data(bytes),
-                tar::Content::Hole(length) => file.hole(length),
+                Content::Data(bytes) => file.data(bytes),
+                Content::Hole(length) => file.hole(length),
             })?;
             extents = file.finish()?;
         }

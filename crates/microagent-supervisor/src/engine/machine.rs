@@ -10,24 +10,36 @@ impl Engine {
         }
     }
 
+    /// How the guest is connected.
+    pub(super) fn network(&self) -> Option<GuestNetwork> {
+        let plan = self
+            .setup
+            .hypervisor
+            .network_plan(self.setup.spec.network)?;
+        Some(GuestNetwork {
+            address: plan.address,
+            prefix: plan.prefix,
+            gateway: plan.gateway,
+            dns: plan.dns,
+        })
+    }
+
     fn try_launch(&mut self, attempt: u32) -> Result<ProcessIdentity, (String, bool)> {
         let ours = |error: Error| (error.to_string(), false);
         let spec = machine_spec(&self.setup.spec, attempt);
         let mut hello = spec.vsock.uds.clone().into_os_string();
         hello.push(format!("_{HELLO_PORT}"));
-        let network = self
-            .setup
-            .hypervisor
-            .network_plan(spec.network)
-            .map(|plan| GuestNetwork {
-                address: plan.address,
-                prefix: plan.prefix,
-                gateway: plan.gateway,
-                dns: plan.dns,
-            });
         let introduction = Introduction {
             hostname: self.setup.spec.hostname.clone(),
-            network,
+            network: self.network(),
+            disks: disk_mounts(&self.setup.spec),
+            mediation: self
+                .setup
+                .spec
+                .mediation
+                .iter()
+                .map(|route| route.port)
+                .collect(),
         };
         let outbox = self.outbox.clone();
         let mut link = Link::listen(
@@ -105,25 +117,50 @@ fn may_retry(error: &microagent_hypervisor::Error) -> bool {
     )
 }
 
+/// The serial of the extra disk at this place.
+fn extra_serial(at: usize) -> String {
+    format!("disk{at}")
+}
+
+/// What the guest is told of the extra disks.
+fn disk_mounts(spec: &LaunchSpec) -> Vec<DiskMount> {
+    spec.disks
+        .iter()
+        .enumerate()
+        .map(|(at, disk)| DiskMount {
+            name: disk.name.to_string(),
+            serial: extra_serial(at),
+            mountpoint: disk.mountpoint.to_string(),
+            read_only: disk.read_only,
+        })
+        .collect()
+}
+
 fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
+    let mut disks = vec![
+        DiskSpec {
+            path: spec.base_disk.clone(),
+            serial: BASE_SERIAL.to_owned(),
+            read_only: true,
+        },
+        DiskSpec {
+            path: spec.scratch_disk.clone(),
+            serial: SCRATCH_SERIAL.to_owned(),
+            read_only: false,
+        },
+    ];
+    disks.extend(spec.disks.iter().enumerate().map(|(at, disk)| DiskSpec {
+        path: disk.path.clone(),
+        serial: extra_serial(at),
+        read_only: disk.read_only,
+    }));
     MachineSpec {
         name: spec.workspace.to_string(),
         memory: spec.memory,
         vcpus: spec.vcpus,
         kernel: spec.kernel.clone(),
         initramfs: spec.initramfs.clone(),
-        disks: vec![
-            DiskSpec {
-                path: spec.base_disk.clone(),
-                serial: BASE_SERIAL.to_owned(),
-                read_only: true,
-            },
-            DiskSpec {
-                path: spec.scratch_disk.clone(),
-                serial: SCRATCH_SERIAL.to_owned(),
-                read_only: false,
-            },
-        ],
+        disks,
         network: spec.network,
         vsock: VsockSpec {
             cid: GUEST_CID,
