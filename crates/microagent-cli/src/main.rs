@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod each;
 mod options;
 mod output;
 mod progress;
@@ -11,7 +12,9 @@ mod progress;
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
+mod template;
 mod terminal;
 
 use std::process::ExitCode;

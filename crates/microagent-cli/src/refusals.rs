@@ -4,6 +4,7 @@
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
 
 /// A flag of container engines that is refused.
@@ -38,13 +39,12 @@ const ROOT: &str = "The guest is root in its own kernel already: leave it out.";
 const CAPABILITIES: &str = "The guest has every capability in its own kernel, and none on the host: leave it out; \
      run as another user with --user.";
 const DEVICES: &str = "A microVM has virtual disks and a network, and no device of the host.";
-const FILES: &str = "A microVM shares no directory with the host. Put the files into the image, or copy them in and \
-     out as a stream: tar -c DIR | microagent run -i IMAGE sh -c 'tar -x && …'. \
-     (`microagent cp` is for kept workspaces.)";
-const PORTS: &str = "One run publishes no port; the guest can reach out with --network user.";
+const FILES: &str = "A microVM shares no directory with the host. Attach a tar or an ext4 image with --volume, put the \
+     files into the image, or copy them in and out as a stream: tar -c DIR | microagent run -i IMAGE \
+     sh -c 'tar -x && …'. (`microagent cp` is for kept workspaces.)";
+const PORTS: &str = "Name each port that is to lead into the guest: --publish 8080:80. What the guest is to reach on \
+     the host is named with --mediation.";
 const CGROUPS: &str = "Size the machine instead: --memory, --cpus, --disk-size or --profile.";
-const DETACH: &str = "A run stays in the foreground and ends with its caller. Use your shell's & for the background, \
-     and --keep to have the workspace afterwards.";
 
 const REFUSED: &[Refusal] = &[
     plain("privileged", None, ROOT),
@@ -64,7 +64,6 @@ const REFUSED: &[Refusal] = &[
     ),
     with_value("device", None, DEVICES),
     with_value("gpus", None, DEVICES),
-    with_value("volume", Some('v'), FILES),
     with_value("mount", None, FILES),
     with_value("volumes-from", None, FILES),
     with_value(
@@ -77,11 +76,9 @@ const REFUSED: &[Refusal] = &[
         None,
         "The guest's /dev/shm may take half of its memory: size it with --memory.",
     ),
-    with_value("publish", Some('p'), PORTS),
     plain("publish-all", Some('P'), PORTS),
     with_value("link", None, PORTS),
     with_value("pod", None, "There are no pods: one image, one machine."),
-    plain("detach", Some('d'), DETACH),
     plain(
         "init",
         None,
@@ -95,7 +92,7 @@ const REFUSED: &[Refusal] = &[
     with_value(
         "restart",
         None,
-        "One run is one run: restart it from your own supervisor.",
+        "Give a workspace that stays a policy with `create --restart`; `supervise` holds to it.",
     ),
     with_value("cpu-shares", None, CGROUPS),
     with_value("cpuset-cpus", None, CGROUPS),
@@ -114,15 +111,26 @@ const REFUSED: &[Refusal] = &[
 #[derive(Debug)]
 pub(crate) struct RefusedFlags;
 
+impl Refusal {
+    /// Apart from the name that a command may have an option of its own by.
+    fn id(&self) -> String {
+        format!("refused-{}", self.long)
+    }
+}
+
 impl Args for RefusedFlags {
     fn augment_args(mut command: Command) -> Command {
         for refusal in REFUSED {
+            let own = |arg: &Arg| arg.get_long() == Some(refusal.long);
+            if command.get_arguments().any(own) {
+                continue;
+            }
             let action = if refusal.takes_value {
                 ArgAction::Append
             } else {
                 ArgAction::Count
             };
-            let mut arg = Arg::new(refusal.long)
+            let mut arg = Arg::new(refusal.id())
                 .long(refusal.long)
                 .hide(true)
                 .action(action);
@@ -142,11 +150,12 @@ impl Args for RefusedFlags {
 impl FromArgMatches for RefusedFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |refusal: &&Refusal| {
-            if refusal.takes_value {
-                matches.contains_id(refusal.long)
-            } else {
-                matches.get_count(refusal.long) > 0
-            }
+            let source = match matches.try_contains_id(&refusal.id()) {
+                Ok(true) => matches.value_source(&refusal.id()),
+                // A command with an option of this name does not refuse it.
+                Ok(false) | Err(_) => None,
+            };
+            source == Some(ValueSource::CommandLine)
         };
         match REFUSED.iter().find(given) {
             None => Ok(Self),
@@ -224,7 +233,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ),
     (
         "volume",
-        "There are no volumes here; `microagent run --help` says how files get in and out.",
+        "There are no named volumes here; attach a file with `microagent run --volume`.",
     ),
 ];
 

@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     copy::{CopyIn, CopyOut},
     exec::{ExecRequest, StartFailure},
+    shell::{ShellLine, ShellOrigin},
 };
 
 /// The version of this protocol. Host and agent come from one executable, so
@@ -150,6 +151,8 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Run a line in the persistent shell.
+    Shell(ShellLine),
     /// Pack something into a tar stream (see [`crate::copy`]).
     CopyOut(CopyOut),
     /// Land a tar stream.
@@ -170,6 +173,13 @@ pub enum SessionReply {
     Started {
         /// Its process number in the guest.
         pid: u32,
+    },
+    /// To a line: its turn has come; frames follow.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
     },
     /// It is open: a connection's bytes follow, or a copy's frames.
     Opened,

@@ -1,10 +1,13 @@
 //! The control socket: clients, their requests, and their connections' changes of use.
 
+mod interactive;
+
 use std::{
     collections::HashMap,
     io::{self, Read},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
         mpsc::{Sender, channel},
@@ -32,6 +35,7 @@ use crate::{
     link,
     owner::Owner,
     peer,
+    readiness::Proofs,
     result::Capture,
     session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
     stats::Sampler,
@@ -42,6 +46,9 @@ use crate::{
 /// for control, so that sessions cannot crowd it out.
 const MAX_CLIENTS: usize = MAX_SESSIONS + 64;
 
+/// The longest reason a client may give, in characters.
+const MAX_REASON: usize = 1024;
+
 /// How long an answer may wait for a client that does not read.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 
@@ -51,6 +58,7 @@ pub(crate) struct Hub {
     pub(crate) outbox: Sender<Message>,
     pub(crate) sessions: Sessions,
     pub(crate) wiring: Wiring,
+    pub(crate) proofs: Proofs,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
     pub(crate) last_status: Arc<OnceLock<Status>>,
@@ -273,6 +281,9 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Halt { grace_ms } => Ask::Halt { grace_ms },
             Command::Stop { grace_ms } => Ask::Stop { grace_ms },
             Command::Kill => Ask::Kill,
+            Command::Condemn { reason } => Ask::Condemn {
+                reason: reason.chars().take(MAX_REASON).collect(),
+            },
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
@@ -283,6 +294,20 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             }
             Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
             Command::Exec(request) => match exec(reader, &id, request, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::Shell(line) => match interactive::run_line(reader, &id, line, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::Console => match interactive::attach(reader, &id, hub)? {
                 Some(again) => {
                     reader = again;
                     continue;
@@ -318,14 +343,29 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
+        let inspects = ask == Ask::Inspect;
         let outcome = control(ask, hub).map(|mut status| {
-            if ask == Ask::Inspect && status.state.is_live() {
+            if inspects && status.state.is_live() {
+                look_at_guest(&mut status, hub);
                 look_at_mediation(&mut status, hub);
             }
             Answer::Status(Box::new(status))
         });
         respond(&reader, &id, outcome)?;
     }
+}
+
+/// Adds what a process that is started in the guest shows.
+fn look_at_guest(status: &mut Status, hub: &Hub) {
+    if hub.owned {
+        return; // Its owner runs what it wants to know of.
+    }
+    hub.proofs.complete(status, &hub.sessions, &hub.crew, || {
+        let (reply, ticket) = channel();
+        let role = ExecRole::Command;
+        deliver(hub, Message::Exec { role, reply })?;
+        ticket.recv().map_err(|_| gone())?
+    });
 }
 
 /// Adds what takes a moment to find out, and so is not the engine's to.
@@ -357,7 +397,11 @@ fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> 
 
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     let (reply, answer) = channel();
-    if hub.outbox.send(Message::Ask { ask, reply }).is_ok()
+    let asked = Message::Ask {
+        ask: ask.clone(),
+        reply,
+    };
+    if hub.outbox.send(asked).is_ok()
         && let Ok(outcome) = answer.recv()
     {
         return outcome;
@@ -427,6 +471,25 @@ fn subscribe(
     Ok(())
 }
 
+/// Waits until the guest takes sessions, and says where.
+fn when_ready(
+    client: &FrameReader<UnixStream>,
+    role: ExecRole,
+    hub: &Hub,
+) -> Result<PathBuf, ErrorReport> {
+    let (reply, ticket) = channel();
+    deliver(hub, Message::Exec { role, reply })?;
+    let vsock = ticket.recv().map_err(|_| gone())??;
+    // Nothing may be run for somebody who gave up waiting.
+    if role != ExecRole::Workload && session::has_hung_up(client.get_ref()) {
+        return Err(ErrorReport::new(
+            ErrorKind::Transient,
+            "the client was gone before the guest was ready",
+        ));
+    }
+    Ok(vsock)
+}
+
 /// Runs a session on this connection; gives the connection back if none came of it.
 fn exec(
     reader: FrameReader<UnixStream>,
@@ -443,11 +506,7 @@ fn exec(
             return Ok(Some(reader));
         }
     };
-    let (reply, ticket) = channel();
-    let role = request.role;
-    let vsock = deliver(hub, Message::Exec { role, reply })
-        .and_then(|()| ticket.recv().map_err(|_| gone())?);
-    let vsock = match vsock {
+    let vsock = match when_ready(&reader, request.role, hub) {
         Ok(vsock) => vsock,
         Err(report) => {
             respond(&reader, id, Err(report))?;

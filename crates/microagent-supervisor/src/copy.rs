@@ -13,7 +13,7 @@ use std::{
 use microagent_protocol::{
     CopyEnd, ExecRole, FrameError, FrameKind, FrameReader,
     frame::{write_frame, write_json},
-    guest::{SessionReply, SessionRequest},
+    guest::SessionRequest,
     supervisor::{Answer, ErrorKind, ErrorReport},
 };
 
@@ -70,19 +70,11 @@ fn open(
     let role = ExecRole::Command;
     deliver(hub, Message::Exec { role, reply })?;
     let vsock = ticket.recv().map_err(|_| gone())??;
-    let (reply, guest) = session::ask(&seat, &vsock, request)?;
-    match reply {
-        SessionReply::Opened => {
-            session::unbound(&guest)?;
-            Ok((seat, guest))
-        }
-        SessionReply::Failed { message, .. } => Err(ErrorReport::new(
+    match session::open_copy(&seat, &vsock, request)? {
+        Ok(guest) => Ok((seat, guest)),
+        Err(message) => Err(ErrorReport::new(
             ErrorKind::Transient,
             format!("the guest does not copy: {}", harmless(&message, MAX_TEXT)),
-        )),
-        SessionReply::Started { .. } => Err(ErrorReport::new(
-            ErrorKind::Permanent,
-            "the guest started a process where a copy was asked for",
         )),
     }
 }

@@ -17,14 +17,14 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, VsockSpec,
+    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, ReadinessReport, State,
+    EndCause, ExecRole, LaunchSpec, ProcessIdentity, State, Timestamp,
     guest::{
         BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
     },
@@ -38,6 +38,7 @@ use crate::{
     events::Journal,
     lifecycle::{Action, ConsoleVerdict, Input, Lifecycle, Timer},
     link::{Introduction, Link},
+    readiness,
     result::Capture,
     session::Sessions,
     wiring::Wiring,
@@ -53,12 +54,13 @@ const REAP_NOTICE: Duration = Duration::from_secs(10);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(300);
 
 /// A control command, as the engine sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Inspect,
     Halt { grace_ms: u64 },
     Stop { grace_ms: u64 },
     Kill,
+    Condemn { reason: String },
     Pause,
     Resume,
     Quarantine,
@@ -79,6 +81,8 @@ pub(crate) enum Message {
         role: ExecRole,
         reply: Reply<PathBuf>,
     },
+    /// A client attaches to the serial console.
+    Console { reply: Reply<SerialPort> },
     /// The workload runs, and this keeps its output.
     WorkloadStarted(Arc<Mutex<Capture>>),
     /// The workload will not run after all: the guest could not be asked to.
@@ -126,6 +130,8 @@ pub(crate) struct Engine {
     /// Sessions that wait for the guest.
     until_ready: Vec<Reply<PathBuf>>,
     workload_asked: bool,
+    ready_at: Option<Timestamp>,
+    result_at: Option<Timestamp>,
     capture: Option<Arc<Mutex<Capture>>>,
     saving: Option<JoinHandle<()>>,
     over: Option<Over>,
@@ -158,6 +164,8 @@ impl Engine {
             until_end: Vec::new(),
             until_ready: Vec::new(),
             workload_asked: false,
+            ready_at: None,
+            result_at: None,
             capture: None,
             saving: None,
             over: None,
@@ -235,6 +243,7 @@ impl Engine {
             Message::Happened(input) => self.feed(input),
             Message::Ask { ask, reply } => self.ask(ask, reply),
             Message::Exec { role, reply } => self.exec(role, reply),
+            Message::Console { reply } => self.console(&reply),
             Message::WorkloadStarted(capture) => {
                 self.capture = Some(capture);
                 self.feed(Input::WorkloadStarted);
@@ -255,6 +264,7 @@ impl Engine {
         let actions = self.life.on(input, self.ms());
         self.perform(actions.into());
         if save {
+            self.result_at = Some(SystemTime::now().into());
             // Beside the guest's shutdown, not before it.
             self.save();
         }
@@ -292,6 +302,7 @@ impl Engine {
                 }
                 Action::Disarm(timer) => self.timers.retain(|(armed, _)| *armed != timer),
                 Action::OpenSessions => {
+                    self.ready_at = Some(SystemTime::now().into());
                     self.open_sessions();
                     if let Some(running) = &self.running {
                         self.setup.wiring.open(running.machine.vsock());

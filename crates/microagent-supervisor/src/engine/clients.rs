@@ -21,6 +21,10 @@ impl Engine {
             Ask::Halt { grace_ms } => Input::Halt { grace_ms },
             Ask::Stop { grace_ms } => Input::Stop { grace_ms },
             Ask::Kill => Input::Kill,
+            Ask::Condemn { reason } => match self.machine_to("condemned", &[State::Running]) {
+                Ok(_) => Input::Condemned { reason },
+                Err(refusal) => return self.answer(&reply, Err(refusal)),
+            },
         };
         // Answered when it is true.
         self.until_end.push(reply);
@@ -42,7 +46,13 @@ impl Engine {
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
             ports: self.setup.wiring.ports().to_vec(),
-            readiness: ReadinessReport::default(),
+            network: self.network(),
+            readiness: readiness::known(
+                self.ready_at,
+                self.life.state(),
+                self.result_at,
+                self.setup.spec.workload.is_some() || self.life.has_workload(),
+            ),
         }
     }
 
@@ -107,6 +117,15 @@ impl Engine {
         })?;
         self.feed(Input::Quarantined);
         Ok(())
+    }
+
+    pub(super) fn console(&self, reply: &Reply<SerialPort>) {
+        let from = [State::Starting, State::Running, State::Paused];
+        let port = self
+            .machine_to("attached to", &from)
+            .and_then(|machine| machine.console().map_err(|error| refused(&error)));
+        // A client that did not wait needs no answer.
+        let _ = reply.send(port);
     }
 
     pub(super) fn exec(&mut self, role: ExecRole, reply: Reply<PathBuf>) {

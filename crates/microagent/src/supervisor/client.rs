@@ -8,7 +8,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader,
+    FrameError, FrameKind, FrameReader, ShellOrigin,
     exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response, Status},
@@ -53,12 +53,29 @@ impl Control {
 
     /// The events of this boot, those that happened already first.
     pub(crate) fn subscribe(&self) -> Result<Events> {
+        self.follow(false)
+    }
+
+    /// The same as the owner: the machine lives only as long as they are listened to.
+    pub(crate) fn own(&self) -> Result<Events> {
+        self.follow(true)
+    }
+
+    fn follow(&self, owner: bool) -> Result<Events> {
         let mut stream = connect(&self.subject, &self.socket)?;
-        let command = Command::Subscribe { owner: false };
+        let command = Command::Subscribe { owner };
         match request(&self.subject, &mut stream, command, Some(ANSWER_LIMIT))? {
             Answer::Subscribed => Ok(Events(FrameReader::new(stream))),
             _ => Err(unexpected(&self.subject)),
         }
+    }
+
+    /// A connection for several questions.
+    pub(crate) fn conversation(&self) -> Result<Conversation> {
+        Ok(Conversation {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+        })
     }
 
     /// Whose machine it is.
@@ -75,13 +92,32 @@ impl Control {
         }
     }
 
-    /// A process in the guest, to be started once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Ok(Exec {
+    /// A session, to be opened once the guest is ready.
+    pub(crate) fn open(&self, command: Command) -> Result<Opening> {
+        Ok(Opening {
             subject: self.subject.clone(),
             stream: connect(&self.subject, &self.socket)?,
-            request: exec,
+            command,
         })
+    }
+}
+
+/// A connection that takes one question after the other.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    subject: String,
+    stream: UnixStream,
+}
+
+impl Conversation {
+    /// Asks one thing. `limit` is for the answer.
+    pub(crate) fn ask(&mut self, command: Command, limit: Duration) -> Result<Answer> {
+        request(&self.subject, &mut self.stream, command, Some(limit))
+    }
+
+    /// The workspace.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 }
 
@@ -126,8 +162,8 @@ impl Supervisor {
     }
 
     /// Starts a process in the guest, once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Control::new(&self.subject, self.socket.clone()).exec(exec)
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Opening> {
+        Control::new(&self.subject, self.socket.clone()).open(Command::Exec(exec))
     }
 
     /// Ends the machine at once. That it is gone already is fine.
@@ -180,36 +216,44 @@ impl Events {
     }
 }
 
-/// How an exec began.
+/// How a session began.
 pub(crate) enum Begun {
-    /// It runs; the stream is its session.
-    Running(UnixStream),
-    /// It never ran.
+    /// A process runs; the stream is its session.
+    Process(UnixStream),
+    /// A line runs in this shell; the stream is its session.
+    Line(UnixStream, ShellOrigin),
+    /// The stream is the serial console.
+    Console(UnixStream),
+    /// The process or the line never ran.
     Failed(ExitStatus),
 }
 
 /// A session about to be opened.
-pub(crate) struct Exec {
+pub(crate) struct Opening {
     subject: String,
     pub(crate) stream: UnixStream,
-    request: ExecRequest,
+    command: Command,
 }
 
-impl Exec {
-    /// Waits until the process runs, or cannot.
+impl Opening {
+    /// Waits until it has begun, or cannot.
     pub(crate) fn start(mut self) -> Result<Begun> {
-        let command = Command::Exec(self.request);
-        match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
-            Answer::FailedToStart { reason, message } => {
-                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
-            }
-            _ => Err(unexpected(&self.subject)),
-        }
+        Ok(
+            match request(&self.subject, &mut self.stream, self.command, None)? {
+                Answer::Started { .. } => Begun::Process(self.stream),
+                Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
+                Answer::Attached => Begun::Console(self.stream),
+                Answer::FailedToStart { reason, message } => {
+                    Begun::Failed(ExitStatus::FailedToStart { reason, message })
+                }
+                _ => return Err(unexpected(&self.subject)),
+            },
+        )
     }
 }
 
-fn unexpected(subject: &str) -> Error {
+/// An answer that is none.
+pub(crate) fn unexpected(subject: &str) -> Error {
     Error::SupervisorFailed {
         subject: subject.to_owned(),
         reason: "it gave an answer to another question".to_owned(),
