@@ -118,6 +118,7 @@ fn ending(path: &[u8]) -> (&[u8], Ending) {
     let end = path.iter().rposition(|byte| *byte != b'/');
     match end {
         Some(end) => (&path[..=end], ending),
+        None if ending == Ending::Plain => (path, ending),
         None => (b"/", ending),
     }
 }

@@ -6,11 +6,14 @@
 
 mod disks;
 mod endpoint;
+mod land;
 mod live;
 mod overlay;
 mod pack;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
