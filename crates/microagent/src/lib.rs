@@ -76,9 +76,9 @@ pub use microagent_protocol::{
     launch::InvalidNetworkMode,
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
 };
-pub use options::{KernelChoice, Profile, Resources, RunOptions};
+pub use options::{HostFile, KernelChoice, Profile, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
-pub use spec::{Spec, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload};
+pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
     SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,

@@ -120,6 +120,7 @@ fn listener(
             }
             RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => machine(&event, &screen, &progress, free_ports),
+            RunEvent::File { src } => progress.say(&format!("Copying {}", src.display())),
             RunEvent::Setup { command } => {
                 progress.note(&format!("Setup: {command}"));
                 // What it prints is next.
