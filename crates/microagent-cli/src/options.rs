@@ -4,13 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Args, error::ErrorKind};
 use microagent::{
-    BackendChoice, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform, Profile,
-    PullPolicy, Reference, RunOptions, VcpuCount, env_file,
+    BackendChoice, CreateOptions, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform,
+    Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount, env_file,
 };
 
 use crate::{
@@ -23,6 +23,9 @@ use crate::{
 /// The options of a workspace.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
+    /// A spec (microagent.yaml) that says all this; single options go over it, repeatable ones add
+    #[arg(long, value_name = "FILE", help_heading = "Workspace")]
+    file: Option<PathBuf>,
     /// The image, when it does not stand before the command
     #[arg(long = "image", value_name = "IMAGE", help_heading = "Command")]
     image: Option<String>,
@@ -53,14 +56,9 @@ pub(crate) struct WorkspaceArgs {
     hostname: Option<String>,
 
     /// The machine's size: tiny (256 MiB, 1 CPU, 512 MiB of disk), small (512, 2, 1024), medium
-    /// (2048, 2, 8192) or large (4096, 4, 16384)
-    #[arg(
-        long,
-        value_name = "PROFILE",
-        default_value = "small",
-        help_heading = "Machine"
-    )]
-    profile: Profile,
+    /// (2048, 2, 8192) or large (4096, 4, 16384) [default: small]
+    #[arg(long, value_name = "PROFILE", help_heading = "Machine")]
+    profile: Option<Profile>,
     /// Memory: MiB, or a number with M or G
     #[arg(long, short, value_name = "SIZE", help_heading = "Machine")]
     memory: Option<Mebibytes>,
@@ -70,10 +68,10 @@ pub(crate) struct WorkspaceArgs {
     /// The most the workspace may write: MiB, or a number with M or G
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     disk_size: Option<Mebibytes>,
-    /// user (outbound connections) or isolated (loopback only)
-    #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "user",
+    /// user (outbound connections) or isolated (loopback only) [default: user]
+    #[arg(long, visible_alias = "net", value_name = "MODE",
           value_parser = refusals::network, help_heading = "Machine")]
-    network: NetworkMode,
+    network: Option<NetworkMode>,
     /// auto, qemu, qemu-kvm or qemu-tcg
     #[arg(
         long,
@@ -198,16 +196,37 @@ impl WorkspaceArgs {
         self.wiring.wants_free_ports()
     }
 
-    /// The library's options for this image and command.
+    /// Whether a spec may name what the command line does not.
+    pub(crate) fn has_spec(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The library's options for this image and command, over what the spec says.
     pub(crate) fn into_options(
         self,
-        image: String,
+        image: Option<String>,
+        command: Vec<String>,
+    ) -> Result<CreateOptions, Error> {
+        let spec = match &self.file {
+            Some(file) => Spec::read(file)?.options()?,
+            None => CreateOptions::new(RunOptions::new("")),
+        };
+        let run = self.over(spec.run_options().clone(), image, command)?;
+        Ok(spec.with_run_options(run))
+    }
+
+    fn over(
+        self,
+        options: RunOptions,
+        image: Option<String>,
         command: Vec<String>,
     ) -> Result<RunOptions, Error> {
-        let mut options = RunOptions::new(image)
-            .command(command)
-            .profile(self.profile)
-            .network(self.network)
+        let entrypoint = self.entrypoint.map(|program| match program.as_str() {
+            "" => Vec::new(),
+            _ => vec![program],
+        });
+        let mut options = options
+            .overridden_by(self.exec, entrypoint, command)
             .backend(self.backend)
             .pull(self.pull)
             .wiring(self.wiring.into_wiring()?)
@@ -230,19 +249,15 @@ impl WorkspaceArgs {
         for script in self.setup {
             options = options.setup(script);
         }
-        options = match self.entrypoint {
-            Some(program) if program.is_empty() => options.entrypoint(Vec::<String>::new()),
-            Some(program) => options.entrypoint([program]),
-            None => options,
-        };
         macro_rules! set {
             ($($method:ident: $value:expr),* $(,)?) => {
                 $(if let Some(value) = $value { options = options.$method(value); })*
             };
         }
         set! {
-            shell: self.exec, workdir: self.workdir, user: self.user, hostname: self.hostname,
-            memory: self.memory, vcpus: self.cpus, disk: self.disk_size, platform: self.platform,
+            image: image, profile: self.profile, network: self.network, workdir: self.workdir,
+            user: self.user, hostname: self.hostname, memory: self.memory, vcpus: self.cpus,
+            disk: self.disk_size, platform: self.platform,
         }
         Ok(options)
     }
@@ -299,6 +314,21 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads an instant: a time as JSON shows it, or how long ago it was.
+pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
+    if let Ok(ago) = duration(text) {
+        let now = SystemTime::now();
+        return Ok(now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH));
+    }
+    serde_json::from_value::<Timestamp>(text.into())
+        .map(|at| at.0)
+        .map_err(|_| {
+            format!(
+                "{text:?} is not a time; write 2026-01-31T12:00:00Z, or how long ago: 90s, 10m, 2h"
+            )
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -317,6 +347,15 @@ mod tests {
         for text in ["", "0", "-1", "1d", "s", "1.2.3", "1e999", "inf", "nan"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn instants_are_times_or_ages() {
+        let at = instant("1970-01-01T00:00:01Z").unwrap();
+        assert_eq!(at, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        let age = instant("1h").unwrap().elapsed().unwrap();
+        assert!((3600..3610).contains(&age.as_secs()), "{age:?}");
+        assert!(instant("yesterday").is_err());
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use microagent::{Error, RunController};
+use microagent::{Error, RunController, SuperviseStop};
 use signal_hook::{
     consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGWINCH},
     iterator::Signals,
@@ -54,6 +54,17 @@ pub(crate) fn detach(controller: RunController) -> Result<TornDown, Error> {
         }
     });
     Ok(told)
+}
+
+/// Asks for the end of a supervision when this process is asked to end.
+pub(crate) fn on_end(stop: SuperviseStop) -> Result<(), Error> {
+    let mut signals = handle(&[SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            stop.ask();
+        }
+    });
+    Ok(())
 }
 
 fn handle(wanted: &[i32]) -> Result<Signals, Error> {

@@ -46,6 +46,12 @@ impl State {
         )
     }
 
+    /// Whether something went wrong with a workspace that is at rest in this state.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        matches!(self, Self::Failed | Self::Quarantined)
+    }
+
     /// Whether `self -> next` is in [`TRANSITIONS`].
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
@@ -117,6 +123,41 @@ pub enum EndCause {
     OutOfMemory,
     /// The program that owned it ended or let go.
     OwnerGone,
+}
+
+impl EndCause {
+    /// Every cause.
+    pub const ALL: [Self; 11] = [
+        Self::WorkloadFinished,
+        Self::GuestPoweredOff,
+        Self::GuestPanicked,
+        Self::BootFailed,
+        Self::VmmDied,
+        Self::Requested,
+        Self::Killed,
+        Self::Unhealthy,
+        Self::TimedOut,
+        Self::OutOfMemory,
+        Self::OwnerGone,
+    ];
+}
+
+impl std::fmt::Display for EndCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::WorkloadFinished => "its command finished",
+            Self::GuestPoweredOff => "the guest powered itself off",
+            Self::GuestPanicked => "the guest's kernel panicked, or its agent could not go on",
+            Self::BootFailed => "the guest did not become ready",
+            Self::VmmDied => "the virtual machine monitor ended unexpectedly",
+            Self::Requested => "it was asked to end",
+            Self::Killed => "it was killed",
+            Self::Unhealthy => "its health probes failed",
+            Self::TimedOut => "the time limit was over",
+            Self::OutOfMemory => "the guest ran out of memory",
+            Self::OwnerGone => "its owner let it go",
+        })
+    }
 }
 
 #[cfg(test)]

@@ -38,6 +38,14 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
     if argv.chain(&options.shell).chain(&options.setup).any(nul) {
         return Err(Error::invalid("the command", "it has a NUL byte"));
     }
+    if let Some(program) = &options.shell_program
+        && (!program.starts_with('/') || program.contains('\0'))
+    {
+        return Err(Error::invalid(
+            "shell",
+            format!("{program:?} is not an absolute path in the guest"),
+        ));
+    }
     if let Some(workdir) = &options.workdir {
         check_workdir(workdir)?;
     }
@@ -112,7 +120,7 @@ pub(crate) fn setup(
 ) -> Result<ExecRequest> {
     Ok(ExecRequest {
         role: ExecRole::Setup,
-        argv: shell(script),
+        argv: shell(options.shell_program.as_deref(), script),
         ..surroundings(options, config)?
     })
 }
@@ -153,13 +161,15 @@ pub(crate) fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result
     })
 }
 
-pub(crate) fn shell(script: &str) -> Vec<String> {
-    vec![SHELL.to_owned(), "-c".to_owned(), script.to_owned()]
+pub(crate) fn shell(program: Option<&str>, script: &str) -> Vec<String> {
+    [program.unwrap_or(SHELL), "-c", script]
+        .map(str::to_owned)
+        .into()
 }
 
 fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
     if let Some(script) = &options.shell {
-        return Ok(shell(script));
+        return Ok(shell(options.shell_program.as_deref(), script));
     }
     let entrypoint = options.entrypoint.as_ref().unwrap_or(&config.entrypoint);
     let command = match (&options.entrypoint, &options.command[..]) {
@@ -249,6 +259,10 @@ mod tests {
         assert_eq!(
             argv_of(&run().shell("a | b"), &image),
             ["/bin/sh", "-c", "a | b"]
+        );
+        assert_eq!(
+            argv_of(&run().shell("a").shell_program("/bin/bash"), &image),
+            ["/bin/bash", "-c", "a"]
         );
         assert_eq!(argv_of(&run(), &config(&[], &["bash"])), ["bash"]);
     }

@@ -51,6 +51,15 @@ impl Profile {
         }
     }
 
+    /// Its name and what it stands for.
+    #[must_use]
+    pub const fn describe(self) -> ProfileInfo {
+        ProfileInfo {
+            name: self,
+            resources: self.resources(),
+        }
+    }
+
     /// Memory, number of vCPUs and disk.
     const fn sizes(self) -> (u32, u32, u32) {
         match self {
@@ -99,6 +108,16 @@ pub struct Resources {
     pub size_mib: Mebibytes,
 }
 
+/// A profile and what it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProfileInfo {
+    /// Its name.
+    pub name: Profile,
+    /// What a machine of it is given.
+    #[serde(flatten)]
+    pub resources: Resources,
+}
+
 /// Which kernel boots.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum KernelChoice {
@@ -144,6 +163,7 @@ pub struct RunOptions {
     pub(crate) image: String,
     pub(crate) command: Vec<String>,
     pub(crate) shell: Option<String>,
+    pub(crate) shell_program: Option<String>,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) setup: Vec<String>,
     pub(crate) env: Vec<EnvChange>,
@@ -157,6 +177,7 @@ pub struct RunOptions {
     pub(crate) memory: Option<Mebibytes>,
     pub(crate) vcpus: Option<VcpuCount>,
     pub(crate) disk: Option<Mebibytes>,
+    pub(crate) headroom: Option<Mebibytes>,
     pub(crate) network: NetworkMode,
     pub(crate) wiring: Wiring,
     pub(crate) timeout: Option<Duration>,
@@ -173,6 +194,7 @@ impl RunOptions {
             image: image.into(),
             command: Vec::new(),
             shell: None,
+            shell_program: None,
             entrypoint: None,
             setup: Vec::new(),
             env: Vec::new(),
@@ -186,6 +208,7 @@ impl RunOptions {
             memory: None,
             vcpus: None,
             disk: None,
+            headroom: None,
             network: NetworkMode::default(),
             wiring: Wiring::default(),
             timeout: None,
@@ -194,6 +217,12 @@ impl RunOptions {
             pull: PullPolicy::Missing,
             platform: None,
         }
+    }
+
+    /// Another image.
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
     }
 
     /// Runs this instead of the image's `Cmd`; the image's `Entrypoint` stays in front of it.
@@ -205,6 +234,32 @@ impl RunOptions {
     /// Runs `/bin/sh -c script`, whatever the image's `Entrypoint` and `Cmd` are.
     pub fn shell(mut self, script: impl Into<String>) -> Self {
         self.shell = Some(script.into());
+        self
+    }
+
+    /// The guest's shell for [`shell`](Self::shell) and [`setup`](Self::setup), by its absolute
+    /// path, instead of `/bin/sh`.
+    pub fn shell_program(mut self, path: impl Into<String>) -> Self {
+        self.shell_program = Some(path.into());
+        self
+    }
+
+    /// Runs what was said last: a line for the shell, an entrypoint or a command, where they are
+    /// given, go over what these options say so far. A command alone keeps the entrypoint.
+    pub fn overridden_by(
+        mut self,
+        shell: Option<String>,
+        entrypoint: Option<Vec<String>>,
+        command: Vec<String>,
+    ) -> Self {
+        if shell.is_some() || entrypoint.is_some() {
+            self.entrypoint = entrypoint;
+            self.command = command;
+            self.shell = shell;
+        } else if !command.is_empty() {
+            self.command = command;
+            self.shell = None;
+        }
         self
     }
 
@@ -293,6 +348,12 @@ impl RunOptions {
         self
     }
 
+    /// The least the workspace may write where only the profile says how much.
+    pub fn headroom(mut self, headroom: Mebibytes) -> Self {
+        self.headroom = Some(headroom);
+        self
+    }
+
     /// How it is connected.
     pub fn network(mut self, network: NetworkMode) -> Self {
         self.network = network;
@@ -317,9 +378,9 @@ impl RunOptions {
         self
     }
 
-    /// Everything that connects the machine besides its network, at once.
+    /// Everything that connects the machine besides its network, after what was given so far.
     pub fn wiring(mut self, wiring: Wiring) -> Self {
-        self.wiring = wiring;
+        self.wiring = self.wiring.and(wiring);
         self
     }
 
@@ -361,7 +422,9 @@ impl RunOptions {
         Resources {
             memory_mib: self.memory.unwrap_or(Mebibytes(memory)),
             cpu_count: self.vcpus.map_or(vcpus, u32::from),
-            size_mib: self.disk.unwrap_or(Mebibytes(disk)),
+            size_mib: self
+                .disk
+                .unwrap_or(Mebibytes(disk).max(self.headroom.unwrap_or(Mebibytes(0)))),
         }
     }
 }

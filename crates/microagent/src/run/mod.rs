@@ -78,6 +78,12 @@ impl Plan {
             let reason = format!("{} is not absolute", config.state_dir.display());
             return Err(Error::invalid("the state directory", reason));
         }
+        if options.image.is_empty() {
+            return Err(Error::invalid(
+                "the image",
+                "none is named; give one, on the command line or in the spec",
+            ));
+        }
         let reference: Reference = options.image.parse()?;
         let name = match &options.name {
             Some(name) => name

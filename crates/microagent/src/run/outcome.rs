@@ -100,16 +100,16 @@ impl Outcome<'_> {
         }
         Error::NeverStarted {
             workspace: self.name.to_string(),
-            reason: self.reason().to_owned(),
+            reason: self.reason(),
             console: self.driven.detail.clone(),
         }
     }
 
     /// Why the machine ended, for people.
-    fn reason(&self) -> &'static str {
+    fn reason(&self) -> String {
         match self.driven.end {
-            Some(end) => describe(end),
-            None => "its supervisor ended unexpectedly",
+            Some(end) => end.to_string(),
+            None => "its supervisor ended unexpectedly".to_owned(),
         }
     }
 
@@ -188,22 +188,5 @@ impl Outcome<'_> {
             kind,
             format!("The command could not be started: {message}."),
         )
-    }
-}
-
-/// Why a machine ended, for people.
-fn describe(end: EndCause) -> &'static str {
-    match end {
-        EndCause::WorkloadFinished => "its command finished",
-        EndCause::GuestPoweredOff => "the guest powered itself off",
-        EndCause::GuestPanicked => "the guest's kernel panicked, or its agent could not go on",
-        EndCause::BootFailed => "the guest did not become ready",
-        EndCause::VmmDied => "the virtual machine monitor ended unexpectedly",
-        EndCause::Requested => "it was asked to end",
-        EndCause::Killed => "it was killed",
-        EndCause::Unhealthy => "its health probes failed",
-        EndCause::TimedOut => "the time limit was over",
-        EndCause::OutOfMemory => "the guest ran out of memory",
-        EndCause::OwnerGone => "its owner let it go",
     }
 }

@@ -56,6 +56,14 @@ impl Wiring {
         self
     }
 
+    /// Adds everything of another one after what is there.
+    pub fn and(mut self, other: Self) -> Self {
+        self.volumes.extend(other.volumes);
+        self.publish.extend(other.publish);
+        self.mediation.extend(other.mediation);
+        self
+    }
+
     /// Looks at everything that can be wrong with it before anything is done.
     ///
     /// # Errors

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -10,7 +11,7 @@ use microagent_protocol::{WorkspaceName, exec::ExecRequest};
 use serde::Serialize;
 
 use super::{
-    launch,
+    StartOptions, Started, Workspaces, launch,
     manifest::{Manifest, Part, Parts},
 };
 use crate::{
@@ -59,6 +60,17 @@ impl CreateOptions {
             restart: RestartPolicy::default(),
             health: None,
         }
+    }
+
+    /// The options of a run alone.
+    pub fn run_options(&self) -> &RunOptions {
+        &self.run
+    }
+
+    /// The same with other options of a run.
+    pub fn with_run_options(mut self, run: RunOptions) -> Self {
+        self.run = run;
+        self
     }
 
     /// Runs the image's own command at each start when no other is given.
@@ -151,7 +163,7 @@ pub(crate) fn plan(config: &Config, options: &CreateOptions) -> Result<CreatePla
         setup: options.run.setup.clone(),
         command: options.run.shell.as_ref().map_or_else(
             || options.run.command.clone(),
-            |script| command::shell(script),
+            |script| command::shell(options.run.shell_program.as_deref(), script),
         ),
         name: plan.name,
     })
@@ -229,6 +241,25 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
     })
 }
 
+/// Makes a workspace that runs what a run would, and starts it.
+pub(crate) fn launch(config: &Config, options: &RunOptions, io: RunIo) -> Result<Started> {
+    let mut run = options.clone();
+    let timeout = run.timeout.take();
+    let has_command = run.shell.is_some() || !run.command.is_empty() || run.entrypoint.is_some();
+    let events = Arc::clone(&io.events);
+    let options = CreateOptions::new(run).image_command(!has_command);
+    let created = create(config, &options, io)?;
+    let mut workspace = Workspaces::new(config).open(created.workspace.as_str())?;
+    let mut start = StartOptions::new();
+    if let Some(timeout) = timeout {
+        start = start.timeout(timeout);
+    }
+    workspace.start(
+        &start,
+        RunIo::captured().on_event(move |event| events(event)),
+    )
+}
+
 /// What a workspace is made of, as it is recorded.
 pub(crate) fn manifest(
     plan: &Plan,
@@ -271,6 +302,7 @@ pub(crate) fn manifest(
         }),
         session: command::surroundings(options, &image.config)?,
         setup: options.setup.clone(),
+        shell: options.shell_program.clone(),
         disks: Vec::new(),
         publish: options.wiring.publish.clone(),
         mediation: options.wiring.mediation.clone(),

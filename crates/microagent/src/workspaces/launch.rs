@@ -3,7 +3,7 @@
 use std::{path::Path, sync::mpsc::channel, time::Duration};
 
 use microagent_protocol::{
-    EndCause, ExitStatus, LaunchSpec, State, VcpuCount,
+    ExitStatus, LaunchSpec, State, VcpuCount,
     exec::ExecRequest,
     supervisor::{Command, Event, EventKind, Launched},
 };
@@ -99,14 +99,16 @@ pub(crate) fn launch(
     Ok(launched)
 }
 
-/// A machine that was launched and outlives its launcher.
+/// A machine that was launched and is ready. One that is owned ends with this value.
 pub(crate) struct Booted {
     pub(crate) control: Control,
+    /// What holds it, if it is owned.
+    _machine: Events,
     /// What happened until it was ready.
     pub(crate) events: Vec<Event>,
 }
 
-/// Launches a machine nobody owns and waits for its guest to be ready.
+/// Launches a machine and waits for its guest to be ready.
 pub(crate) fn boot(
     config: &Config,
     manifest: &Manifest,
@@ -118,12 +120,20 @@ pub(crate) fn boot(
         directories::remove_runtime(&dead);
     }
     let runtime = RuntimeDirectory::make(config)?;
+    let owned = how.owned;
     let launched = launch(config, manifest, directory, &runtime, how)?;
     runtime.hand_over();
     let control = Control::new(manifest.name.as_str(), launched.socket);
-    let mut machine = control.subscribe()?;
+    let mut machine = match owned {
+        true => control.own()?,
+        false => control.subscribe()?,
+    };
     let events = until_ready(manifest, &mut machine, listener)?;
-    Ok(Booted { control, events })
+    Ok(Booted {
+        control,
+        _machine: machine,
+        events,
+    })
 }
 
 fn until_ready(
@@ -153,25 +163,8 @@ fn until_ready(
             return Ok(events);
         }
         if let Some((cause, detail)) = ended {
-            return Err(never(end_word(cause).to_owned(), detail));
+            return Err(never(cause.to_string(), detail));
         }
-    }
-}
-
-/// Why a machine ended, for people.
-pub(crate) const fn end_word(cause: EndCause) -> &'static str {
-    match cause {
-        EndCause::WorkloadFinished => "its workload finished",
-        EndCause::GuestPoweredOff => "the guest powered off",
-        EndCause::GuestPanicked => "the guest panicked",
-        EndCause::BootFailed => "the guest did not become ready",
-        EndCause::VmmDied => "its virtual machine monitor ended",
-        EndCause::Requested => "it was asked to end",
-        EndCause::Killed => "it was killed",
-        EndCause::Unhealthy => "its health probes failed",
-        EndCause::TimedOut => "its time was up",
-        EndCause::OutOfMemory => "the guest ran out of memory",
-        EndCause::OwnerGone => "the program that owned it was gone",
     }
 }
 
@@ -197,7 +190,8 @@ pub(crate) fn set_up(
     let how = Launch {
         resources: manifest.resources,
         workload: None,
-        owned: false,
+        // Nobody is to find a workspace that is half set up and runs.
+        owned: true,
         time_limit: None,
     };
     let booted = boot(config, manifest, directory, how, listener)?;
