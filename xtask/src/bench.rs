@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{bench_image, bench_run, debian, install, packages, process};
+use crate::{bench_image, bench_net, bench_run, debian, install, packages, process};
 
 /// One measured figure.
 pub(crate) struct Figure {
@@ -81,6 +81,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("supervisor-rss", bench_run::supervisor_rss),
     ("run-vs-bare-boot", bench_run::run_against_bare_boot),
     ("import-vs-umoci-mke2fs", bench_image::import),
+    ("published-port-vs-hostfwd", bench_net::published),
     ("boots-under-load", bench_run::boots_under_load),
 ];
 

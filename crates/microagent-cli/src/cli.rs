@@ -24,6 +24,8 @@ pub(crate) const EXIT_FAILURE: u8 = 1;
     after_help = "Examples:
   microagent run debian:12 uname -a
   microagent run -it debian:12 bash
+  microagent create agent-1 debian:12
+  microagent start agent-1
   microagent images import --name debian:12 rootfs.tar.gz
   microagent doctor
 
@@ -92,6 +94,53 @@ impl Globals {
 enum Command {
     /// Run a command in a microVM of its own
     Run(Box<commands::run::RunArgs>),
+    /// Make a workspace that stays
+    Create(Box<commands::create::CreateArgs>),
+    /// Boot workspaces
+    Start(commands::start::StartArgs),
+    /// Shut workspaces down cleanly
+    Halt(commands::halt::HaltArgs),
+    /// Shut workspaces down, by force if need be
+    Stop(commands::stop::StopArgs),
+    /// End workspaces at once
+    Kill(commands::kill::KillArgs),
+    /// Freeze workspaces in place
+    Pause(commands::pause::PauseArgs),
+    /// Thaw paused workspaces
+    Resume(commands::resume::ResumeArgs),
+    /// Contain workspaces: freeze them, cut every connection, keep the evidence
+    Quarantine(commands::quarantine::QuarantineArgs),
+    /// Remove workspaces with everything they wrote
+    #[command(visible_alias = "rm")]
+    Delete(commands::delete::DeleteArgs),
+    /// Make a second workspace of what one has written
+    Clone(commands::clone::CloneArgs),
+    /// Say everything there is to know of workspaces
+    Status(commands::status::StatusArgs),
+    /// The same as status, in JSON
+    Inspect(commands::status::StatusArgs),
+    /// List every workspace
+    #[command(visible_alias = "ls")]
+    List(commands::list::ListArgs),
+    /// List the workspaces that are live
+    Ps(commands::list::ListArgs),
+    /// Show what a workspace's guest wrote to its console
+    Logs(commands::logs::LogsArgs),
+    /// Show what happened to a workspace
+    Events(commands::events::EventsArgs),
+    /// Show how a workspace's workload ended
+    Result(commands::result::ResultArgs),
+    /// Wait until workspaces have ended
+    Wait(commands::wait::WaitArgs),
+    /// Show what live workspaces cost
+    Stats(commands::stats::StatsArgs),
+    /// Show how workspaces are connected
+    Network(commands::network::NetworkArgs),
+    /// List the sizes of machines that have a name
+    Profiles,
+    /// Remove what killed programs left behind
+    #[command(visible_alias = "prune")]
+    Gc(commands::gc::GcArgs),
     /// Run a command in a running workspace
     Exec(Box<commands::exec::ExecArgs>),
     /// Open a shell in a running workspace, send it a line, or watch its serial console
@@ -118,11 +167,11 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
-    /// Keep a workspace up: start it, watch it, start it again
-    Supervise(commands::supervise::SuperviseArgs),
     /// Copy files between this host and a workspace
     #[command(visible_alias = "copy")]
     Cp(commands::cp::CpArgs),
+    /// Keep a workspace up: start it, watch it, start it again
+    Supervise(commands::supervise::SuperviseArgs),
     /// Check a microagent.yaml, and print its JSON Schema
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Spec {
@@ -133,6 +182,10 @@ enum Command {
     Completions(commands::completions::CompletionsArgs),
     /// Write the manual pages
     Man(commands::man::ManArgs),
+    /// Say what this host has to run machines with
+    Host(commands::host::HostArgs),
+    /// Print what programs may rely on
+    Contract,
     /// Print the version
     Version,
 }
@@ -150,11 +203,35 @@ pub(crate) fn main() -> ExitCode {
         Command::Run(args) => return commands::run::run(*args, globals, &screen),
         Command::Exec(args) => return commands::exec::run(&args, globals, &screen),
         Command::Connect(args) => return commands::connect::run(&args, globals, &screen),
+        Command::Create(args) => commands::create::run(*args, globals, &screen),
+        Command::Start(args) => commands::start::run(&args, globals, &screen),
+        Command::Halt(args) => commands::halt::run(&args, globals, &screen),
+        Command::Stop(args) => commands::stop::run(&args, globals, &screen),
+        Command::Kill(args) => commands::kill::run(&args, globals, &screen),
+        Command::Pause(args) => commands::pause::run(&args, globals, &screen),
+        Command::Resume(args) => commands::resume::run(&args, globals, &screen),
+        Command::Quarantine(args) => commands::quarantine::run(&args, globals, &screen),
+        Command::Delete(args) => commands::delete::run(&args, globals, &screen),
+        Command::Clone(args) => commands::clone::run(&args, globals, &screen),
+        Command::Status(args) => commands::status::run(&args, globals, &screen),
+        Command::Inspect(args) => commands::status::inspect(&args, globals, &screen),
+        Command::List(args) => commands::list::run(&args, globals, &screen),
+        Command::Ps(args) => commands::list::ps(&args, globals, &screen),
+        Command::Logs(args) => commands::logs::run(&args, globals, &screen),
+        Command::Events(args) => commands::events::run(&args, globals, &screen),
+        Command::Result(args) => commands::result::run(&args, globals, &screen),
+        Command::Wait(args) => commands::wait::run(&args, globals, &screen),
+        Command::Stats(args) => commands::stats::run(&args, globals, &screen),
+        Command::Network(args) => commands::network::run(&args, globals, &screen),
+        Command::Profiles => commands::profiles::run(&screen),
+        Command::Gc(args) => commands::gc::run(&args, globals, &screen),
+        Command::Host(args) => commands::host::run(&args, globals, &screen),
+        Command::Contract => commands::contract::run(&screen),
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
-        Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),
+        Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),
@@ -174,7 +251,7 @@ fn parse<T: Into<std::ffi::OsString> + Clone>(
     let matches = Cli::command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
         .and_then(|mut cli| {
-            cli.command.settle()?;
+            cli.command.settle(&cli.globals)?;
             Ok(cli)
         })
         .map_err(|error| in_form_of(error, matches.subcommand_name()))
@@ -182,9 +259,13 @@ fn parse<T: Into<std::ffi::OsString> + Clone>(
 
 impl Command {
     /// Checks what one option alone does not show.
-    fn settle(&mut self) -> Result<(), clap::Error> {
+    fn settle(&mut self, globals: &Globals) -> Result<(), clap::Error> {
         match self {
             Self::Run(args) => args.settle(),
+            Self::Create(args) => args.settle(),
+            Self::Logs(args) => args.settle(globals),
+            Self::Events(args) => args.settle(globals),
+            Self::Stats(args) => args.settle(globals),
             _ => Ok(()),
         }
     }
@@ -344,6 +425,7 @@ mod tests {
             (&["--timeout", "soon", "busybox"], "soon"),
             (&["--profile", "huge", "busybox"], "huge"),
             (&["--keep", "--rm", "busybox"], "--rm"),
+            (&["-d", "-t", "busybox"], "--detach"),
             (&["--exec", "x", "busybox", "y"], "--exec"),
         ] {
             let error = run_args(words).unwrap_err();
@@ -372,7 +454,6 @@ mod tests {
             (&["--volume=/tmp:/data:ro"], "cp"),
             (&["--mount", "type=bind,src=/tmp,dst=/data"], "cp"),
             (&["--gpus", "all"], "device"),
-            (&["-d"], "--keep"),
             (&["-P"], "--publish"),
         ] {
             let words: Vec<_> = words.iter().copied().chain(["busybox", "true"]).collect();

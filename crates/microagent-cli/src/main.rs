@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod each;
 mod options;
 mod output;
 mod progress;
@@ -13,6 +14,7 @@ mod refusals;
 mod signals;
 mod streams;
 mod surroundings;
+mod template;
 mod terminal;
 
 use std::process::ExitCode;

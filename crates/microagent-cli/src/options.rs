@@ -4,13 +4,13 @@ use std::{
     fs,
     path::{Path, PathBuf},
     str::FromStr,
-    time::Duration,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Args, error::ErrorKind};
 use microagent::{
     BackendChoice, CreateOptions, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform,
-    Profile, PullPolicy, Reference, RunOptions, Spec, VcpuCount, env_file,
+    Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount, env_file,
 };
 
 use crate::{
@@ -314,6 +314,21 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Reads an instant: a time as JSON shows it, or how long ago it was.
+pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
+    if let Ok(ago) = duration(text) {
+        let now = SystemTime::now();
+        return Ok(now.checked_sub(ago).unwrap_or(SystemTime::UNIX_EPOCH));
+    }
+    serde_json::from_value::<Timestamp>(text.into())
+        .map(|at| at.0)
+        .map_err(|_| {
+            format!(
+                "{text:?} is not a time; write 2026-01-31T12:00:00Z, or how long ago: 90s, 10m, 2h"
+            )
+        })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -332,6 +347,15 @@ mod tests {
         for text in ["", "0", "-1", "1d", "s", "1.2.3", "1e999", "inf", "nan"] {
             assert!(duration(text).is_err(), "{text}");
         }
+    }
+
+    #[test]
+    fn instants_are_times_or_ages() {
+        let at = instant("1970-01-01T00:00:01Z").unwrap();
+        assert_eq!(at, SystemTime::UNIX_EPOCH + Duration::from_secs(1));
+        let age = instant("1h").unwrap().elapsed().unwrap();
+        assert!((3600..3610).contains(&age.as_secs()), "{age:?}");
+        assert!(instant("yesterday").is_err());
     }
 
     #[test]

@@ -3,7 +3,7 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use microagent::ErrorReport;
+use microagent::{ErrorReport, Resources};
 use serde::Serialize;
 
 use crate::{
@@ -41,6 +41,15 @@ impl Screen {
             lively: terminal && !globals.quiet && form == Form::Text,
             quiet: globals.quiet,
             colour: io::stdout().is_terminal() && !globals.no_color && !surroundings::no_color(),
+        }
+    }
+
+    /// The same for a program that reads the results.
+    pub(crate) fn for_programs(&self) -> Self {
+        Self {
+            form: Form::Json,
+            lively: false,
+            ..*self
         }
     }
 
@@ -208,6 +217,22 @@ pub(crate) fn size(bytes: u64) -> String {
         unit += 1;
     }
     format!("{value:.1} {}", UNITS[unit])
+}
+
+/// What a machine is given, for people.
+pub(crate) fn machine(resources: &Resources) -> String {
+    let plural = if resources.cpu_count == 1 { "" } else { "s" };
+    format!(
+        "{} of memory, {} vCPU{plural}, {} of disk",
+        resources.memory_mib, resources.cpu_count, resources.size_mib
+    )
+}
+
+/// Names and values, a line each.
+pub(crate) fn facts(rows: &[(&str, String)]) -> String {
+    rows.iter()
+        .map(|(name, value)| format!("{name:10} {value}\n"))
+        .collect()
 }
 
 /// The first 12 digits of a digest.

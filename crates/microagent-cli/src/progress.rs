@@ -2,14 +2,18 @@
 
 use std::{
     collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use microagent::{ImageEvent, KernelProgress};
+use microagent::{Backend, Error, Event, EventKind, ImageEvent, KernelProgress, RunEvent, RunIo};
 
-use crate::output::{Screen, clean, size};
+use crate::{
+    cli::Form,
+    output::{Screen, clean, size},
+};
 
 /// One line that says what is being done.
 pub(crate) struct Progress {
@@ -80,6 +84,35 @@ impl Progress {
         bar.set_message(clean(text));
     }
 
+    /// A step on the way to a machine.
+    pub(crate) fn step(&self, event: &RunEvent) {
+        match event {
+            RunEvent::Image(event) => self.image(event),
+            RunEvent::Kernel(event) => self.kernel(event),
+            RunEvent::Bundle { name } => self.say(&format!("Making a disk of the bundle {name}")),
+            RunEvent::Workspace { name } => self.say(&format!("Booting {name}")),
+            RunEvent::Machine(event) => self.machine(event),
+            RunEvent::File { src } => self.say(&format!("Copying {}", src.display())),
+            RunEvent::Setup { command } => {
+                self.note(&format!("Setup: {command}"));
+                // What it prints is next.
+                self.clear();
+            }
+            _ => {}
+        }
+    }
+
+    fn machine(&self, event: &Event) {
+        match &event.kind {
+            EventKind::Starting { backend: Backend::QemuTcg, .. } if self.screen.lively => self.note(
+                "No hardware virtualisation: software emulation is slower, and a larger attack \
+                 surface, though the guest still has a kernel of its own (microagent doctor says more).",
+            ),
+            EventKind::BootRetried { reason } => self.note(&format!("Booting again: {reason}")),
+            _ => {}
+        }
+    }
+
     /// A step of a pull, an import or a disk build.
     pub(crate) fn image(&self, event: &ImageEvent) {
         let mut state = self.state();
@@ -146,4 +179,24 @@ impl Progress {
 fn pulled(state: &State) -> String {
     let bytes: u64 = state.layers.values().sum();
     format!("Pulling: {} of {}", size(bytes), size(state.total))
+}
+
+/// Does something that takes a [`RunIo`] only to tell how it goes: progress is drawn, and what setup
+/// commands print goes to standard error.
+pub(crate) fn following<T>(
+    screen: &Screen,
+    act: impl FnOnce(RunIo) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let progress = Arc::new(Progress::new(screen));
+    let io = match screen.form {
+        Form::Json => RunIo::new(io::sink(), io::sink()),
+        Form::Text => RunIo::new(io::sink(), io::stderr()),
+    };
+    let listener = Arc::clone(&progress);
+    let done = act(io.on_event(move |event| {
+        tracing::debug!(?event, "step");
+        listener.step(&event);
+    }));
+    progress.clear();
+    done
 }

@@ -4,6 +4,7 @@
 use clap::{
     Arg, ArgAction, ArgMatches, Args, Command, FromArgMatches,
     error::{ContextKind, ContextValue, ErrorKind},
+    parser::ValueSource,
 };
 
 /// A flag of container engines that is refused.
@@ -44,8 +45,6 @@ const FILES: &str = "A microVM shares no directory with the host. Attach a tar o
 const PORTS: &str = "Name each port that is to lead into the guest: --publish 8080:80. What the guest is to reach on \
      the host is named with --mediation.";
 const CGROUPS: &str = "Size the machine instead: --memory, --cpus, --disk-size or --profile.";
-const DETACH: &str = "A run stays in the foreground and ends with its caller. Use your shell's & for the background, \
-     and --keep to have the workspace afterwards.";
 
 const REFUSED: &[Refusal] = &[
     plain("privileged", None, ROOT),
@@ -80,7 +79,6 @@ const REFUSED: &[Refusal] = &[
     plain("publish-all", Some('P'), PORTS),
     with_value("link", None, PORTS),
     with_value("pod", None, "There are no pods: one image, one machine."),
-    plain("detach", Some('d'), DETACH),
     plain(
         "init",
         None,
@@ -94,7 +92,7 @@ const REFUSED: &[Refusal] = &[
     with_value(
         "restart",
         None,
-        "One run is one run: restart it from your own supervisor.",
+        "Give a workspace that stays a policy with `create --restart`; `supervise` holds to it.",
     ),
     with_value("cpu-shares", None, CGROUPS),
     with_value("cpuset-cpus", None, CGROUPS),
@@ -113,15 +111,26 @@ const REFUSED: &[Refusal] = &[
 #[derive(Debug)]
 pub(crate) struct RefusedFlags;
 
+impl Refusal {
+    /// Apart from the name that a command may have an option of its own by.
+    fn id(&self) -> String {
+        format!("refused-{}", self.long)
+    }
+}
+
 impl Args for RefusedFlags {
     fn augment_args(mut command: Command) -> Command {
         for refusal in REFUSED {
+            let own = |arg: &Arg| arg.get_long() == Some(refusal.long);
+            if command.get_arguments().any(own) {
+                continue;
+            }
             let action = if refusal.takes_value {
                 ArgAction::Append
             } else {
                 ArgAction::Count
             };
-            let mut arg = Arg::new(refusal.long)
+            let mut arg = Arg::new(refusal.id())
                 .long(refusal.long)
                 .hide(true)
                 .action(action);
@@ -141,11 +150,12 @@ impl Args for RefusedFlags {
 impl FromArgMatches for RefusedFlags {
     fn from_arg_matches(matches: &ArgMatches) -> Result<Self, clap::Error> {
         let given = |refusal: &&Refusal| {
-            if refusal.takes_value {
-                matches.contains_id(refusal.long)
-            } else {
-                matches.get_count(refusal.long) > 0
-            }
+            let source = match matches.try_contains_id(&refusal.id()) {
+                Ok(true) => matches.value_source(&refusal.id()),
+                // A command with an option of this name does not refuse it.
+                Ok(false) | Err(_) => None,
+            };
+            source == Some(ValueSource::CommandLine)
         };
         match REFUSED.iter().find(given) {
             None => Ok(Self),

@@ -38,17 +38,6 @@ pub(crate) fn exit_code(signal: u8) -> u8 {
     128_u8.saturating_add(signal)
 }
 
-/// Asks for the end of a supervision when this process is asked to end.
-pub(crate) fn on_end(stop: SuperviseStop) -> Result<(), Error> {
-    let mut signals = handle(&[SIGINT, SIGTERM, SIGHUP])?;
-    thread::spawn(move || {
-        for _ in signals.forever() {
-            stop.ask();
-        }
-    });
-    Ok(())
-}
-
 /// Lets go of a terminal when this process is told to end; its sizes are handed on.
 pub(crate) fn detach(controller: RunController) -> Result<TornDown, Error> {
     let mut signals = handle(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])?;
@@ -65,6 +54,17 @@ pub(crate) fn detach(controller: RunController) -> Result<TornDown, Error> {
         }
     });
     Ok(told)
+}
+
+/// Asks for the end of a supervision when this process is asked to end.
+pub(crate) fn on_end(stop: SuperviseStop) -> Result<(), Error> {
+    let mut signals = handle(&[SIGINT, SIGTERM, SIGHUP])?;
+    thread::spawn(move || {
+        for _ in signals.forever() {
+            stop.ask();
+        }
+    });
+    Ok(())
 }
 
 fn handle(wanted: &[i32]) -> Result<Signals, Error> {

@@ -14,7 +14,6 @@ pub(crate) const CONTENT: std::ops::Range<usize> = 0x28..0x64;
 
 pub(crate) mod flags {
     pub(crate) const INDEX: u32 = 0x1000;
-    pub(crate) const HUGE: u32 = 0x4_0000;
     pub(crate) const EXTENTS: u32 = 0x8_0000;
     pub(crate) const VALUE: u32 = 0x20_0000;
     pub(crate) const INLINE: u32 = 0x1000_0000;

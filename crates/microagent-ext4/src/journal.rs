@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 
 use crate::{
-    bytes::{be32_at, wide},
+    bytes::{be32_at, crc32c, put_be32, wide},
     error::{Error, Result},
     extent::Map,
     volume::Volume,
@@ -12,6 +12,10 @@ use crate::{
 
 pub(crate) const MAGIC: u32 = 0xc03b_3998;
 pub(crate) const INODE: u32 = 8;
+
+/// The length of its superblock, and where the checksum is in it.
+const LENGTH: usize = 1024;
+const CHECKSUM: usize = 0xfc;
 
 /// The largest journal that is read.
 const MAX_BLOCKS: usize = 1 << 20;
@@ -114,6 +118,28 @@ impl Journal {
             blocks,
             superblock,
         })
+    }
+
+    /// Says where the first transaction is.
+    pub(crate) fn set_start(&mut self, start: u32) {
+        self.start = start;
+        put_be32(&mut self.superblock, 0x1c, start);
+        self.seal();
+    }
+
+    /// Says which number the next transaction has.
+    pub(crate) fn set_sequence(&mut self, sequence: u32) {
+        self.sequence = sequence;
+        put_be32(&mut self.superblock, 0x18, sequence);
+        self.seal();
+    }
+
+    fn seal(&mut self) {
+        if self.tail_size() > 0 {
+            put_be32(&mut self.superblock, CHECKSUM, 0);
+            let sum = crc32c(!0, &self.superblock[..LENGTH]);
+            put_be32(&mut self.superblock, CHECKSUM, sum);
+        }
     }
 
     pub(crate) fn has(&self, feature: u32) -> bool {

@@ -6,6 +6,7 @@
 
 mod attributes;
 mod bytes;
+mod change;
 mod directory;
 mod error;
 mod extent;
@@ -15,6 +16,7 @@ mod superblock;
 mod volume;
 
 pub use self::attributes::Attributes;
+pub use self::change::{Change, Meta, NewFile};
 pub use self::directory::DirEntry;
 pub use self::error::{Error, Result};
 pub use self::inode::{FileKind, Inode, ROOT};

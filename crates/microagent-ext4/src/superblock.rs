@@ -47,8 +47,8 @@ pub(crate) mod ro_compat {
 /// Features that anybody may ignore, but whoever writes a journal should not ("compat").
 pub(crate) mod compat {
     pub(crate) const HAS_JOURNAL: u32 = 0x4;
-    /// A journal, attributes, a resize inode, indexed directories.
-    pub(crate) const KNOWN: u32 = HAS_JOURNAL | 0x8 | 0x10 | 0x20;
+    /// A journal, attributes, a resize inode, indexed directories, few backup superblocks.
+    pub(crate) const KNOWN: u32 = HAS_JOURNAL | 0x8 | 0x10 | 0x20 | 0x200;
 }
 
 /// A checked superblock.
@@ -155,6 +155,11 @@ impl Superblock {
             compat,
             seed,
         })
+    }
+
+    /// Whether its kernel found it damaged.
+    pub(crate) fn has_errors(&self) -> bool {
+        u16_at(&self.raw, 0x3a) & 0x2 != 0
     }
 
     /// Whether what the journal holds is newer than the rest.

@@ -25,6 +25,9 @@ pub struct Volume {
     file: File,
     superblock: Superblock,
     replay: Replay,
+    /// Everything written, for tests that cut it anywhere; `None` is a sync.
+    #[cfg(test)]
+    pub(crate) written: std::sync::Mutex<Vec<Option<(u64, Vec<u8>)>>>,
 }
 
 impl Volume {
@@ -45,6 +48,8 @@ impl Volume {
             file,
             superblock,
             replay: Replay::default(),
+            #[cfg(test)]
+            written: std::sync::Mutex::default(),
         };
         if volume.superblock.needs_recovery() {
             let journal = Journal::open(&volume)?;
@@ -79,12 +84,43 @@ impl Volume {
         &self.superblock
     }
 
-    pub(crate) fn file(&self) -> &File {
-        &self.file
+    /// Opens it again, after what its journal held was put in its place.
+    pub(crate) fn reopen(self) -> Result<Self> {
+        Self::open(self.file)
+    }
+
+    /// Writes whole blocks in a row.
+    pub(crate) fn write_block(&self, block: u64, bytes: &[u8]) -> Result<()> {
+        let size = self.superblock.block_size;
+        let count = (bytes.len() / size) as u64;
+        if block == 0 && count > 1 || block.saturating_add(count) > self.superblock.blocks {
+            return Err(Error::damaged(format!(
+                "block {block} cannot be written: it is beyond its end"
+            )));
+        }
+        #[cfg(test)]
+        self.record(Some((block * size as u64, bytes.to_vec())));
+        self.file
+            .write_all_at(bytes, block * size as u64)
+            .doing("write to")
+    }
+
+    /// Waits until everything that was written is on stable storage.
+    pub(crate) fn sync(&self) -> Result<()> {
+        #[cfg(test)]
+        self.record(None);
+        self.file.sync_data().doing("sync")
     }
 
     pub(crate) fn replay(&self) -> &Replay {
         &self.replay
+    }
+
+    #[cfg(test)]
+    fn record(&self, write: Option<(u64, Vec<u8>)>) {
+        if let Ok(mut written) = self.written.lock() {
+            written.push(write);
+        }
     }
 
     /// A block as the disk has it, whatever the journal says.

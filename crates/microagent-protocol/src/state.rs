@@ -46,6 +46,12 @@ impl State {
         )
     }
 
+    /// Whether something went wrong with a workspace that is at rest in this state.
+    #[must_use]
+    pub const fn is_fault(self) -> bool {
+        matches!(self, Self::Failed | Self::Quarantined)
+    }
+
     /// Whether `self -> next` is in [`TRANSITIONS`].
     #[must_use]
     pub fn may_become(self, next: Self) -> bool {
@@ -117,6 +123,23 @@ pub enum EndCause {
     OutOfMemory,
     /// The program that owned it ended or let go.
     OwnerGone,
+}
+
+impl EndCause {
+    /// Every cause.
+    pub const ALL: [Self; 11] = [
+        Self::WorkloadFinished,
+        Self::GuestPoweredOff,
+        Self::GuestPanicked,
+        Self::BootFailed,
+        Self::VmmDied,
+        Self::Requested,
+        Self::Killed,
+        Self::Unhealthy,
+        Self::TimedOut,
+        Self::OutOfMemory,
+        Self::OwnerGone,
+    ];
 }
 
 impl std::fmt::Display for EndCause {

@@ -28,6 +28,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
+    guest::GuestNetwork,
     identity::ProcessIdentity,
     launch::{Backend, BackendChoice, LaunchSpec},
     name::WorkspaceName,
@@ -287,6 +288,9 @@ pub struct Status {
     /// The ports published to it, each with the host's port that was bound.
     #[serde(default)]
     pub ports: Vec<PublishedPort>,
+    /// The guest's one network interface; none where it has only loopback.
+    #[serde(default)]
+    pub network: Option<GuestNetwork>,
     /// What it was seen to be ready for.
     #[serde(default)]
     pub readiness: ReadinessReport,
@@ -310,6 +314,19 @@ pub enum ErrorKind {
     Permanent,
     /// A defect of microagent.
     Internal,
+}
+
+impl ErrorKind {
+    /// Every kind.
+    pub const ALL: [Self; 7] = [
+        Self::NotFound,
+        Self::Conflict,
+        Self::Invalid,
+        Self::Unsupported,
+        Self::Transient,
+        Self::Permanent,
+        Self::Internal,
+    ];
 }
 
 /// A failure that can cross a process boundary.

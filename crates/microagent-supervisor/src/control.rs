@@ -35,6 +35,7 @@ use crate::{
     link,
     owner::Owner,
     peer,
+    readiness::Proofs,
     result::Capture,
     session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
     stats::Sampler,
@@ -57,6 +58,7 @@ pub(crate) struct Hub {
     pub(crate) outbox: Sender<Message>,
     pub(crate) sessions: Sessions,
     pub(crate) wiring: Wiring,
+    pub(crate) proofs: Proofs,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
     pub(crate) last_status: Arc<OnceLock<Status>>,
@@ -344,12 +346,26 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
         let inspects = ask == Ask::Inspect;
         let outcome = control(ask, hub).map(|mut status| {
             if inspects && status.state.is_live() {
+                look_at_guest(&mut status, hub);
                 look_at_mediation(&mut status, hub);
             }
             Answer::Status(Box::new(status))
         });
         respond(&reader, &id, outcome)?;
     }
+}
+
+/// Adds what a process that is started in the guest shows.
+fn look_at_guest(status: &mut Status, hub: &Hub) {
+    if hub.owned {
+        return; // Its owner runs what it wants to know of.
+    }
+    hub.proofs.complete(status, &hub.sessions, &hub.crew, || {
+        let (reply, ticket) = channel();
+        let role = ExecRole::Command;
+        deliver(hub, Message::Exec { role, reply })?;
+        ticket.recv().map_err(|_| gone())?
+    });
 }
 
 /// Adds what takes a moment to find out, and so is not the engine's to.

@@ -13,7 +13,7 @@ use std::{
 use microagent_protocol::{
     CopyEnd, ExecRole, FrameError, FrameKind, FrameReader,
     frame::{write_frame, write_json},
-    guest::{SessionReply, SessionRequest},
+    guest::SessionRequest,
     supervisor::{Answer, ErrorKind, ErrorReport},
 };
 

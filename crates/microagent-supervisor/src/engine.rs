@@ -17,14 +17,14 @@ use std::{
         mpsc::{Receiver, RecvTimeoutError, Sender, channel},
     },
     thread::JoinHandle,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use microagent_hypervisor::{
     ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, ReadinessReport, State,
+    EndCause, ExecRole, LaunchSpec, ProcessIdentity, State, Timestamp,
     guest::{
         BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
     },
@@ -38,6 +38,7 @@ use crate::{
     events::Journal,
     lifecycle::{Action, ConsoleVerdict, Input, Lifecycle, Timer},
     link::{Introduction, Link},
+    readiness,
     result::Capture,
     session::Sessions,
     wiring::Wiring,
@@ -129,6 +130,8 @@ pub(crate) struct Engine {
     /// Sessions that wait for the guest.
     until_ready: Vec<Reply<PathBuf>>,
     workload_asked: bool,
+    ready_at: Option<Timestamp>,
+    result_at: Option<Timestamp>,
     capture: Option<Arc<Mutex<Capture>>>,
     saving: Option<JoinHandle<()>>,
     over: Option<Over>,
@@ -161,6 +164,8 @@ impl Engine {
             until_end: Vec::new(),
             until_ready: Vec::new(),
             workload_asked: false,
+            ready_at: None,
+            result_at: None,
             capture: None,
             saving: None,
             over: None,
@@ -259,6 +264,7 @@ impl Engine {
         let actions = self.life.on(input, self.ms());
         self.perform(actions.into());
         if save {
+            self.result_at = Some(SystemTime::now().into());
             // Beside the guest's shutdown, not before it.
             self.save();
         }
@@ -296,6 +302,7 @@ impl Engine {
                 }
                 Action::Disarm(timer) => self.timers.retain(|(armed, _)| *armed != timer),
                 Action::OpenSessions => {
+                    self.ready_at = Some(SystemTime::now().into());
                     self.open_sessions();
                     if let Some(running) = &self.running {
                         self.setup.wiring.open(running.machine.vsock());

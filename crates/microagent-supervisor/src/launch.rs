@@ -32,6 +32,7 @@ use crate::{
     link,
     owner::Owner,
     process,
+    readiness::Proofs,
     session::Sessions,
     wiring::{self, Wiring},
 };
@@ -236,6 +237,7 @@ impl Supervisor {
             outbox: outbox.clone(),
             sessions: sessions.clone(),
             wiring,
+            proofs: Proofs::default(),
             journal: journal.clone(),
             owner,
             last_status,
@@ -341,6 +343,10 @@ impl Drop for Runtime {
         };
         if let Err(error) = clear() {
             tracing::warn!("cannot remove {}: {error}", self.directory.display());
+        }
+        if let Some(parent) = self.directory.parent() {
+            // Only the last machine finds it empty.
+            let _ = fs::remove_dir(parent);
         }
     }
 }

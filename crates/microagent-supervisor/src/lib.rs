@@ -30,6 +30,7 @@ mod oneshot;
 mod owner;
 mod peer;
 mod process;
+mod readiness;
 mod result;
 mod serial;
 mod session;

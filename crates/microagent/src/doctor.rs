@@ -5,7 +5,7 @@ use std::{path::Path, time::Instant};
 use microagent_kernel::KernelStore;
 use microagent_protocol::{
     Backend, BackendChoice,
-    supervisor::{HostCheck, HostQuery, ProbeGuest, Verdict},
+    supervisor::{HostCheck, HostQuery, HostReport, ProbeGuest, Verdict},
 };
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +96,19 @@ pub(crate) fn run(config: &Config, options: &DoctorOptions) -> Result<DoctorRepo
         reason: host.reason,
         checks,
     })
+}
+
+/// The host's part alone.
+pub(crate) fn host(config: &Config, options: &DoctorOptions) -> Result<HostReport> {
+    let mut probe = None;
+    check("kernel", false, || kernel(config, &mut probe));
+    let query = HostQuery {
+        backend: options.backend,
+        probe,
+        cache_dir: Some(config.host_cache_dir()),
+        fresh: options.fresh,
+    };
+    program::host(config, query)
 }
 
 fn without_host(mut checks: Vec<HostCheck>, error: &Error) -> DoctorReport {

@@ -35,19 +35,27 @@ pub enum Error {
         image: String,
     },
     /// A workspace of this name exists.
-    #[error("A workspace named {name} exists already; choose another name or remove it.")]
+    #[error("A workspace named {name} exists already.")]
     NameTaken {
         /// The name.
         name: String,
     },
     /// There is no workspace of this name.
-    #[error("There is no workspace named {name}; `microagent list` shows those there are.")]
+    #[error("There is no workspace named {name}.")]
     NoWorkspace {
         /// The name.
         name: String,
     },
+    /// A workspace's workload has not ended, or there is none.
+    #[error(
+        "The workspace {name} has no result: no workload of it has ended since its last start."
+    )]
+    NoResult {
+        /// The workspace.
+        name: String,
+    },
     /// It cannot be done in the workspace's present state.
-    #[error("The workspace {name} is {state} and cannot be {doing}; {remedy}.")]
+    #[error("The workspace {name} is {state} and cannot be {doing}.")]
     State {
         /// The workspace.
         name: String,
@@ -59,7 +67,7 @@ pub enum Error {
         remedy: String,
     },
     /// Another command works on the workspace and does not end.
-    #[error("Another command is at work on the workspace {name}; try again when it is done.")]
+    #[error("Another command is at work on the workspace {name}.")]
     Busy {
         /// The workspace.
         name: String,
@@ -84,7 +92,7 @@ pub enum Error {
         found: Vec<Divergence>,
     },
     /// A workspace's machine did not end in time.
-    #[error("The machine of {name} has not ended within {}; kill it.", humantime::format_duration(*.limit))]
+    #[error("The machine of {name} has not ended within {}.", humantime::format_duration(*.limit))]
     NotEnding {
         /// The workspace.
         name: String,
@@ -273,7 +281,11 @@ impl Error {
         let report = match self {
             Self::Supervisor(inner) => (**inner).clone(),
             Self::NoCommand { .. } => report.remedy("Write the command after the image."),
+            Self::NameTaken { .. } => report.remedy("Choose another name, or delete it."),
             Self::NoWorkspace { .. } => report.remedy("`microagent list` shows those there are."),
+            Self::NoResult { name } => {
+                report.remedy(format!("`microagent wait {name}` waits for it."))
+            }
             Self::State { remedy, .. } => report.remedy(remedy.clone()),
             Self::Busy { .. } => report.remedy("Try again when it is done."),
             Self::Damaged { .. } => report
@@ -330,7 +342,7 @@ impl Error {
             Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
                 ErrorKind::Conflict
             }
-            Self::NoWorkspace { .. } => ErrorKind::NotFound,
+            Self::NoWorkspace { .. } | Self::NoResult { .. } => ErrorKind::NotFound,
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),

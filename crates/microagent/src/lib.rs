@@ -22,6 +22,7 @@
 mod auth;
 mod command;
 mod config;
+mod contract;
 mod copy;
 mod directories;
 mod doctor;
@@ -47,6 +48,7 @@ mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use contract::{Contract, contract};
 pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
 pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
@@ -73,10 +75,13 @@ pub use microagent_protocol::{
     WorkspaceName,
     copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
+    guest::GuestNetwork,
     launch::InvalidNetworkMode,
-    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
+    supervisor::{
+        ErrorKind, ErrorReport, Event, EventKind, HostCheck, HostReport, Verdict, WorkloadResult,
+    },
 };
-pub use options::{HostFile, KernelChoice, Profile, Resources, RunOptions};
+pub use options::{HostFile, KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
 pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
@@ -85,9 +90,11 @@ pub use supervise::{
 };
 pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
-    ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
-    History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,
-    Verify, Workspace, WorkspaceStatus, WorkspaceSummary, Workspaces,
+    ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan, Created, DiskUse,
+    Divergence, History, InvalidFilter, InvalidSortKey, NetworkReport, NetworkRuntime,
+    NetworkStatus, Processes, RemovedWorkspace, SortKey, StartOptions, Started, StatsFollower,
+    Verification, Verify, Workspace, WorkspaceFilter, WorkspaceStatus, WorkspaceSummary,
+    Workspaces,
 };
 
 /// Runs workspaces; the way in.
@@ -151,6 +158,15 @@ impl Microagent {
     #[must_use]
     pub fn kernels(&self) -> Kernels<'_> {
         Kernels::new(&self.config)
+    }
+
+    /// What this host has to run machines with, as a report and no verdict; boots a small probe where
+    /// that was not proved yet.
+    ///
+    /// # Errors
+    /// When the supervisor cannot be asked.
+    pub fn host(&self, options: &DoctorOptions) -> Result<HostReport> {
+        doctor::host(&self.config, options)
     }
 
     /// What this host can run; boots a small probe where that was not proved yet.

@@ -52,6 +52,15 @@ impl Profile {
         }
     }
 
+    /// Its name and what it stands for.
+    #[must_use]
+    pub const fn describe(self) -> ProfileInfo {
+        ProfileInfo {
+            name: self,
+            resources: self.resources(),
+        }
+    }
+
     /// Memory, number of vCPUs and disk.
     const fn sizes(self) -> (u32, u32, u32) {
         match self {
@@ -98,6 +107,16 @@ pub struct Resources {
     pub cpu_count: u32,
     /// The most the workspace may write, in MiB.
     pub size_mib: Mebibytes,
+}
+
+/// A profile and what it stands for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct ProfileInfo {
+    /// Its name.
+    pub name: Profile,
+    /// What a machine of it is given.
+    #[serde(flatten)]
+    pub resources: Resources,
 }
 
 /// Which kernel boots.

@@ -1,15 +1,37 @@
 //! One file per command, named as the command.
 
+pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod connect;
+pub(crate) mod contract;
 pub(crate) mod cp;
+pub(crate) mod create;
+pub(crate) mod delete;
 pub(crate) mod doctor;
+pub(crate) mod events;
 pub(crate) mod exec;
+pub(crate) mod gc;
+pub(crate) mod halt;
+pub(crate) mod host;
 pub(crate) mod images;
 pub(crate) mod kernel;
+pub(crate) mod kill;
+pub(crate) mod list;
+pub(crate) mod logs;
 pub(crate) mod man;
+pub(crate) mod network;
+pub(crate) mod pause;
+pub(crate) mod profiles;
+pub(crate) mod quarantine;
+pub(crate) mod result;
+pub(crate) mod resume;
 pub(crate) mod run;
 pub(crate) mod spec;
+pub(crate) mod start;
+pub(crate) mod stats;
+pub(crate) mod status;
+pub(crate) mod stop;
 pub(crate) mod supervise;
 pub(crate) mod version;
+pub(crate) mod wait;
 pub(crate) mod wiring_args;

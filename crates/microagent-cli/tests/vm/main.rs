@@ -2,12 +2,15 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod exec;
 mod exit_codes;
+mod files;
 mod hostile_guest;
 mod images;
 mod json;
 mod kept;
 mod library;
+mod lifecycle;
 mod lifetime;
 mod refusals;
 mod settings;
@@ -15,6 +18,7 @@ mod specs;
 mod streams;
 mod supervise;
 mod terminal;
+mod wiring;
 
 use testkit::Sandbox;
 

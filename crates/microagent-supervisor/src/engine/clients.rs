@@ -46,7 +46,13 @@ impl Engine {
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
             ports: self.setup.wiring.ports().to_vec(),
-            readiness: ReadinessReport::default(),
+            network: self.network(),
+            readiness: readiness::known(
+                self.ready_at,
+                self.life.state(),
+                self.result_at,
+                self.setup.spec.workload.is_some() || self.life.has_workload(),
+            ),
         }
     }
 

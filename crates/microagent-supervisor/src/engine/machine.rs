@@ -10,24 +10,28 @@ impl Engine {
         }
     }
 
+    /// How the guest is connected.
+    pub(super) fn network(&self) -> Option<GuestNetwork> {
+        let plan = self
+            .setup
+            .hypervisor
+            .network_plan(self.setup.spec.network)?;
+        Some(GuestNetwork {
+            address: plan.address,
+            prefix: plan.prefix,
+            gateway: plan.gateway,
+            dns: plan.dns,
+        })
+    }
+
     fn try_launch(&mut self, attempt: u32) -> Result<ProcessIdentity, (String, bool)> {
         let ours = |error: Error| (error.to_string(), false);
         let spec = machine_spec(&self.setup.spec, attempt);
         let mut hello = spec.vsock.uds.clone().into_os_string();
         hello.push(format!("_{HELLO_PORT}"));
-        let network = self
-            .setup
-            .hypervisor
-            .network_plan(spec.network)
-            .map(|plan| GuestNetwork {
-                address: plan.address,
-                prefix: plan.prefix,
-                gateway: plan.gateway,
-                dns: plan.dns,
-            });
         let introduction = Introduction {
             hostname: self.setup.spec.hostname.clone(),
-            network,
+            network: self.network(),
             disks: disk_mounts(&self.setup.spec),
             mediation: self
                 .setup

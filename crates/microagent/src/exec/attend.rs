@@ -3,6 +3,7 @@
 use std::{
     io,
     path::PathBuf,
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -15,6 +16,8 @@ use crate::{
     io::{Control, Parts},
     run::Happening,
     session::{Session, Sinks},
+    supervisor::client::Opening,
+    workspaces::machine,
 };
 
 const SIGPIPE: u8 = 13;
@@ -28,6 +31,9 @@ const LAST_LIMIT: Duration = Duration::from_secs(10);
 /// How much longer than the guest itself the caller waits for it to be ready: its word on why
 /// it is not is worth having.
 const READY_SLACK: Duration = Duration::from_secs(1);
+
+/// How long between two looks for a supervisor that was just started.
+const SOCKET_PAUSE: Duration = Duration::from_millis(5);
 
 /// How long each part may take.
 #[derive(Clone, Copy, Debug)]
@@ -56,12 +62,15 @@ pub(super) struct Attended {
 /// Opens `command` and stays with it.
 pub(super) fn attend(
     target: &Target,
-    command: Command,
+    command: &Command,
     limits: Limits,
     parts: Parts,
     sinks: &Sinks,
 ) -> Result<Attended> {
-    let opening = target.control.open(command)?;
+    let ready_by = limits
+        .ready
+        .and_then(|limit| after(limit.saturating_add(READY_SLACK), Due::Ready));
+    let opening = open(target, command, ready_by.map(|(at, _)| at))?;
     let session = Session::spawn(opening, parts.stdin, sinks.clone(), parts.sender)?;
     let mut attendant = Attendant {
         target,
@@ -70,9 +79,7 @@ pub(super) fn attend(
         seen: Attended::default(),
         size: None,
         steps: limits.steps.iter(),
-        deadline: limits
-            .ready
-            .and_then(|limit| after(limit.saturating_add(READY_SLACK), Due::Ready)),
+        deadline: ready_by,
     };
     loop {
         let happening = match attendant.deadline {
@@ -109,6 +116,21 @@ pub(super) fn attend(
         };
         if over {
             return Ok(attendant.seen);
+        }
+    }
+}
+
+/// Reaches the supervisor. One that was just started may not listen yet.
+fn open(target: &Target, command: &Command, by: Option<Instant>) -> Result<Opening> {
+    loop {
+        match target.control.open(command.clone()) {
+            Err(Error::SupervisorFailed { .. })
+                if machine::is_live(&target.directory)
+                    && by.is_none_or(|by| Instant::now() < by) =>
+            {
+                thread::sleep(SOCKET_PAUSE);
+            }
+            opened => return opened,
         }
     }
 }

@@ -80,6 +80,7 @@ impl Workspace<'_> {
         let control = self.connect()?;
         Ok(Target {
             name: self.name().to_string(),
+            directory: self.directory().to_owned(),
             control,
             session: self.manifest().session.clone(),
             shell: self.manifest().shell.clone(),
@@ -127,7 +128,7 @@ fn attend_exec<'a>(target: &'a Target, options: &ExecOptions, io: RunIo) -> Resu
         time: options.timeout,
         steps: &[SIGTERM, SIGKILL],
     };
-    attend(target, Command::Exec(request), limits, io)
+    attend(target, &Command::Exec(request), limits, io)
 }
 
 /// Runs a line in `target`'s persistent shell.
@@ -150,7 +151,7 @@ fn line(target: &Target, options: &LineOptions, io: RunIo) -> Result<LineResult>
         // that does nothing of the kind.
         steps: &[SIGINT, SIGKILL],
     };
-    attend(target, Command::Shell(line), limits, io)?.line(options.line.clone())
+    attend(target, &Command::Shell(line), limits, io)?.line(options.line.clone())
 }
 
 /// Attaches to `target`'s serial console until it ends or is let go of.
@@ -160,7 +161,7 @@ fn serial(target: &Target, io: RunIo) -> Result<SerialEnd> {
         time: None,
         steps: &[],
     };
-    let facts = attend(target, Command::Console, limits, io)?;
+    let facts = attend(target, &Command::Console, limits, io)?;
     Ok(if facts.detached() {
         SerialEnd::Detached
     } else {
@@ -170,7 +171,7 @@ fn serial(target: &Target, io: RunIo) -> Result<SerialEnd> {
 
 fn attend<'a>(
     target: &'a Target,
-    command: Command,
+    command: &Command,
     limits: Limits,
     io: RunIo,
 ) -> Result<Facts<'a>> {

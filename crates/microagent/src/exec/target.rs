@@ -1,6 +1,6 @@
 //! The workspace in which something is done.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use microagent_protocol::ExecRequest;
 
@@ -11,6 +11,8 @@ use crate::supervisor::client::Control;
 pub(crate) struct Target {
     /// Its name.
     pub(crate) name: String,
+    /// Where it is.
+    pub(crate) directory: PathBuf,
     /// The way to its machine.
     pub(crate) control: Control,
     /// What each of its processes is given.

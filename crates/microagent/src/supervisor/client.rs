@@ -53,12 +53,29 @@ impl Control {
 
     /// The events of this boot, those that happened already first.
     pub(crate) fn subscribe(&self) -> Result<Events> {
+        self.follow(false)
+    }
+
+    /// The same as the owner: the machine lives only as long as they are listened to.
+    pub(crate) fn own(&self) -> Result<Events> {
+        self.follow(true)
+    }
+
+    fn follow(&self, owner: bool) -> Result<Events> {
         let mut stream = connect(&self.subject, &self.socket)?;
-        let command = Command::Subscribe { owner: false };
+        let command = Command::Subscribe { owner };
         match request(&self.subject, &mut stream, command, Some(ANSWER_LIMIT))? {
             Answer::Subscribed => Ok(Events(FrameReader::new(stream))),
             _ => Err(unexpected(&self.subject)),
         }
+    }
+
+    /// A connection for several questions.
+    pub(crate) fn conversation(&self) -> Result<Conversation> {
+        Ok(Conversation {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+        })
     }
 
     /// Whose machine it is.
@@ -82,6 +99,25 @@ impl Control {
             stream: connect(&self.subject, &self.socket)?,
             command,
         })
+    }
+}
+
+/// A connection that takes one question after the other.
+#[derive(Debug)]
+pub(crate) struct Conversation {
+    subject: String,
+    stream: UnixStream,
+}
+
+impl Conversation {
+    /// Asks one thing. `limit` is for the answer.
+    pub(crate) fn ask(&mut self, command: Command, limit: Duration) -> Result<Answer> {
+        request(&self.subject, &mut self.stream, command, Some(limit))
+    }
+
+    /// The workspace.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
     }
 }
 
@@ -221,7 +257,8 @@ impl Opening {
     }
 }
 
-fn unexpected(subject: &str) -> Error {
+/// An answer that is none.
+pub(crate) fn unexpected(subject: &str) -> Error {
     Error::SupervisorFailed {
         subject: subject.to_owned(),
         reason: "it gave an answer to another question".to_owned(),

@@ -2,6 +2,7 @@
 
 use std::{
     path::PathBuf,
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -10,7 +11,7 @@ use microagent_protocol::{WorkspaceName, exec::ExecRequest};
 use serde::Serialize;
 
 use super::{
-    launch,
+    StartOptions, Started, Workspaces, launch,
     manifest::{Manifest, Part, Parts},
 };
 use crate::{
@@ -238,6 +239,25 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
         set_up,
         phases: prepared.phases.into_list(),
     })
+}
+
+/// Makes a workspace that runs what a run would, and starts it.
+pub(crate) fn launch(config: &Config, options: &RunOptions, io: RunIo) -> Result<Started> {
+    let mut run = options.clone();
+    let timeout = run.timeout.take();
+    let has_command = run.shell.is_some() || !run.command.is_empty() || run.entrypoint.is_some();
+    let events = Arc::clone(&io.events);
+    let options = CreateOptions::new(run).image_command(!has_command);
+    let created = create(config, &options, io)?;
+    let mut workspace = Workspaces::new(config).open(created.workspace.as_str())?;
+    let mut start = StartOptions::new();
+    if let Some(timeout) = timeout {
+        start = start.timeout(timeout);
+    }
+    workspace.start(
+        &start,
+        RunIo::captured().on_event(move |event| events(event)),
+    )
 }
 
 /// What a workspace is made of, as it is recorded.

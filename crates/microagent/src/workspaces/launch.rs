@@ -100,14 +100,16 @@ pub(crate) fn launch(
     Ok(launched)
 }
 
-/// A machine that was launched and outlives its launcher.
+/// A machine that was launched and is ready. One that is owned ends with this value.
 pub(crate) struct Booted {
     pub(crate) control: Control,
+    /// What holds it, if it is owned.
+    _machine: Events,
     /// What happened until it was ready.
     pub(crate) events: Vec<Event>,
 }
 
-/// Launches a machine nobody owns and waits for its guest to be ready.
+/// Launches a machine and waits for its guest to be ready.
 pub(crate) fn boot(
     config: &Config,
     manifest: &Manifest,
@@ -119,12 +121,20 @@ pub(crate) fn boot(
         directories::remove_runtime(&dead);
     }
     let runtime = RuntimeDirectory::make(config)?;
+    let owned = how.owned;
     let launched = launch(config, manifest, directory, &runtime, how)?;
     runtime.hand_over();
     let control = Control::new(manifest.name.as_str(), launched.socket);
-    let mut machine = control.subscribe()?;
+    let mut machine = match owned {
+        true => control.own()?,
+        false => control.subscribe()?,
+    };
     let events = until_ready(manifest, &mut machine, listener)?;
-    Ok(Booted { control, events })
+    Ok(Booted {
+        control,
+        _machine: machine,
+        events,
+    })
 }
 
 fn until_ready(
@@ -182,7 +192,8 @@ pub(crate) fn set_up(
     let how = Launch {
         resources: manifest.resources,
         workload: None,
-        owned: false,
+        // Nobody is to find a workspace that is half set up and runs.
+        owned: true,
         time_limit: None,
     };
     let booted = boot(config, manifest, directory, how, listener)?;

@@ -2,8 +2,14 @@
 
 use std::{
     fs::File,
-    io::{self, Read, Seek, SeekFrom},
+    io::{self, Read},
     path::{Path, PathBuf},
+    time::Duration,
+};
+
+use microagent_protocol::{
+    Timestamp,
+    supervisor::{Event, EventKind},
 };
 
 use super::Workspace;
@@ -12,24 +18,121 @@ use crate::error::{Error, IoContext, Result};
 /// The console's log; a full one is renamed to the same with `.1`.
 const LOG: &str = "console.log";
 
+/// The full one before it.
+const OLDER: &str = "console.log.1";
+
+/// Which part of a console's log is wanted.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[must_use]
+pub struct ConsoleOptions {
+    tail: Option<usize>,
+    since: Option<Timestamp>,
+}
+
+impl ConsoleOptions {
+    /// All that is kept.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Only the last `lines` lines.
+    pub fn tail(mut self, lines: usize) -> Self {
+        self.tail = Some(lines);
+        self
+    }
+
+    /// Only what was written since then. A console keeps no times of its own: that of a line is when
+    /// its machine was started and what the guest's kernel says has passed since, true to a second
+    /// or two.
+    pub fn since(mut self, since: Timestamp) -> Self {
+        self.since = Some(since);
+        self
+    }
+}
+
 impl Workspace<'_> {
-    /// The console's log: the older file and then the newer, as bytes of the guest.
+    /// The console's log, as bytes of the guest, and a way to follow it from there.
     ///
     /// # Errors
     /// When a file that is there cannot be read.
-    pub fn console(&self) -> Result<Vec<u8>> {
+    pub fn console(&self, options: &ConsoleOptions) -> Result<(Vec<u8>, ConsoleFollower)> {
         let mut bytes = Vec::new();
-        for name in ["console.log.1", LOG] {
-            read_into(&self.directory.join(name), &mut bytes)?;
+        read_into(&self.directory.join(OLDER), &mut bytes)?;
+        let mut follower = ConsoleFollower::new(self.directory.join(LOG));
+        bytes.append(&mut follower.read_new()?);
+        if let Some(since) = options.since {
+            let boots = boots(&self.history()?.events);
+            bytes.drain(..written_before(&bytes, &boots, since));
         }
-        Ok(bytes)
+        if let Some(lines) = options.tail {
+            bytes.drain(..before_last(&bytes, lines));
+        }
+        Ok((bytes, follower))
     }
+}
 
-    /// Follows the console's log from its present end, or from its beginning.
-    #[must_use]
-    pub fn follow_console(&self, from_the_end: bool) -> ConsoleFollower {
-        ConsoleFollower::new(self.directory.join(LOG), from_the_end)
+/// When each machine of a history was started.
+fn boots(events: &[Event]) -> Vec<Timestamp> {
+    events
+        .iter()
+        .filter(|event| matches!(event.kind, EventKind::VmmStarted { .. }))
+        .map(|event| event.at)
+        .collect()
+}
+
+/// How many bytes come before the last `lines` lines.
+fn before_last(bytes: &[u8], lines: usize) -> usize {
+    let ended = bytes.strip_suffix(b"\n").unwrap_or(bytes);
+    if lines == 0 {
+        return bytes.len();
     }
+    ended
+        .iter()
+        .enumerate()
+        .rev()
+        .filter(|(_, byte)| **byte == b'\n')
+        .nth(lines - 1)
+        .map_or(0, |(at, _)| at + 1)
+}
+
+/// How many bytes were written before `since`, as far as the kernels' clocks tell.
+fn written_before(bytes: &[u8], boots: &[Timestamp], since: Timestamp) -> usize {
+    let lines = || bytes.split_inclusive(|byte| *byte == b'\n');
+    // A clock that goes back is another kernel's.
+    let kernels = |line: &[u8], last: &mut Option<Duration>| {
+        let now = uptime(line);
+        let new = now.is_some_and(|now| last.is_none_or(|last| now < last));
+        *last = now.or(*last);
+        usize::from(new)
+    };
+    let mut last = None;
+    let count: usize = lines().map(|line| kernels(line, &mut last)).sum();
+    // The last machine's messages are the last; those of older ones may have been rotated away.
+    let boots = &boots[boots.len().saturating_sub(count)..];
+    let (mut kernel, mut last, mut at) = (0, None, 0);
+    for line in lines() {
+        kernel += kernels(line, &mut last);
+        let boot = kernel.checked_sub(1).and_then(|kernel| boots.get(kernel));
+        if let (Some(boot), Some(passed)) = (boot, uptime(line))
+            && boot
+                .0
+                .checked_add(passed)
+                .is_some_and(|time| time >= since.0)
+        {
+            return at;
+        }
+        at += line.len();
+    }
+    bytes.len()
+}
+
+/// What the kernel says has passed since its start: `[    1.234567] ...`.
+fn uptime(line: &[u8]) -> Option<Duration> {
+    let stamp = line.strip_prefix(b"[")?;
+    let end = stamp.iter().take(24).position(|byte| *byte == b']')?;
+    let text = std::str::from_utf8(&stamp[..end]).ok()?.trim_start();
+    let seconds: f64 = text.parse().ok()?;
+    Duration::try_from_secs_f64(seconds).ok()
 }
 
 fn read_into(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
@@ -52,16 +155,12 @@ fn read_into(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
 pub struct ConsoleFollower {
     path: PathBuf,
     file: Option<File>,
-    from_the_end: bool,
 }
 
 impl ConsoleFollower {
-    fn new(path: PathBuf, from_the_end: bool) -> Self {
-        Self {
-            path,
-            file: None,
-            from_the_end,
-        }
+    /// From the log's beginning.
+    fn new(path: PathBuf) -> Self {
+        Self { path, file: None }
     }
 
     /// What was added since the last call; empty if nothing was.
@@ -77,9 +176,6 @@ impl ConsoleFollower {
         if self.was_replaced()? {
             match File::open(&self.path) {
                 Ok(mut file) => {
-                    if std::mem::take(&mut self.from_the_end) {
-                        file.seek(SeekFrom::End(0)).context("read", &self.path)?;
-                    }
                     file.read_to_end(&mut bytes).context("read", &self.path)?;
                     self.file = Some(file);
                 }
@@ -119,10 +215,45 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_last_lines_are_found() {
+        for (text, lines, expected) in [
+            ("a\nb\nc\n", 2, "b\nc\n"),
+            ("a\nb\nc", 2, "b\nc"),
+            ("a\nb\n", 5, "a\nb\n"),
+            ("a\n\n\n", 2, "\n\n"),
+            ("a\nb\n", 0, ""),
+            ("", 3, ""),
+        ] {
+            let from = before_last(text.as_bytes(), lines);
+            assert_eq!(&text[from..], expected, "{text:?} {lines}");
+        }
+    }
+
+    #[test]
+    fn lines_are_as_old_as_the_kernel_says() {
+        let at =
+            |seconds| Timestamp(std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(seconds));
+        let log = "[    0.300000] first\n[   10.000000] old\nno stamp\n\
+                   [    0.300000] first\n[    5.500000] x\nand more\n[  100.000000] y\n";
+        let since = |seconds, boots: &[Timestamp]| {
+            &log[written_before(log.as_bytes(), boots, at(seconds))..]
+        };
+        let boots = [at(10), at(100), at(1000)];
+        // The first machine's messages are gone.
+        assert_eq!(since(0, &boots), log);
+        assert_eq!(since(105, &boots), &log[log.find("[   10.0").unwrap()..]);
+        assert_eq!(since(1000, &boots), &log[log.rfind("[    0.3").unwrap()..]);
+        assert_eq!(since(1005, &boots), &log[log.find("[    5.5").unwrap()..]);
+        assert_eq!(since(1099, &boots), "[  100.000000] y\n");
+        assert_eq!(since(1200, &boots), "");
+        assert_eq!(since(0, &[]), "", "nothing says when it was");
+    }
+
+    #[test]
     fn a_follower_goes_through_a_rotation() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join(LOG);
-        let mut follower = ConsoleFollower::new(path.clone(), false);
+        let mut follower = ConsoleFollower::new(path.clone());
         assert_eq!(follower.read_new().unwrap(), b"");
         std::fs::write(&path, "one\n").unwrap();
         assert_eq!(follower.read_new().unwrap(), b"one\n");
@@ -131,7 +262,5 @@ mod tests {
         std::fs::rename(&path, path.with_added_extension("1")).unwrap();
         std::fs::write(&path, "three\n").unwrap();
         assert_eq!(follower.read_new().unwrap(), b"two\nthree\n");
-        let mut late = ConsoleFollower::new(path.clone(), true);
-        assert_eq!(late.read_new().unwrap(), b"");
     }
 }

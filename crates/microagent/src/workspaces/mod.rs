@@ -8,10 +8,12 @@
 mod clone;
 mod control;
 mod create;
+mod filter;
 pub(crate) mod history;
 pub(crate) mod launch;
 mod list;
 mod logs;
+mod look;
 pub(crate) mod machine;
 pub(crate) mod manifest;
 mod remove;
@@ -34,12 +36,14 @@ use microagent_protocol::{
 pub use self::{
     control::ControlReport,
     create::{CreateOptions, CreatePlan, Created},
+    filter::{InvalidFilter, InvalidSortKey, SortKey, WorkspaceFilter},
     history::History,
     list::WorkspaceSummary,
-    logs::ConsoleFollower,
+    logs::{ConsoleFollower, ConsoleOptions},
+    look::{NetworkReport, NetworkRuntime, NetworkStatus, StatsFollower},
     remove::RemovedWorkspace,
     start::{StartOptions, Started},
-    status::{DiskUse, NetworkStatus, Processes, WorkspaceStatus},
+    status::{DiskUse, Processes, WorkspaceStatus},
     verify::{Divergence, Verification, Verify},
 };
 pub(crate) use create::{fill, manifest as make_manifest};
@@ -49,6 +53,7 @@ use crate::{
     directories::{self, Held, Leftover},
     error::{Error, IoContext, Result},
     io::RunIo,
+    options::RunOptions,
     supervisor::client::Control,
 };
 use machine::MachineRecord;
@@ -86,6 +91,15 @@ impl<'a> Workspaces<'a> {
     /// As `create`, as far as it can be known.
     pub fn plan(&self, options: &CreateOptions) -> Result<CreatePlan> {
         create::plan(self.config, options)
+    }
+
+    /// Makes a workspace for what a run would do, and starts it: a run that stays behind.
+    ///
+    /// # Errors
+    /// As [`create`](Self::create) and [`Workspace::start`]. After a failure of the second the
+    /// workspace is there.
+    pub fn launch(&self, options: &RunOptions, io: RunIo) -> Result<Started> {
+        create::launch(self.config, options, io)
     }
 
     /// The workspace of this name.
@@ -248,6 +262,16 @@ impl Workspace<'_> {
                 path,
                 reason: format!("it is not understood: {error}"),
             })
+    }
+
+    /// How its workload ended at its last start.
+    ///
+    /// # Errors
+    /// [`Error::NoResult`] if it has not ended yet, or there is none.
+    pub fn require_result(&self) -> Result<WorkloadResult> {
+        self.result()?.ok_or_else(|| Error::NoResult {
+            name: self.name().to_string(),
+        })
     }
 
     /// Waits until it is not live, at most `limit`; gives the state it is in then.

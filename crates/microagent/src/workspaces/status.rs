@@ -4,19 +4,17 @@ use std::{
     fs,
     os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
-    time::Duration,
 };
 
 use microagent_protocol::{
-    Backend, BackendChoice, DeclaredArtifact, ExtraDisk, MediationRoute, NetworkMode,
-    ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal, State, Timestamp,
-    WorkspaceName,
-    supervisor::{Command, Event, EventKind, WorkloadResult},
+    Backend, BackendChoice, DeclaredArtifact, ExtraDisk, MediationRoute, ProcessIdentity,
+    Readiness, ReadinessReport, ReadinessSignal, State, Timestamp, WorkspaceName,
+    supervisor::{Event, EventKind, WorkloadResult},
 };
 use serde::Serialize;
 
 use super::{
-    Workspace, history, launch,
+    NetworkStatus, Workspace, history, launch,
     verify::{self, Verification, Verify},
 };
 use crate::{
@@ -26,9 +24,6 @@ use crate::{
     result::{ImageInfo, KernelInfo},
     supervise::{HealthCheck, RestartPolicy},
 };
-
-/// How long a supervisor may take to say how its machine is.
-const ANSWER_LIMIT: Duration = Duration::from_secs(15);
 
 /// Everything there is to know of a workspace.
 #[derive(Clone, Debug, Serialize)]
@@ -85,15 +80,6 @@ pub struct WorkspaceStatus {
     pub processes: Option<Processes>,
 }
 
-/// How a workspace is connected.
-#[derive(Clone, Debug, Serialize)]
-pub struct NetworkStatus {
-    /// How it was asked to be.
-    pub mode: NetworkMode,
-    /// Its published ports; while it is live those that were really bound.
-    pub ports: Vec<PublishedPort>,
-}
-
 /// What a workspace takes on the host's disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 pub struct DiskUse {
@@ -120,20 +106,8 @@ impl Workspace<'_> {
     /// # Errors
     /// When its own files cannot be read.
     pub fn status(&self, verify: Verify) -> Result<WorkspaceStatus> {
-        let (state, lost) = history::state(&self.directory)?;
-        if lost {
-            history::bury(&self.directory);
-        }
+        let (state, live) = self.live_status()?;
         let history = history::read(&self.directory)?;
-        let live = state
-            .is_live()
-            .then(|| {
-                self.connect()
-                    .ok()?
-                    .status(Command::Inspect, ANSWER_LIMIT)
-                    .ok()
-            })
-            .flatten();
         let state = live.as_ref().map_or(state, |status| status.state);
         let result = self.result()?;
         let manifest = &self.manifest;
@@ -162,12 +136,7 @@ impl Workspace<'_> {
             health: manifest.health.clone(),
             verification: verify::verify(self.config, manifest, verify),
             readiness,
-            network: NetworkStatus {
-                mode: manifest.network,
-                ports: live
-                    .as_ref()
-                    .map_or_else(|| manifest.publish.clone(), |status| status.ports.clone()),
-            },
+            network: NetworkStatus::of(manifest, live.as_ref()),
             mediation: manifest.mediation.clone(),
             disks: manifest.disks.clone(),
             result,

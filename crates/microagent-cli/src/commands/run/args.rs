@@ -63,6 +63,14 @@ pub(crate) struct RunArgs {
     /// Keep the workspace, shut down cleanly
     #[arg(long, help_heading = "Workspace")]
     keep: bool,
+    /// Keep the workspace, leave it running, and print its name; the command's output goes to `result`
+    #[arg(
+        long,
+        short,
+        conflicts_with_all = ["rm", "interactive", "tty"],
+        help_heading = "Workspace"
+    )]
+    pub(super) detach: bool,
     /// End the machine after this time: SECONDS, or a number with ms, s, m or h. Pulling does not count
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Workspace")]
     timeout: Option<Duration>,

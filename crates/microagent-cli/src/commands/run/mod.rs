@@ -5,15 +5,15 @@ pub(crate) mod args;
 use std::{io, process::ExitCode, sync::Arc};
 
 use microagent::{
-    Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunController, RunEvent,
-    RunIo, RunResult,
+    EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, PublishedPort, RunController,
+    RunEvent, RunIo, RunResult,
 };
 
 pub(crate) use self::args::RunArgs;
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
     output::Screen,
-    progress::Progress,
+    progress::{self, Progress},
     signals,
     streams::{TerminalInput, unbuffered},
     surroundings,
@@ -48,6 +48,13 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         globals,
         &args.workspace.insecure_registry,
     )?);
+    if args.detach {
+        let options = args.into_options(None)?;
+        let started =
+            progress::following(screen, |io| microagent.workspaces().launch(&options, io))?;
+        screen.result(&started, |started| format!("{}\n", started.workspace));
+        return Ok(0);
+    }
     let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
     let size = tty.then(terminal::size).flatten();
     let free_ports = args.workspace.wants_free_ports();
@@ -70,7 +77,6 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
     }
     let controller = tty.then(|| io.controller());
     let io = io.on_event(listener(
-        *screen,
         Arc::clone(&progress),
         controller,
         stdin.then(|| Arc::clone(&raw)),
@@ -104,7 +110,6 @@ fn report(result: &RunResult, screen: &Screen) {
 
 /// Draws progress until the command runs; then the terminal is the command's.
 fn listener(
-    screen: Screen,
     progress: Arc<Progress>,
     terminal: Option<RunController>,
     input: Option<Arc<RawMode>>,
@@ -113,19 +118,6 @@ fn listener(
     move |event| {
         tracing::debug!(?event, "run");
         match event {
-            RunEvent::Image(event) => progress.image(&event),
-            RunEvent::Kernel(event) => progress.kernel(&event),
-            RunEvent::Bundle { name } => {
-                progress.say(&format!("Making a disk of the bundle {name}"));
-            }
-            RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
-            RunEvent::Machine(event) => machine(&event, &screen, &progress, free_ports),
-            RunEvent::File { src } => progress.say(&format!("Copying {}", src.display())),
-            RunEvent::Setup { command } => {
-                progress.note(&format!("Setup: {command}"));
-                // What it prints is next.
-                progress.clear();
-            }
             RunEvent::Started => {
                 progress.clear();
                 if let Some(controller) = &terminal {
@@ -138,33 +130,28 @@ fn listener(
                     }
                 }
             }
-            _ => {}
+            RunEvent::Machine(Event {
+                kind: EventKind::PortsPublished { ports },
+                ..
+            }) => published(&ports, &progress, free_ports),
+            event => progress.step(&event),
         }
     }
 }
 
-fn machine(event: &Event, screen: &Screen, progress: &Progress, free_ports: bool) {
-    match &event.kind {
-        EventKind::Starting { backend: Backend::QemuTcg, .. } if screen.lively => progress.note(
-            "No hardware virtualisation: software emulation is slower, and a larger attack \
-             surface, though the guest still has a kernel of its own (microagent doctor says more).",
-        ),
-        EventKind::PortsPublished { ports } => {
-            for port in ports {
-                let words = format!(
-                    "Port {} of the guest is published at {}.",
-                    port.guest_port,
-                    port.host_address()
-                );
-                // Nobody but us knows which one was free.
-                if free_ports {
-                    progress.announce(&words);
-                } else {
-                    progress.note(&words);
-                }
-            }
+/// The ports that are published, each in a line: where a free one was asked for, nobody but us
+/// knows which it was.
+fn published(ports: &[PublishedPort], progress: &Progress, free_ports: bool) {
+    for port in ports {
+        let words = format!(
+            "Port {} of the guest is published at {}.",
+            port.guest_port,
+            port.host_address()
+        );
+        if free_ports {
+            progress.announce(&words);
+        } else {
+            progress.note(&words);
         }
-        EventKind::BootRetried { reason } => progress.note(&format!("Booting again: {reason}")),
-        _ => {}
     }
 }

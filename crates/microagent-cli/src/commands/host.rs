@@ -1,0 +1,43 @@
+//! `microagent host`.
+
+use clap::Args;
+use microagent::{BackendChoice, DoctorOptions, Error, HostReport, Microagent};
+
+use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
+
+/// What this host has to run machines with, found out as `doctor` does, without a verdict on the
+/// whole.
+#[derive(Debug, Args)]
+pub(crate) struct HostArgs {
+    /// Look at one backend: auto, qemu, qemu-kvm or qemu-tcg
+    #[arg(long, value_name = "BACKEND", default_value = "auto")]
+    backend: BackendChoice,
+    /// Find everything out again
+    #[arg(long)]
+    fresh: bool,
+}
+
+pub(crate) fn run(args: &HostArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
+    let microagent = Microagent::new(surroundings::config(globals, &[])?);
+    let progress = Progress::new(screen);
+    progress.say("Booting a probe");
+    let options = DoctorOptions::new().backend(args.backend).fresh(args.fresh);
+    let report = microagent.host(&options);
+    progress.clear();
+    screen.result(&report?, text);
+    Ok(0)
+}
+
+fn text(report: &HostReport) -> String {
+    let chosen = report
+        .chosen
+        .map_or_else(|| "none".to_owned(), |backend| backend.to_string());
+    let mut text = format!(
+        "{} on {}; backend {chosen}: {}\n",
+        report.os, report.architecture, report.reason
+    );
+    for check in &report.checks {
+        text.push_str(&format!("{:14} {}\n", check.name, check.detail));
+    }
+    text
+}
