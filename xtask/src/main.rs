@@ -5,6 +5,7 @@
 mod bench;
 mod bench_image;
 mod bench_run;
+mod bench_workspace;
 mod debian;
 mod demo;
 mod fuzz;
