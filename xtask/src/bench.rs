@@ -12,7 +12,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{bench_image, bench_run, bench_workspace, debian, install, packages, process};
+use crate::{
+    bench_image, bench_net, bench_run, bench_workspace, debian, install, packages, process,
+};
 
 /// One measured figure.
 pub(crate) struct Figure {
@@ -86,6 +88,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
         bench_workspace::start_against_bare_boot,
     ),
     ("import-vs-umoci-mke2fs", bench_image::import),
+    ("published-port-vs-hostfwd", bench_net::published),
     ("boots-under-load", bench_run::boots_under_load),
 ];
 

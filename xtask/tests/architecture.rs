@@ -8,13 +8,22 @@ use serde_json::Value;
 /// Each crate and the crates of ours it may use. What is not listed is not allowed.
 const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-protocol", &[]),
+    ("microagent-ext4", &[]),
+    ("microagent-files", &["microagent-protocol"]),
     ("microagent-relay", &[]),
     (
         "microagent-guest",
-        &["microagent-protocol", "microagent-relay"],
+        &[
+            "microagent-files",
+            "microagent-protocol",
+            "microagent-relay",
+        ],
     ),
     ("microagent-hypervisor", &["microagent-protocol"]),
-    ("microagent-image", &["microagent-protocol"]),
+    (
+        "microagent-image",
+        &["microagent-files", "microagent-protocol"],
+    ),
     ("microagent-kernel", &["microagent-protocol"]),
     (
         "microagent-supervisor",
@@ -27,6 +36,8 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "microagent",
         &[
+            "microagent-ext4",
+            "microagent-files",
             "microagent-image",
             "microagent-kernel",
             "microagent-protocol",

@@ -141,6 +141,10 @@ enum Command {
     /// Remove what killed programs left behind
     #[command(visible_alias = "prune")]
     Gc(commands::gc::GcArgs),
+    /// Run a command in a running workspace
+    Exec(Box<commands::exec::ExecArgs>),
+    /// Open a shell in a running workspace, send it a line, or watch its serial console
+    Connect(commands::connect::ConnectArgs),
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
     /// Pull, import and remove images
@@ -163,6 +167,11 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// Copy files between this host and a workspace
+    #[command(visible_alias = "copy")]
+    Cp(commands::cp::CpArgs),
+    /// Keep a workspace up: start it, watch it, start it again
+    Supervise(commands::supervise::SuperviseArgs),
     /// Check a microagent.yaml, and print its JSON Schema
     #[command(subcommand_required = true, arg_required_else_help = true)]
     Spec {
@@ -192,6 +201,8 @@ pub(crate) fn main() -> ExitCode {
     let globals = &cli.globals;
     let (code, outcome) = match cli.command {
         Command::Run(args) => return commands::run::run(*args, globals, &screen),
+        Command::Exec(args) => return commands::exec::run(&args, globals, &screen),
+        Command::Connect(args) => return commands::connect::run(&args, globals, &screen),
         Command::Create(args) => commands::create::run(*args, globals, &screen),
         Command::Start(args) => commands::start::run(&args, globals, &screen),
         Command::Halt(args) => commands::halt::run(&args, globals, &screen),
@@ -219,6 +230,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
+        Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),
@@ -349,6 +362,48 @@ mod tests {
         );
     }
 
+    fn exec_args(words: &[&str]) -> Result<commands::exec::ExecArgs, clap::Error> {
+        let cli = parse(["microagent", "exec"].iter().chain(words))?;
+        match cli.command {
+            Command::Exec(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_after_the_first_word_of_an_exec_is_ours() {
+        for (words, command) in [
+            (
+                &["w", "--", "psql", "-h", "x", "--json"][..],
+                &["psql", "-h", "x", "--json"][..],
+            ),
+            (
+                &["w", "psql", "-h", "x", "-it"],
+                &["psql", "-h", "x", "-it"],
+            ),
+            (
+                &["-i", "w", "-e", "A=B", "sh", "-c", "x -- y"],
+                &["sh", "-c", "x -- y"],
+            ),
+            (&["w", "--", "--odd", "--", "-x"], &["--odd", "--", "-x"]),
+            (&["w", "-u", "7", "a", "--", "b"], &["a", "--", "b"]),
+            (&["--", "w", "a", "-x"], &["a", "-x"]),
+        ] {
+            let args = exec_args(words).unwrap();
+            assert_eq!(args.command(), command, "{words:?}");
+        }
+        for (words, named) in [
+            (&["w", "--iteractive", "sh"][..], "--iteractive"),
+            (&["w", "-x", "sh"], "-x"),
+            (&["w"], "COMMAND"),
+            (&[], "WORKSPACE"),
+            (&["w", "--timeout", "soon", "sh"], "soon"),
+        ] {
+            let error = exec_args(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{words:?}: {error}");
+        }
+    }
+
     #[test]
     fn the_image_may_be_given_by_name() {
         let args = run_args(&["--image", "debian:12", "--exec", "id; ls"]).unwrap();
@@ -399,7 +454,7 @@ mod tests {
             (&["--volume=/tmp:/data:ro"], "cp"),
             (&["--mount", "type=bind,src=/tmp,dst=/data"], "cp"),
             (&["--gpus", "all"], "device"),
-            (&["-p", "80:80"], "port"),
+            (&["-P"], "--publish"),
         ] {
             let words: Vec<_> = words.iter().copied().chain(["busybox", "true"]).collect();
             let error = run_args(&words).unwrap_err();

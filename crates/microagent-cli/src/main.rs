@@ -12,6 +12,7 @@ mod progress;
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
 mod template;
 mod terminal;

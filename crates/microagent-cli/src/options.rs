@@ -2,19 +2,20 @@
 
 use std::{
     fs,
-    path::PathBuf,
+    path::{Path, PathBuf},
     str::FromStr,
     time::{Duration, SystemTime},
 };
 
 use clap::{Args, error::ErrorKind};
 use microagent::{
-    BackendChoice, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform, Profile,
-    PullPolicy, Reference, RunOptions, Timestamp, VcpuCount, env_file,
+    BackendChoice, CreateOptions, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform,
+    Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount, env_file,
 };
 
 use crate::{
     cli::usage,
+    commands::wiring_args::WiringArgs,
     refusals::{self, RefusedFlags},
     surroundings,
 };
@@ -22,6 +23,9 @@ use crate::{
 /// The options of a workspace.
 #[derive(Debug, Args)]
 pub(crate) struct WorkspaceArgs {
+    /// A spec (microagent.yaml) that says all this; single options go over it, repeatable ones add
+    #[arg(long, value_name = "FILE", help_heading = "Workspace")]
+    file: Option<PathBuf>,
     /// The image, when it does not stand before the command
     #[arg(long = "image", value_name = "IMAGE", help_heading = "Command")]
     image: Option<String>,
@@ -52,14 +56,9 @@ pub(crate) struct WorkspaceArgs {
     hostname: Option<String>,
 
     /// The machine's size: tiny (256 MiB, 1 CPU, 512 MiB of disk), small (512, 2, 1024), medium
-    /// (2048, 2, 8192) or large (4096, 4, 16384)
-    #[arg(
-        long,
-        value_name = "PROFILE",
-        default_value = "small",
-        help_heading = "Machine"
-    )]
-    profile: Profile,
+    /// (2048, 2, 8192) or large (4096, 4, 16384) [default: small]
+    #[arg(long, value_name = "PROFILE", help_heading = "Machine")]
+    profile: Option<Profile>,
     /// Memory: MiB, or a number with M or G
     #[arg(long, short, value_name = "SIZE", help_heading = "Machine")]
     memory: Option<Mebibytes>,
@@ -69,10 +68,10 @@ pub(crate) struct WorkspaceArgs {
     /// The most the workspace may write: MiB, or a number with M or G
     #[arg(long, value_name = "SIZE", help_heading = "Machine")]
     disk_size: Option<Mebibytes>,
-    /// user (outbound connections) or isolated (loopback only)
-    #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "user",
+    /// user (outbound connections) or isolated (loopback only) [default: user]
+    #[arg(long, visible_alias = "net", value_name = "MODE",
           value_parser = refusals::network, help_heading = "Machine")]
-    network: NetworkMode,
+    network: Option<NetworkMode>,
     /// auto, qemu, qemu-kvm or qemu-tcg
     #[arg(
         long,
@@ -109,12 +108,15 @@ pub(crate) struct WorkspaceArgs {
     pub(crate) insecure_registry: Vec<String>,
 
     #[command(flatten)]
+    wiring: WiringArgs,
+
+    #[command(flatten)]
     _refused: RefusedFlags,
 }
 
 /// The value of `-e`: set here, or taken from the environment.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum EnvArg {
+pub(crate) enum EnvArg {
     Set(EnvVar),
     FromHost(String),
 }
@@ -189,18 +191,45 @@ impl WorkspaceArgs {
         Ok((image, command))
     }
 
-    /// The library's options for this image and command.
+    /// Whether a port of the host is to be picked.
+    pub(crate) fn wants_free_ports(&self) -> bool {
+        self.wiring.wants_free_ports()
+    }
+
+    /// Whether a spec may name what the command line does not.
+    pub(crate) fn has_spec(&self) -> bool {
+        self.file.is_some()
+    }
+
+    /// The library's options for this image and command, over what the spec says.
     pub(crate) fn into_options(
         self,
-        image: String,
+        image: Option<String>,
+        command: Vec<String>,
+    ) -> Result<CreateOptions, Error> {
+        let spec = match &self.file {
+            Some(file) => Spec::read(file)?.options()?,
+            None => CreateOptions::new(RunOptions::new("")),
+        };
+        let run = self.over(spec.run_options().clone(), image, command)?;
+        Ok(spec.with_run_options(run))
+    }
+
+    fn over(
+        self,
+        options: RunOptions,
+        image: Option<String>,
         command: Vec<String>,
     ) -> Result<RunOptions, Error> {
-        let mut options = RunOptions::new(image)
-            .command(command)
-            .profile(self.profile)
-            .network(self.network)
+        let entrypoint = self.entrypoint.map(|program| match program.as_str() {
+            "" => Vec::new(),
+            _ => vec![program],
+        });
+        let mut options = options
+            .overridden_by(self.exec, entrypoint, command)
             .backend(self.backend)
             .pull(self.pull)
+            .wiring(self.wiring.into_wiring()?)
             .kernel(kernel(self.kernel, self.modules)?);
         for path in &self.env_file {
             for var in read_env_file(path)? {
@@ -220,32 +249,28 @@ impl WorkspaceArgs {
         for script in self.setup {
             options = options.setup(script);
         }
-        options = match self.entrypoint {
-            Some(program) if program.is_empty() => options.entrypoint(Vec::<String>::new()),
-            Some(program) => options.entrypoint([program]),
-            None => options,
-        };
         macro_rules! set {
             ($($method:ident: $value:expr),* $(,)?) => {
                 $(if let Some(value) = $value { options = options.$method(value); })*
             };
         }
         set! {
-            shell: self.exec, workdir: self.workdir, user: self.user, hostname: self.hostname,
-            memory: self.memory, vcpus: self.cpus, disk: self.disk_size, platform: self.platform,
+            image: image, profile: self.profile, network: self.network, workdir: self.workdir,
+            user: self.user, hostname: self.hostname, memory: self.memory, vcpus: self.cpus,
+            disk: self.disk_size, platform: self.platform,
         }
         Ok(options)
     }
 }
 
-fn host_variable(name: &str) -> Option<String> {
+pub(crate) fn host_variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn read_env_file(path: &PathBuf) -> Result<Vec<EnvVar>, Error> {
+pub(crate) fn read_env_file(path: &Path) -> Result<Vec<EnvVar>, Error> {
     let text = fs::read_to_string(path).map_err(|source| Error::Io {
         doing: "read",
-        path: path.clone(),
+        path: path.to_owned(),
         source,
     })?;
     env_file::parse(&text, host_variable).map_err(|error| Error::Invalid {

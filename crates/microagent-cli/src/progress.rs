@@ -55,6 +55,14 @@ impl Progress {
         }
     }
 
+    /// A line that stays, and that a log is to have, too.
+    pub(crate) fn announce(&self, text: &str) {
+        match &self.state().bar {
+            Some(bar) => bar.suspend(|| self.screen.announce(text)),
+            None => self.screen.announce(text),
+        }
+    }
+
     /// Wipes the line away.
     pub(crate) fn clear(&self) {
         if let Some(bar) = self.state().bar.take() {
@@ -81,6 +89,7 @@ impl Progress {
         match event {
             RunEvent::Image(event) => self.image(event),
             RunEvent::Kernel(event) => self.kernel(event),
+            RunEvent::Bundle { name } => self.say(&format!("Making a disk of the bundle {name}")),
             RunEvent::Workspace { name } => self.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => self.machine(event),
             RunEvent::Setup { command } => {

@@ -49,6 +49,44 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
     Ok(config)
 }
 
+/// Where this user's systemd units are.
+pub(crate) fn systemd_dir() -> Result<PathBuf, Error> {
+    let base = variable("XDG_CONFIG_HOME")
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+        .or_else(|| variable("HOME").map(|home| PathBuf::from(home).join(".config")));
+    match base {
+        Some(base) => Ok(base.join("systemd/user")),
+        None => Err(Error::Invalid {
+            option: "the directory of systemd units",
+            reason: "neither XDG_CONFIG_HOME nor HOME is set".to_owned(),
+        }),
+    }
+}
+
+/// The program that steers systemd.
+pub(crate) fn systemctl() -> PathBuf {
+    PathBuf::from("systemctl")
+}
+
+/// This program, as a unit can start it.
+pub(crate) fn this_program() -> Result<PathBuf, Error> {
+    env::current_exe().map_err(|source| Error::Io {
+        doing: "find",
+        path: "the program that runs".into(),
+        source,
+    })
+}
+
+/// What a unit needs of this environment: where programs are, and which files of credentials and
+/// which supervisor were meant.
+pub(crate) fn unit_environment() -> Vec<(String, String)> {
+    ["PATH", "MICROAGENT_SUPERVISOR", "DOCKER_CONFIG"]
+        .into_iter()
+        .filter_map(|name| Some((name.to_owned(), variable(name)?.into_string().ok()?)))
+        .collect()
+}
+
 fn state_dir(globals: &Globals, home: Option<&Path>) -> Result<PathBuf, Error> {
     let given = globals
         .state_dir

@@ -8,6 +8,7 @@ mod cgroup;
 mod clock;
 mod console;
 mod control;
+mod copy;
 mod error;
 mod exec;
 mod power;
@@ -69,6 +70,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
             processes: &processes,
             group: server.group(),
             sessions: &|| server.sessions(),
+            copies: server.copies(),
             disks: &booted.disks,
         },
     )

@@ -18,7 +18,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::{ExecRequest, StartFailure};
+use crate::{
+    copy::{CopyIn, CopyOut},
+    exec::{ExecRequest, StartFailure},
+    shell::{ShellLine, ShellOrigin},
+};
 
 /// The version of this protocol. Host and agent come from one executable, so
 /// they are the same or something is wrong.
@@ -147,6 +151,12 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Run a line in the persistent shell.
+    Shell(ShellLine),
+    /// Pack something into a tar stream (see [`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land a tar stream.
+    CopyIn(CopyIn),
     /// Connect to a TCP port of the guest's loopback, IPv4 first. After
     /// [`SessionReply::Opened`] the stream carries that connection's bytes, without frames.
     Forward {
@@ -164,7 +174,14 @@ pub enum SessionReply {
         /// Its process number in the guest.
         pid: u32,
     },
-    /// It is connected; bytes follow.
+    /// To a line: its turn has come; frames follow.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
+    },
+    /// It is open: a connection's bytes follow, or a copy's frames.
     Opened,
     /// It never ran, or nothing listens; the session is over.
     Failed {

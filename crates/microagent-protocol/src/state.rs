@@ -115,6 +115,8 @@ pub enum EndCause {
     Requested,
     /// It was killed on request.
     Killed,
+    /// Its health probes failed.
+    Unhealthy,
     /// Its time was up.
     TimedOut,
     /// The guest ran out of memory.
@@ -125,7 +127,7 @@ pub enum EndCause {
 
 impl EndCause {
     /// Every cause.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::WorkloadFinished,
         Self::GuestPoweredOff,
         Self::GuestPanicked,
@@ -133,10 +135,29 @@ impl EndCause {
         Self::VmmDied,
         Self::Requested,
         Self::Killed,
+        Self::Unhealthy,
         Self::TimedOut,
         Self::OutOfMemory,
         Self::OwnerGone,
     ];
+}
+
+impl std::fmt::Display for EndCause {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::WorkloadFinished => "its command finished",
+            Self::GuestPoweredOff => "the guest powered itself off",
+            Self::GuestPanicked => "the guest's kernel panicked, or its agent could not go on",
+            Self::BootFailed => "the guest did not become ready",
+            Self::VmmDied => "the virtual machine monitor ended unexpectedly",
+            Self::Requested => "it was asked to end",
+            Self::Killed => "it was killed",
+            Self::Unhealthy => "its health probes failed",
+            Self::TimedOut => "the time limit was over",
+            Self::OutOfMemory => "the guest ran out of memory",
+            Self::OwnerGone => "its owner let it go",
+        })
+    }
 }
 
 #[cfg(test)]

@@ -3,10 +3,11 @@
 //! **Streaming form.** A private Unix socket. A client sends a
 //! [`FrameKind::Request`] frame holding a [`Request`] and gets one
 //! [`FrameKind::Response`] frame holding a [`Response`]; requests follow each
-//! other on one connection. Two commands change the connection for good:
-//! after [`Command::Exec`] was answered with [`Answer::Started`] it is an exec
-//! session ([`crate::exec`]); after [`Command::Subscribe`] it carries
-//! [`FrameKind::Event`] frames until it closes.
+//! other on one connection. Some commands change the connection for good:
+//! after [`Command::Exec`] was answered with [`Answer::Started`], or
+//! [`Command::Shell`] with [`Answer::Line`], it is a session ([`crate::exec`],
+//! [`crate::shell`]); after [`Command::Console`] it is the serial console; after
+//! [`Command::Subscribe`] it carries [`FrameKind::Event`] frames until it closes.
 //!
 //! **One-shot form.** `microagent-supervisor` reads one [`Request`] as JSON
 //! from standard input and writes one [`Response`] as a line of JSON to
@@ -25,6 +26,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
     guest::GuestNetwork,
     identity::ProcessIdentity,
@@ -32,6 +34,7 @@ use crate::{
     name::WorkspaceName,
     output::CapturedOutput,
     readiness::ReadinessReport,
+    shell::{ShellLine, ShellOrigin},
     state::{EndCause, State},
     stats::MachineStats,
     time::Timestamp,
@@ -94,6 +97,17 @@ pub enum Command {
     /// Run a process in the guest; waits for the guest to be ready. When the
     /// workload has ended and its client was told, the guest is shut down.
     Exec(ExecRequest),
+    /// Run a line in the guest's persistent shell; waits for the guest to be ready and for
+    /// the lines before it.
+    Shell(ShellLine),
+    /// Attach to the serial console: what the guest writes from now on comes as stdout
+    /// frames, stdin frames are typed into it. Ends with the connection or the machine.
+    Console,
+    /// Pack something of the guest; waits for the guest to be ready. After
+    /// [`Answer::Copying`] the connection is a copy's session ([`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land something in the guest, likewise.
+    CopyIn(CopyIn),
     /// Shut it down cleanly; ends `halted`. Answered, as `stop` and `kill`
     /// are, when the machine has ended.
     Halt {
@@ -107,6 +121,11 @@ pub enum Command {
     },
     /// End it at once; ends `stopped`.
     Kill,
+    /// End it at once because it is not well; ends `failed`. Refused where it does not run.
+    Condemn {
+        /// Why, for people.
+        reason: String,
+    },
     /// Freeze its vCPUs.
     Pause,
     /// Thaw its vCPUs.
@@ -216,7 +235,18 @@ pub enum Answer {
         /// The process number in the guest.
         pid: u32,
     },
-    /// To `exec`: the process never ran. There is no session; the connection
+    /// To `shell`: the line's turn has come; the connection is a session from here on.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
+    },
+    /// To `console`: the connection is the console from here on.
+    Attached,
+    /// To `copy_out` and `copy_in`: the connection is a session from here on.
+    Copying,
+    /// To `exec` and `shell`: the process never ran. There is no session; the connection
     /// takes further requests.
     FailedToStart {
         /// Why.

@@ -1,10 +1,13 @@
 //! The control socket: clients, their requests, and their connections' changes of use.
 
+mod interactive;
+
 use std::{
     collections::HashMap,
     io::{self, Read},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
         mpsc::{Sender, channel},
@@ -16,6 +19,7 @@ use microagent_protocol::{
     ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
+    guest::SessionRequest,
     supervisor::{
         Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL, Status,
     },
@@ -23,6 +27,7 @@ use microagent_protocol::{
 use serde::Deserialize;
 
 use crate::{
+    copy,
     crew::{Crew, lock},
     engine::{Ask, Message},
     events::{Journal, hang_up},
@@ -40,6 +45,9 @@ use crate::{
 /// The most connections at a time: every session has one, and some are left
 /// for control, so that sessions cannot crowd it out.
 const MAX_CLIENTS: usize = MAX_SESSIONS + 64;
+
+/// The longest reason a client may give, in characters.
+const MAX_REASON: usize = 1024;
 
 /// How long an answer may wait for a client that does not read.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -273,6 +281,9 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Halt { grace_ms } => Ask::Halt { grace_ms },
             Command::Stop { grace_ms } => Ask::Stop { grace_ms },
             Command::Kill => Ask::Kill,
+            Command::Condemn { reason } => Ask::Condemn {
+                reason: reason.chars().take(MAX_REASON).collect(),
+            },
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
@@ -289,6 +300,40 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 }
                 None => return Ok(()),
             },
+            Command::Shell(line) => match interactive::run_line(reader, &id, line, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::Console => match interactive::attach(reader, &id, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::CopyOut(request) => {
+                let request = SessionRequest::CopyOut(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
+            Command::CopyIn(request) => {
+                let request = SessionRequest::CopyIn(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
             Command::Host(_) | Command::Check(_) | Command::Launch(_) => {
                 let report = ErrorReport::new(
                     ErrorKind::Invalid,
@@ -298,8 +343,9 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
+        let inspects = ask == Ask::Inspect;
         let outcome = control(ask, hub).map(|mut status| {
-            if ask == Ask::Inspect && status.state.is_live() {
+            if inspects && status.state.is_live() {
                 look_at_guest(&mut status, hub);
                 look_at_mediation(&mut status, hub);
             }
@@ -351,7 +397,11 @@ fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> 
 
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     let (reply, answer) = channel();
-    if hub.outbox.send(Message::Ask { ask, reply }).is_ok()
+    let asked = Message::Ask {
+        ask: ask.clone(),
+        reply,
+    };
+    if hub.outbox.send(asked).is_ok()
         && let Ok(outcome) = answer.recv()
     {
         return outcome;
@@ -365,15 +415,15 @@ fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     }
 }
 
-fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
+pub(crate) fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
     hub.outbox.send(message).map_err(|_| gone())
 }
 
-fn gone() -> ErrorReport {
+pub(crate) fn gone() -> ErrorReport {
     ErrorReport::new(ErrorKind::Conflict, "the machine has ended")
 }
 
-fn respond(
+pub(crate) fn respond(
     reader: &FrameReader<UnixStream>,
     id: &str,
     outcome: Result<Answer, ErrorReport>,
@@ -421,6 +471,25 @@ fn subscribe(
     Ok(())
 }
 
+/// Waits until the guest takes sessions, and says where.
+fn when_ready(
+    client: &FrameReader<UnixStream>,
+    role: ExecRole,
+    hub: &Hub,
+) -> Result<PathBuf, ErrorReport> {
+    let (reply, ticket) = channel();
+    deliver(hub, Message::Exec { role, reply })?;
+    let vsock = ticket.recv().map_err(|_| gone())??;
+    // Nothing may be run for somebody who gave up waiting.
+    if role != ExecRole::Workload && session::has_hung_up(client.get_ref()) {
+        return Err(ErrorReport::new(
+            ErrorKind::Transient,
+            "the client was gone before the guest was ready",
+        ));
+    }
+    Ok(vsock)
+}
+
 /// Runs a session on this connection; gives the connection back if none came of it.
 fn exec(
     reader: FrameReader<UnixStream>,
@@ -437,11 +506,7 @@ fn exec(
             return Ok(Some(reader));
         }
     };
-    let (reply, ticket) = channel();
-    let role = request.role;
-    let vsock = deliver(hub, Message::Exec { role, reply })
-        .and_then(|()| ticket.recv().map_err(|_| gone())?);
-    let vsock = match vsock {
+    let vsock = match when_ready(&reader, request.role, hub) {
         Ok(vsock) => vsock,
         Err(report) => {
             respond(&reader, id, Err(report))?;

@@ -21,7 +21,7 @@ use std::{
 };
 
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, VsockSpec,
+    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
     EndCause, ExecRole, LaunchSpec, ProcessIdentity, State, Timestamp,
@@ -54,12 +54,13 @@ const REAP_NOTICE: Duration = Duration::from_secs(10);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(300);
 
 /// A control command, as the engine sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Inspect,
     Halt { grace_ms: u64 },
     Stop { grace_ms: u64 },
     Kill,
+    Condemn { reason: String },
     Pause,
     Resume,
     Quarantine,
@@ -80,6 +81,8 @@ pub(crate) enum Message {
         role: ExecRole,
         reply: Reply<PathBuf>,
     },
+    /// A client attaches to the serial console.
+    Console { reply: Reply<SerialPort> },
     /// The workload runs, and this keeps its output.
     WorkloadStarted(Arc<Mutex<Capture>>),
     /// The workload will not run after all: the guest could not be asked to.
@@ -240,6 +243,7 @@ impl Engine {
             Message::Happened(input) => self.feed(input),
             Message::Ask { ask, reply } => self.ask(ask, reply),
             Message::Exec { role, reply } => self.exec(role, reply),
+            Message::Console { reply } => self.console(&reply),
             Message::WorkloadStarted(capture) => {
                 self.capture = Some(capture);
                 self.feed(Input::WorkloadStarted);

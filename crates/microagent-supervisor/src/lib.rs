@@ -16,6 +16,7 @@
 mod backend;
 mod console;
 mod control;
+mod copy;
 mod crew;
 mod engine;
 mod error;
@@ -31,6 +32,7 @@ mod peer;
 mod process;
 mod readiness;
 mod result;
+mod serial;
 mod session;
 mod stats;
 mod text;

@@ -39,9 +39,14 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 Command::Inspect
                 | Command::Subscribe { .. }
                 | Command::Exec(_)
+                | Command::Shell(_)
+                | Command::Console
+                | Command::CopyOut(_)
+                | Command::CopyIn(_)
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill
+                | Command::Condemn { .. }
                 | Command::Pause
                 | Command::Resume
                 | Command::Quarantine

@@ -38,13 +38,16 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
     if argv.chain(&options.shell).chain(&options.setup).any(nul) {
         return Err(Error::invalid("the command", "it has a NUL byte"));
     }
-    if let Some(workdir) = &options.workdir
-        && (!workdir.starts_with('/') || workdir.contains('\0'))
+    if let Some(program) = &options.shell_program
+        && (!program.starts_with('/') || program.contains('\0'))
     {
         return Err(Error::invalid(
-            "--workdir",
-            format!("{workdir:?} is not an absolute path in the guest"),
+            "shell",
+            format!("{program:?} is not an absolute path in the guest"),
         ));
+    }
+    if let Some(workdir) = &options.workdir {
+        check_workdir(workdir)?;
     }
     if let Some(user) = &options.user {
         check_user(user)?;
@@ -63,7 +66,17 @@ pub(crate) fn is_user(user: &str) -> bool {
     parts && !user.contains(['\0', '\n'])
 }
 
-fn check_user(user: &str) -> Result<()> {
+pub(crate) fn check_workdir(workdir: &str) -> Result<()> {
+    if workdir.starts_with('/') && !workdir.contains('\0') {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "--workdir",
+        format!("{workdir:?} is not an absolute path in the guest"),
+    ))
+}
+
+pub(crate) fn check_user(user: &str) -> Result<()> {
     if is_user(user) {
         return Ok(());
     }
@@ -107,7 +120,7 @@ pub(crate) fn setup(
 ) -> Result<ExecRequest> {
     Ok(ExecRequest {
         role: ExecRole::Setup,
-        argv: shell(script),
+        argv: shell(options.shell_program.as_deref(), script),
         ..surroundings(options, config)?
     })
 }
@@ -148,13 +161,15 @@ pub(crate) fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result
     })
 }
 
-pub(crate) fn shell(script: &str) -> Vec<String> {
-    vec![SHELL.to_owned(), "-c".to_owned(), script.to_owned()]
+pub(crate) fn shell(program: Option<&str>, script: &str) -> Vec<String> {
+    [program.unwrap_or(SHELL), "-c", script]
+        .map(str::to_owned)
+        .into()
 }
 
 fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
     if let Some(script) = &options.shell {
-        return Ok(shell(script));
+        return Ok(shell(options.shell_program.as_deref(), script));
     }
     let entrypoint = options.entrypoint.as_ref().unwrap_or(&config.entrypoint);
     let command = match (&options.entrypoint, &options.command[..]) {
@@ -174,14 +189,7 @@ fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
 
 /// The image's variables in their order, each replaced in place or removed, new ones at the end.
 fn env(options: &RunOptions, config: &ImageConfig) -> Result<Vec<EnvVar>> {
-    let mut vars: Vec<EnvVar> = Vec::new();
-    let set = |vars: &mut Vec<EnvVar>, var: EnvVar| match vars
-        .iter_mut()
-        .find(|known| known.name() == var.name())
-    {
-        Some(known) => *known = var,
-        None => vars.push(var),
-    };
+    let mut vars = Vec::new();
     for entry in &config.env {
         match entry.parse::<EnvVar>() {
             Ok(var) => set(&mut vars, var),
@@ -189,13 +197,26 @@ fn env(options: &RunOptions, config: &ImageConfig) -> Result<Vec<EnvVar>> {
             Err(error) => tracing::warn!("the image's environment: {error}"),
         }
     }
-    for change in &options.env {
+    change_env(&mut vars, &options.env)?;
+    Ok(vars)
+}
+
+/// Changes variables in place; new ones come at the end.
+pub(crate) fn change_env(vars: &mut Vec<EnvVar>, changes: &[EnvChange]) -> Result<()> {
+    for change in changes {
         match change {
-            EnvChange::Set(name, value) => set(&mut vars, env_var(name, value)?),
+            EnvChange::Set(name, value) => set(vars, env_var(name, value)?),
             EnvChange::Remove(name) => vars.retain(|var| var.name() != name),
         }
     }
-    Ok(vars)
+    Ok(())
+}
+
+fn set(vars: &mut Vec<EnvVar>, var: EnvVar) {
+    match vars.iter_mut().find(|known| known.name() == var.name()) {
+        Some(known) => *known = var,
+        None => vars.push(var),
+    }
 }
 
 #[cfg(test)]
@@ -238,6 +259,10 @@ mod tests {
         assert_eq!(
             argv_of(&run().shell("a | b"), &image),
             ["/bin/sh", "-c", "a | b"]
+        );
+        assert_eq!(
+            argv_of(&run().shell("a").shell_program("/bin/bash"), &image),
+            ["/bin/bash", "-c", "a"]
         );
         assert_eq!(argv_of(&run(), &config(&[], &["bash"])), ["bash"]);
     }

@@ -6,6 +6,7 @@ use std::{
     time::Duration,
 };
 
+use microagent_files::CopyError;
 use microagent_image::ImageError;
 use microagent_kernel::KernelError;
 use microagent_protocol::{
@@ -134,6 +135,25 @@ pub enum Error {
         /// The last lines it wrote.
         log: Option<String>,
     },
+    /// Files could not be copied.
+    #[error("Cannot copy: {0}.")]
+    Copy(Box<CopyError>),
+    /// A copy was cut.
+    #[error("The copy was cut: the machine of {workspace} does not answer any more ({reason}).")]
+    CopyLost {
+        /// The workspace.
+        workspace: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A workspace's disk cannot be read or changed.
+    #[error("Cannot use the disk {}: {source}.", .path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: microagent_ext4::Error,
+    },
     /// The supervisor said no.
     #[error("{}", .0.message)]
     Supervisor(Box<ErrorReport>),
@@ -151,6 +171,14 @@ pub enum Error {
     #[error("The time limit of {} was over before the command started.", humantime::format_duration(*.limit))]
     TimedOut {
         /// The limit.
+        limit: Duration,
+    },
+    /// A workspace was not ready for a command in time.
+    #[error("The workspace {workspace} was not ready within {}.", humantime::format_duration(*.limit))]
+    NotReady {
+        /// The workspace.
+        workspace: String,
+        /// How long it was waited for.
         limit: Duration,
     },
     /// A setup command failed.
@@ -193,6 +221,16 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An archive could not be made into a disk.
+    #[error("Cannot make a disk of {} for the bundle {name}: {reason}.", .archive.display())]
+    Bundle {
+        /// The bundle.
+        name: String,
+        /// The archive.
+        archive: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The system gave no random bytes.
     #[error("The system gave no random bytes: {0}.")]
     Random(getrandom::Error),
@@ -212,6 +250,12 @@ fn list(paths: &[PathBuf]) -> String {
         .map(|path| path.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        Self::Copy(Box::new(error))
+    }
 }
 
 impl Error {
@@ -268,6 +312,9 @@ impl Error {
                 ..report
             },
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
+            Self::NotReady { workspace, .. } => report.remedy(format!(
+                "Try again; `microagent status {workspace}` says how it is."
+            )),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
@@ -301,16 +348,21 @@ impl Error {
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
             Self::Supervisor(report) => report.kind,
-            Self::NeverStarted { .. } | Self::TimedOut { .. } | Self::Cancelled { .. } => {
-                ErrorKind::Transient
-            }
+            Self::Copy(error) => error.kind(),
+            Self::CopyLost { .. }
+            | Self::NeverStarted { .. }
+            | Self::NotReady { .. }
+            | Self::TimedOut { .. }
+            | Self::Cancelled { .. } => ErrorKind::Transient,
             Self::SupervisorFailed { .. } => ErrorKind::Internal,
             Self::SupervisorStart { .. }
             | Self::SetupFailed { .. }
             | Self::Untrusted { .. }
             | Self::Damaged { .. }
+            | Self::Disk { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
+            | Self::Bundle { .. }
             | Self::Random(_) => ErrorKind::Permanent,
         }
     }

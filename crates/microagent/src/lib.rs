@@ -23,11 +23,13 @@ mod auth;
 mod command;
 mod config;
 mod contract;
+mod copy;
 mod directories;
 mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
 mod hostname;
 mod images;
@@ -37,18 +39,24 @@ mod name;
 mod options;
 mod result;
 mod run;
+mod session;
 pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+mod wiring;
 mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
 pub use contract::{Contract, contract};
+pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
 pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::Images;
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -63,7 +71,9 @@ pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
     ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
     MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
-    ReadinessSignal, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
+    WorkspaceName,
+    copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
     guest::GuestNetwork,
     launch::InvalidNetworkMode,
@@ -73,10 +83,12 @@ pub use microagent_protocol::{
 };
 pub use options::{KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
-pub use spec::{
-    Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
+pub use spec::{Spec, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload};
+pub use supervise::{
+    HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
+    SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
 };
-pub use supervise::{HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy};
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
     ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan, Created, DiskUse,
     Divergence, History, InvalidFilter, InvalidSortKey, NetworkReport, NetworkRuntime,
@@ -119,6 +131,21 @@ impl Microagent {
     #[must_use]
     pub fn workspaces(&self) -> Workspaces<'_> {
         Workspaces::new(&self.config)
+    }
+
+    /// Copies files between this host and workspaces, running or not.
+    ///
+    /// # Errors
+    /// Whatever keeps a file from being read or written. Each file is as it was or as it is to be;
+    /// those that were complete stay.
+    pub fn copy(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+        options: &CopyOptions,
+        io: CopyIo,
+    ) -> Result<CopyReport> {
+        copy::copy(&self.config, from, to, options, io)
     }
 
     /// The images.

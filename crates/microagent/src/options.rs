@@ -3,8 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use microagent_image::{Platform, PullPolicy};
-use microagent_protocol::{BackendChoice, Mebibytes, NetworkMode, TtySize, VcpuCount};
+use microagent_protocol::{
+    BackendChoice, Mebibytes, MediationRoute, NetworkMode, PublishedPort, TtySize, VcpuCount,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::wiring::{Volume, Wiring};
 
 /// A size of machine that has a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -159,6 +163,7 @@ pub struct RunOptions {
     pub(crate) image: String,
     pub(crate) command: Vec<String>,
     pub(crate) shell: Option<String>,
+    pub(crate) shell_program: Option<String>,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) setup: Vec<String>,
     pub(crate) env: Vec<EnvChange>,
@@ -172,7 +177,9 @@ pub struct RunOptions {
     pub(crate) memory: Option<Mebibytes>,
     pub(crate) vcpus: Option<VcpuCount>,
     pub(crate) disk: Option<Mebibytes>,
+    pub(crate) headroom: Option<Mebibytes>,
     pub(crate) network: NetworkMode,
+    pub(crate) wiring: Wiring,
     pub(crate) timeout: Option<Duration>,
     pub(crate) backend: BackendChoice,
     pub(crate) kernel: KernelChoice,
@@ -187,6 +194,7 @@ impl RunOptions {
             image: image.into(),
             command: Vec::new(),
             shell: None,
+            shell_program: None,
             entrypoint: None,
             setup: Vec::new(),
             env: Vec::new(),
@@ -200,13 +208,21 @@ impl RunOptions {
             memory: None,
             vcpus: None,
             disk: None,
+            headroom: None,
             network: NetworkMode::default(),
+            wiring: Wiring::default(),
             timeout: None,
             backend: BackendChoice::default(),
             kernel: KernelChoice::default(),
             pull: PullPolicy::Missing,
             platform: None,
         }
+    }
+
+    /// Another image.
+    pub fn image(mut self, image: impl Into<String>) -> Self {
+        self.image = image.into();
+        self
     }
 
     /// Runs this instead of the image's `Cmd`; the image's `Entrypoint` stays in front of it.
@@ -218,6 +234,32 @@ impl RunOptions {
     /// Runs `/bin/sh -c script`, whatever the image's `Entrypoint` and `Cmd` are.
     pub fn shell(mut self, script: impl Into<String>) -> Self {
         self.shell = Some(script.into());
+        self
+    }
+
+    /// The guest's shell for [`shell`](Self::shell) and [`setup`](Self::setup), by its absolute
+    /// path, instead of `/bin/sh`.
+    pub fn shell_program(mut self, path: impl Into<String>) -> Self {
+        self.shell_program = Some(path.into());
+        self
+    }
+
+    /// Runs what was said last: a line for the shell, an entrypoint or a command, where they are
+    /// given, go over what these options say so far. A command alone keeps the entrypoint.
+    pub fn overridden_by(
+        mut self,
+        shell: Option<String>,
+        entrypoint: Option<Vec<String>>,
+        command: Vec<String>,
+    ) -> Self {
+        if shell.is_some() || entrypoint.is_some() {
+            self.entrypoint = entrypoint;
+            self.command = command;
+            self.shell = shell;
+        } else if !command.is_empty() {
+            self.command = command;
+            self.shell = None;
+        }
         self
     }
 
@@ -306,9 +348,39 @@ impl RunOptions {
         self
     }
 
+    /// The least the workspace may write where only the profile says how much.
+    pub fn headroom(mut self, headroom: Mebibytes) -> Self {
+        self.headroom = Some(headroom);
+        self
+    }
+
     /// How it is connected.
     pub fn network(mut self, network: NetworkMode) -> Self {
         self.network = network;
+        self
+    }
+
+    /// Attaches a volume after those attached so far.
+    pub fn volume(mut self, volume: Volume) -> Self {
+        self.wiring = self.wiring.volume(volume);
+        self
+    }
+
+    /// Lets a port of the host lead into the guest. All are bound before the machine boots.
+    pub fn publish(mut self, port: PublishedPort) -> Self {
+        self.wiring = self.wiring.publish(port);
+        self
+    }
+
+    /// Lets programs of the guest reach a server of the host.
+    pub fn mediation(mut self, route: MediationRoute) -> Self {
+        self.wiring = self.wiring.mediation(route);
+        self
+    }
+
+    /// Everything that connects the machine besides its network, after what was given so far.
+    pub fn wiring(mut self, wiring: Wiring) -> Self {
+        self.wiring = self.wiring.and(wiring);
         self
     }
 
@@ -350,7 +422,9 @@ impl RunOptions {
         Resources {
             memory_mib: self.memory.unwrap_or(Mebibytes(memory)),
             cpu_count: self.vcpus.map_or(vcpus, u32::from),
-            size_mib: self.disk.unwrap_or(Mebibytes(disk)),
+            size_mib: self
+                .disk
+                .unwrap_or(Mebibytes(disk).max(self.headroom.unwrap_or(Mebibytes(0)))),
         }
     }
 }

@@ -198,6 +198,14 @@ impl Running {
         self.stdout.so_far()
     }
 
+    /// Waits until it wrote this to standard error; panics if that takes minutes.
+    pub fn says(&self, words: &str) {
+        crate::eventually(LIMIT, words, || {
+            let said = self.stderr.so_far();
+            String::from_utf8_lossy(&said).contains(words).then_some(())
+        });
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child.0);

@@ -17,6 +17,7 @@ Examples:
   microagent create agent-1 debian:12
   microagent create build debian:12 --profile medium -- make -C /src
   microagent create db postgres:16 --image-command -e POSTGRES_PASSWORD=x --restart on-failure
+  microagent create --file microagent.yaml
   microagent create tools --setup 'apt-get update && apt-get install -y git' --image debian:12
 
 The command, if there is one, runs at each start, and its end ends the machine; without one the
@@ -28,9 +29,9 @@ machine idles until it is told to end. Write -- before a command that has option
 #[command(after_help = EXAMPLES, override_usage = "microagent create [OPTIONS] NAME IMAGE [-- COMMAND [ARG]...]
        microagent create [OPTIONS] NAME --image IMAGE [-- COMMAND [ARG]...]")]
 pub(crate) struct CreateArgs {
-    /// The workspace's name: up to 63 of a-z, 0-9 and '-'
+    /// The workspace's name: up to 63 of a-z, 0-9 and '-' [default: that of the spec]
     #[arg(value_name = "NAME")]
-    name: WorkspaceName,
+    name: Option<WorkspaceName>,
     /// The image: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
     #[arg(value_name = "IMAGE")]
     first: Option<String>,
@@ -41,14 +42,9 @@ pub(crate) struct CreateArgs {
     /// Run the image's own command at each start
     #[arg(long, help_heading = "Command")]
     image_command: bool,
-    /// When `supervise` starts it again: never, on-failure or always
-    #[arg(
-        long,
-        value_name = "POLICY",
-        default_value = "never",
-        help_heading = "Workspace"
-    )]
-    restart: RestartPolicy,
+    /// When `supervise` starts it again: never, on-failure or always [default: never]
+    #[arg(long, value_name = "POLICY", help_heading = "Workspace")]
+    restart: Option<RestartPolicy>,
     /// Say what would be made, and touch nothing
     #[arg(long, help_heading = "Workspace")]
     dry_run: bool,
@@ -65,23 +61,33 @@ impl CreateArgs {
             rest: std::mem::take(&mut self.rest),
         };
         (self.first, self.rest) = self.workspace.settle(words)?;
-        if self.first.is_none() {
-            return Err(usage(
+        let missing = match (&self.name, &self.first) {
+            (None, _) => Some("<NAME>"),
+            (_, None) => Some("<IMAGE>"),
+            _ => None,
+        };
+        match missing.filter(|_| !self.workspace.has_spec()) {
+            Some(missing) => Err(usage(
                 ErrorKind::MissingRequiredArgument,
-                "the following required arguments were not provided:\n  <IMAGE>",
-            ));
+                format!("the following required arguments were not provided:\n  {missing}"),
+            )),
+            None => Ok(()),
         }
-        Ok(())
     }
 
     fn into_options(self) -> Result<CreateOptions, Error> {
-        let run = self
-            .workspace
-            .into_options(self.first.unwrap_or_default(), self.rest)?
-            .name(self.name);
-        Ok(CreateOptions::new(run)
-            .image_command(self.image_command)
-            .restart(self.restart))
+        let mut options = self.workspace.into_options(self.first, self.rest)?;
+        if let Some(name) = self.name {
+            let run = options.run_options().clone().name(name);
+            options = options.with_run_options(run);
+        }
+        if self.image_command {
+            options = options.image_command(true);
+        }
+        if let Some(policy) = self.restart {
+            options = options.restart(policy);
+        }
+        Ok(options)
     }
 }
 

@@ -2,11 +2,14 @@
 
 pub(crate) mod clone;
 pub(crate) mod completions;
+pub(crate) mod connect;
 pub(crate) mod contract;
+pub(crate) mod cp;
 pub(crate) mod create;
 pub(crate) mod delete;
 pub(crate) mod doctor;
 pub(crate) mod events;
+pub(crate) mod exec;
 pub(crate) mod gc;
 pub(crate) mod halt;
 pub(crate) mod host;
@@ -28,5 +31,7 @@ pub(crate) mod start;
 pub(crate) mod stats;
 pub(crate) mod status;
 pub(crate) mod stop;
+pub(crate) mod supervise;
 pub(crate) mod version;
 pub(crate) mod wait;
+pub(crate) mod wiring_args;

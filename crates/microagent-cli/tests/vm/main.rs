@@ -2,7 +2,9 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod exec;
 mod exit_codes;
+mod files;
 mod hostile_guest;
 mod images;
 mod json;
@@ -12,8 +14,11 @@ mod lifecycle;
 mod lifetime;
 mod refusals;
 mod settings;
+mod specs;
 mod streams;
+mod supervise;
 mod terminal;
+mod wiring;
 
 use testkit::Sandbox;
 

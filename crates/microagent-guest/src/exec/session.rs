@@ -3,17 +3,21 @@
 use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameKind, FrameReader, StartFailure, TtySize,
-    exec::ExitReport,
+    ExecRequest, ExecRole, FrameKind, FrameReader, ShellLine, ShellStart, StartFailure, TtySize,
     frame::write_json,
     guest::{SessionReply, SessionRequest},
+    shell::MAX_LINE,
 };
-use rustix::pipe::{PipeFlags, pipe_with};
+use rustix::{
+    event::{PollFd, PollFlags},
+    pipe::{PipeFlags, pipe_with},
+};
 
 use super::{
     MOST_FORWARDS, Place, Server,
     plan::Plan,
-    pump::{Pump, Sides},
+    pump::{self, Process, Pump, Sides},
+    shell::{Line, Shell, Turn},
     spawn::{Stdio, null_device, spawn},
     terminal,
 };
@@ -55,7 +59,10 @@ fn try_serve(stream: File, place: Place) -> Result<(), Error> {
         .and_then(|frame| frame.expect_json(FrameKind::Header, "a session request"));
     let mut stream = reader.into_inner();
     match opening {
-        Ok(SessionRequest::Exec(request)) => exec(stream, &request, &place.0),
+        Ok(SessionRequest::Exec(request)) => run(stream, &request, &place.0),
+        Ok(SessionRequest::Shell(line)) => run_line(stream, &line, &place.0),
+        Ok(SessionRequest::CopyOut(request)) => place.0.copies.pack(&stream, &request),
+        Ok(SessionRequest::CopyIn(request)) => place.0.copies.land(&stream, &request),
         Ok(SessionRequest::Forward { port }) => forward(stream, port, place),
         Err(error) => {
             reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;
@@ -83,26 +90,92 @@ fn forward(mut stream: File, port: u16, place: Place) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs a process and pumps its streams until it has ended.
-fn exec(mut stream: File, request: &ExecRequest, server: &Server) -> Result<(), Error> {
-    let oom_kills = server.oom_kills();
+/// Runs a process of the session's own.
+fn run(mut stream: File, request: &ExecRequest, server: &Server) -> Result<(), Error> {
+    let oom_kills = server.oom_kills.watch();
     let (child, sides) = match start(request, server) {
         Ok(started) => started,
-        Err(error) => {
-            let reason = match &error {
-                Error::Start { reason, .. } => *reason,
-                _ => StartFailure::Guest,
-            };
-            return reply_failed(&mut stream, reason, error.to_string());
-        }
+        Err(error) => return not_started(&mut stream, &error),
     };
     let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
     wait_for_full_pipes();
-    let pump = Pump::new(stream, child, sides, &server.processes);
-    pump.run(&SessionReply::Started { pid }, |status| ExitReport {
-        status: status.clone(),
-        oom_kills: server.oom_kills().saturating_sub(oom_kills),
-    })
+    let process = Process::new(child, &server.processes, oom_kills);
+    let (_, pumped) = Pump::new(stream, process, sides).run(&SessionReply::Started { pid });
+    pumped
+}
+
+/// Runs a line in the persistent shell.
+fn run_line(mut stream: File, line: &ShellLine, server: &Server) -> Result<(), Error> {
+    let limit = line.turn_limit_ms.map(Duration::from_millis);
+    let Some(mut turn) = server.shells.turn(limit) else {
+        let message = "the shell is busy with the lines before; wait, or end them".to_owned();
+        return reply_failed(&mut stream, StartFailure::Guest, message);
+    };
+    if has_hung_up(&stream)? {
+        return Err(Error::HostGone);
+    }
+    let begun = begin(&mut turn, line, server);
+    let (line, sides, reply) = match begun {
+        Ok(begun) => begun,
+        Err(error) => return not_started(&mut stream, &error),
+    };
+    wait_for_full_pipes();
+    let (line, pumped) = Pump::new(stream, line, sides).run(&reply);
+    server.shells.finish(&mut turn, line);
+    pumped
+}
+
+fn begin<'a>(
+    turn: &mut Turn<'_, Option<Shell>>,
+    line: &ShellLine,
+    server: &'a Server,
+) -> Result<(Line<'a>, Sides, SessionReply), Error> {
+    let bad = |why: &str| Error::start(StartFailure::Invalid, format!("the line {why}"));
+    if line.line.contains('\0') {
+        return Err(bad("has a NUL byte"));
+    }
+    if line.line.len() > MAX_LINE {
+        return Err(bad(&format!("has more than {MAX_LINE} bytes")));
+    }
+    let (shell, origin) = server.shells.ready(turn, &line.shell, |number, base| {
+        let plan = Plan::new(
+            &shell_request(&line.shell),
+            &server.hostname,
+            Path::new("/"),
+        )?;
+        let uid = plan.identity.uid;
+        Shell::start(&line.shell.program, (number, base), uid, |stdio| {
+            spawn(&plan, &stdio, server.members(), &server.processes)
+        })
+    })?;
+    let reply = SessionReply::Line {
+        pid: shell.pid(),
+        shell: origin,
+    };
+    let line = shell.begin(&line.line, &server.processes, server.oom_kills.watch())?;
+    let sides = line.sides()?;
+    Ok((line, sides, reply))
+}
+
+/// The shell as a process like any other.
+fn shell_request(shell: &ShellStart) -> ExecRequest {
+    ExecRequest {
+        role: ExecRole::Command,
+        argv: vec![shell.program.clone(), "-s".to_owned()],
+        env: shell.env.clone(),
+        cwd: shell.cwd.clone(),
+        user: shell.user.clone(),
+        tty: None,
+        stdin: true,
+        stop_signal: None,
+    }
+}
+
+/// Whether the host has lost interest already.
+fn has_hung_up(stream: &File) -> Result<bool, Error> {
+    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
+    pump::wait(&mut fds, Some(Duration::ZERO))?;
+    Ok(!fds[0].revents().is_empty())
 }
 
 /// Lets a process that writes in small pieces go on instead of preempting it at
@@ -123,6 +196,15 @@ fn reply_failed(stream: &mut File, reason: StartFailure, message: String) -> Res
     Ok(write_json(stream, FrameKind::Header, &reply)?)
 }
 
+/// Says why nothing was started.
+fn not_started(stream: &mut File, error: &Error) -> Result<(), Error> {
+    let reason = match error {
+        Error::Start { reason, .. } => *reason,
+        _ => StartFailure::Guest,
+    };
+    reply_failed(stream, reason, error.to_string())
+}
+
 fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child, Sides), Error> {
     let stop_signal = stop_signal(request.stop_signal)?;
     let plan = Plan::new(request, &server.hostname, Path::new("/"))?;
@@ -130,8 +212,7 @@ fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child
         Some(size) => with_terminal(size, plan.identity.uid, request.stdin)?,
         None => with_pipes(request.stdin)?,
     };
-    let members = server.group.as_ref().map(crate::cgroup::Workloads::members);
-    let child = spawn(&plan, &stdio, members, &server.processes)?;
+    let child = spawn(&plan, &stdio, server.members(), &server.processes)?;
     if request.role == ExecRole::Workload {
         let child = child.clone();
         server

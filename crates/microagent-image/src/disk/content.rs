@@ -4,6 +4,8 @@
 
 use std::io;
 
+use microagent_files::tar::TarFault;
+
 use super::error::LayerFault;
 use super::limits::Limits;
 
@@ -125,6 +127,12 @@ pub(crate) enum ContentError {
 impl From<io::Error> for ContentError {
     fn from(error: io::Error) -> Self {
         ContentError::Output(error)
+    }
+}
+
+impl From<TarFault> for ContentError {
+    fn from(fault: TarFault) -> Self {
+        ContentError::Fault(fault.into())
     }
 }
 

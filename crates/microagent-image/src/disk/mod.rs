@@ -15,13 +15,13 @@ mod limits;
 mod output;
 mod scratch;
 mod source;
-mod tar;
 mod tree;
 mod xattr;
 
 use std::io;
 use std::path::Path;
 
+use microagent_files::tar::{Content, EntryKind, TarReader};
 use sha2::{Digest, Sha256};
 
 use self::content::{Appender, BLOCK, BlockFile, ContentError, Extents, FileWriter};
@@ -33,7 +33,6 @@ use self::output::{FileBlocks, Output};
 pub use self::scratch::create_scratch;
 use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
-use self::tar::{EntryKind, TarReader};
 use self::tree::{Target, Tree};
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
@@ -212,7 +211,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
     // The same bytes twice: as a first layer, and over themselves.
     for _ in 0..2 {
         tree.begin_layer();
-        let mut reader = TarReader::new(data, &limits);
+        let mut reader = TarReader::new(data, limits.tar());
         match apply(
             &mut reader,
             &mut tree,
@@ -369,9 +368,10 @@ fn apply_layer(
         grace: limits.expansion_grace_bytes,
     };
     let mut stream = LayerStream::new(pieces, budget);
-    let mut reader = TarReader::new(&mut stream, limits);
+    let mut reader = TarReader::new(&mut stream, limits.tar());
     apply(&mut reader, tree, appender, entries, progress)?;
-    reader.drain()?;
+    // The digest covers all of it.
+    reader.drain(u64::MAX)?;
     if !reader.saw_end_marker() && !promised {
         // With a promised digest a cut is found anyway, and some writers leave the marker out.
         return Err(LayerFault::Truncated {
@@ -386,7 +386,7 @@ fn apply_layer(
 
 /// Applies one layer's entries to the tree, content to the disk.
 fn apply<R: io::BufRead>(
-    reader: &mut TarReader<'_, R>,
+    reader: &mut TarReader<R>,
     tree: &mut Tree<'_>,
     appender: &mut Appender<'_>,
     entries: &mut u64,
@@ -417,8 +417,8 @@ fn apply<R: io::BufRead>(
         if entry.kind == EntryKind::File && matches!(target, Target::Place(_)) && entry.size > 0 {
             let mut file = FileWriter::new(appender, limits);
             reader.read_content(|content| match content {
-                tar::Content::Data(bytes) => file.data(bytes),
-                tar::Content::Hole(length) => file.hole(length),
+                Content::Data(bytes) => file.data(bytes),
+                Content::Hole(length) => file.hole(length),
             })?;
             extents = file.finish()?;
         }

@@ -95,7 +95,9 @@ fn open(port: u16, gate: &Gate) -> io::Result<std::os::unix::net::UnixStream> {
     match reply {
         SessionReply::Opened => Ok(reader.into_inner()),
         SessionReply::Failed { message, .. } => Err(io::Error::other(message)),
-        SessionReply::Started { .. } => Err(io::Error::other("it started a process instead")),
+        SessionReply::Started { .. } | SessionReply::Line { .. } => {
+            Err(io::Error::other("it started a process instead"))
+        }
     }
 }
 

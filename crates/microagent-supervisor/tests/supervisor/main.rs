@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod client;
+mod copies;
 mod machines;
 mod vmm;
 mod wiring;
@@ -18,9 +19,9 @@ use std::{
 
 use client::{Client, Workspace, alive, one_shot, one_shot_json, request};
 use microagent_protocol::{
-    EndCause, ExecRole, ExitStatus, FrameKind, StartFailure, State,
-    frame::write_frame,
-    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery},
+    EndCause, ExecRole, ExitStatus, FrameKind, ShellFate, ShellOrigin, StartFailure, State,
+    frame::{write_frame, write_json},
+    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery, Request},
 };
 use vmm::{Scripted, wait_for};
 
@@ -40,6 +41,22 @@ fn main() {
         .skip(1)
         .find(|argument| !argument.starts_with('-'));
     let scripted: &[(&str, fn())] = &[
+        (
+            "files_are_copied_both_ways",
+            copies::files_are_copied_both_ways,
+        ),
+        (
+            "a_copy_that_is_cut_is_no_copy",
+            copies::a_copy_that_is_cut_is_no_copy,
+        ),
+        (
+            "a_hostile_guest_ends_with_its_copy",
+            copies::a_hostile_guest_ends_with_its_copy,
+        ),
+        (
+            "nothing_is_copied_where_nothing_runs",
+            copies::nothing_is_copied_where_nothing_runs,
+        ),
         (
             "a_workload_runs_and_its_end_ends_the_machine",
             a_workload_runs_and_its_end_ends_the_machine,
@@ -144,6 +161,14 @@ fn main() {
         ),
         ("a_second_workload_is_refused", a_second_workload_is_refused),
         (
+            "a_line_is_relayed_with_what_became_of_the_shell",
+            a_line_is_relayed_with_what_became_of_the_shell,
+        ),
+        (
+            "who_gave_up_waiting_gets_nothing_run",
+            who_gave_up_waiting_gets_nothing_run,
+        ),
+        (
             "a_terminated_supervisor_ends_its_machine",
             a_terminated_supervisor_ends_its_machine,
         ),
@@ -245,6 +270,71 @@ fn a_workload_runs_and_its_end_ends_the_machine() {
         (mode("events.jsonl"), mode("supervisor.log")),
         (0o600, 0o600)
     );
+}
+
+fn a_line_is_relayed_with_what_became_of_the_shell() {
+    let workspace = Workspace::new("normal");
+    let machine = workspace.boot(true);
+    for (line, fate) in [("echo", ShellFate::Kept), ("exit", ShellFate::Ended)] {
+        let mut client = machine.client();
+        assert_eq!(
+            client.line(line),
+            Ok(Answer::Line {
+                pid: 7,
+                shell: ShellOrigin::Restarted
+            })
+        );
+        let (stdout, _, report) = client.finish_line();
+        assert_eq!((stdout.as_str(), report.shell), (line, Some(fate)));
+        assert_eq!(report.exit.status.code(), 3);
+    }
+    let mut client = machine.client();
+    match client.line("busy") {
+        Ok(Answer::FailedToStart { reason, message }) => {
+            assert_eq!(
+                (reason, message.as_str()),
+                (StartFailure::Guest, "the shell is busy")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // The connection takes further requests, and what it became takes signals.
+    assert!(matches!(client.ask(Ask::Console), Err(error) if error.kind == ErrorKind::Unsupported));
+    client.line("wait").unwrap();
+    client.send(FrameKind::Signal, &[2]);
+    assert_eq!(client.finish_line().0, "wait");
+    drop(machine.events);
+    wait_for(SOON, || !alive(machine.launched.supervisor.pid));
+}
+
+fn who_gave_up_waiting_gets_nothing_run() {
+    let workspace = Workspace::new("late");
+    let machine = workspace.boot(false);
+    let marker = workspace.root.path().join("ran");
+    let touch = |name: &std::path::Path| {
+        Ask::Exec(request(
+            ExecRole::Command,
+            false,
+            &["touch", name.to_str().unwrap()],
+        ))
+    };
+    let impatient = machine.client();
+    write_json(
+        &mut impatient.stream(),
+        FrameKind::Request,
+        &Request::new(touch(&marker)),
+    )
+    .unwrap();
+    drop(impatient);
+    std::fs::write(workspace.spec.directory.join("go"), "").unwrap();
+    let mut patient = machine.client();
+    assert!(matches!(
+        patient.ask(touch(&workspace.root.path().join("other"))),
+        Ok(Answer::Started { .. })
+    ));
+    patient.finish();
+    machine.client().ask(Ask::Kill).unwrap();
+    assert!(!marker.exists());
 }
 
 fn a_clean_workload_ends_halted_and_the_next_boot_goes_on_counting() {

@@ -24,8 +24,8 @@ use microagent_hypervisor::{
     Capabilities, Error, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
 };
 use microagent_protocol::{
-    Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, NetworkMode, ProcessIdentity,
-    StartFailure,
+    Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, LineReport, NetworkMode,
+    ProcessIdentity, ShellFate, ShellLine, ShellOrigin, StartFailure,
     exec::ExitReport,
     frame::{write_frame, write_json},
     guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
@@ -81,6 +81,7 @@ impl Hypervisor for Scripted {
             pause: true,
             user_network: true,
             sever: true,
+            console: false,
         }
     }
 
@@ -281,8 +282,8 @@ pub(crate) fn main(arguments: &[String]) -> ! {
         std::process::exit(0);
     }
     if script == "late" {
-        // Room for somebody to connect before.
-        std::thread::sleep(Duration::from_millis(700));
+        let go = Path::new(console).with_file_name("go");
+        wait_for(Duration::from_secs(30), || go.exists());
     }
     send(&GuestMessage::Ready { uptime_ms: 2 });
     let control = link.try_clone().unwrap();
@@ -312,6 +313,39 @@ pub(crate) fn main(arguments: &[String]) -> ! {
             std::process::exit(0);
         }
     }
+}
+
+/// A line of a shell that says what it was told, and ends with it if that is `exit`.
+fn shell(stream: &mut UnixStream, reader: &mut FrameReader<UnixStream>, line: &ShellLine) {
+    if line.line == "busy" {
+        let reply = SessionReply::Failed {
+            reason: StartFailure::Guest,
+            message: "the shell is busy".to_owned(),
+        };
+        return write_json(stream, FrameKind::Header, &reply).unwrap();
+    }
+    let reply = SessionReply::Line {
+        pid: 7,
+        shell: ShellOrigin::Restarted,
+    };
+    write_json(stream, FrameKind::Header, &reply).unwrap();
+    write_frame(stream, FrameKind::Stdout, line.line.as_bytes()).unwrap();
+    if line.line == "wait" {
+        let frame = reader.require().unwrap();
+        assert_eq!((frame.kind, frame.payload), (FrameKind::Signal, &[2][..]));
+    }
+    let report = LineReport {
+        exit: ExitReport {
+            status: ExitStatus::Exited { code: 3 },
+            oom_kills: 0,
+        },
+        shell: Some(if line.line == "exit" {
+            ShellFate::Ended
+        } else {
+            ShellFate::Kept
+        }),
+    };
+    write_json(stream, FrameKind::Exit, &report).unwrap();
 }
 
 /// One forwarded connection; the host's loopback is the guest's.
@@ -346,6 +380,10 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
         .unwrap();
     let request = match opening {
         SessionRequest::Exec(request) => request,
+        SessionRequest::Shell(line) => return shell(&mut stream, &mut reader, &line),
+        copy @ (SessionRequest::CopyOut(_) | SessionRequest::CopyIn(_)) => {
+            return crate::copies::guest(stream, copy);
+        }
         SessionRequest::Forward { port } => return forward(stream, port),
     };
     match request.argv[0].as_str() {

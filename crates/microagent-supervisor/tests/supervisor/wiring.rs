@@ -328,7 +328,7 @@ fn cut() {
         let mut workspace = Workspace::new("normal");
         workspace.spec.publish = vec![format!("0:{}", server.port()).parse().unwrap()];
         workspace.spec.mediation = vec![format!("2048={server}").parse().unwrap()];
-        let mut machine = workspace.boot(false);
+        let mut machine = workspace.boot(true);
         machine.ready();
         let port = status(&machine).ports[0].host_address();
         let client = TcpStream::connect(port).unwrap();
@@ -368,7 +368,7 @@ fn greedy() {
     let mut route: microagent_protocol::MediationRoute = format!("2048={server}").parse().unwrap();
     route.max_connections = u32::try_from(LIMIT).unwrap();
     workspace.spec.mediation = vec![route];
-    let mut machine = workspace.boot(false);
+    let mut machine = workspace.boot(true);
     machine.ready();
     let supervisor = machine.launched.supervisor.pid;
     let fds = || {
@@ -437,7 +437,7 @@ fn disks_are_locked() {
         workspace
     };
     let first = with_disk(false);
-    let machine = first.boot(false);
+    let machine = first.boot(true);
     for read_only in [true, false] {
         let report = launch_error(&with_disk(read_only));
         assert_eq!(report.kind, ErrorKind::Conflict);
@@ -453,7 +453,7 @@ fn disks_are_locked() {
     assert!(machine.client().ask(Ask::Kill).is_ok());
     gone(&first, &machine);
     let readers = [with_disk(true), with_disk(true)];
-    let machines: Vec<_> = readers.iter().map(|reader| reader.boot(false)).collect();
+    let machines: Vec<_> = readers.iter().map(|reader| reader.boot(true)).collect();
     assert_eq!(launch_error(&with_disk(false)).kind, ErrorKind::Conflict);
     for machine in &machines {
         assert!(machine.client().ask(Ask::Kill).is_ok());

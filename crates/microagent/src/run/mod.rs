@@ -4,30 +4,27 @@ pub(crate) mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod outcome;
-pub(crate) mod output;
 pub(crate) mod phases;
 pub(crate) mod prepare;
-pub(crate) mod session;
 
 use std::{
     io,
+    path::Path,
     sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, Sender},
+        Arc,
+        mpsc::{Receiver, Sender, channel},
     },
     thread,
     time::{Duration, Instant},
 };
 
 use microagent_image::Reference;
-use microagent_protocol::{WorkspaceName, exec::ExitReport, supervisor::Event};
+use microagent_protocol::{ExtraDisk, LineReport, ShellOrigin, WorkspaceName, supervisor::Event};
 
 use self::{
     drive::{Drive, Setup},
     outcome::Outcome,
-    output::Output,
     prepare::Prepared,
-    session::Sinks,
 };
 use crate::{
     command,
@@ -40,6 +37,7 @@ use crate::{
     name,
     options::{Resources, RunOptions},
     result::RunResult,
+    session::Sinks,
     supervisor::client::{Events, Supervisor},
     workspaces::{
         self,
@@ -51,16 +49,16 @@ use crate::{
 pub(crate) enum Happening {
     /// The caller steers.
     Control(Control),
-    /// The image and the kernel are ready, or cannot be.
-    Prepared(Box<Result<Prepared>>),
+    /// What was prepared in a thread is ready, or cannot be.
+    Prepared,
     /// The supervisor told of an event.
     Machine(Event),
     /// The supervisor is gone.
     MachineGone,
-    /// The process of the session runs.
-    SessionStarted,
+    /// The process of the session runs; for a line, in this shell.
+    SessionStarted(Option<ShellOrigin>),
     /// The session is over.
-    SessionEnded(Result<ExitReport>),
+    SessionEnded(Result<LineReport>),
     /// The caller's writer failed.
     OutputFailed(io::Error),
 }
@@ -80,6 +78,12 @@ impl Plan {
             let reason = format!("{} is not absolute", config.state_dir.display());
             return Err(Error::invalid("the state directory", reason));
         }
+        if options.image.is_empty() {
+            return Err(Error::invalid(
+                "the image",
+                "none is named; give one, on the command line or in the spec",
+            ));
+        }
         let reference: Reference = options.image.parse()?;
         let name = match &options.name {
             Some(name) => name
@@ -89,6 +93,7 @@ impl Plan {
         };
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
+        options.wiring.check()?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::invalid(
                 "--timeout",
@@ -151,7 +156,8 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     });
     let argv = workload.argv.clone();
     let kept = Some(workload.clone());
-    let manifest = workspaces::make_manifest(&plan, options, &prepared, kept, !options.keep)?;
+    let mut manifest = workspaces::make_manifest(&plan, options, &prepared, kept, !options.keep)?;
+    manifest.disks = disks_or_cancel(options, directory.path(), &events, &sender, &receiver)?;
     workspaces::fill(&directory, &manifest)?;
     let runtime = RuntimeDirectory::make(config)?;
     prepared.phases.add("workspace", making.elapsed());
@@ -165,13 +171,10 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let launched = launch::launch(config, &manifest, directory.path(), &runtime, how)?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
-    let limit = config.capture_limit;
-    let sinks = Sinks {
-        stdout: Arc::new(Mutex::new(Output::new(stdout, limit))),
-        stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
-        own: true,
-    };
-    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
+    let sinks = Sinks::new(stdout, stderr, config.capture_limit);
+    // What is to outlive the machine has to be written out by it.
+    let clean = options.keep || options.wiring.writes_outside();
+    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
     drop(runtime);
@@ -201,8 +204,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     .into_result(&sinks, phases.clone(), begun)
 }
 
-/// Gets image and kernel ready in a thread, so that the caller can give up meanwhile. The thread
-/// then ends by itself; whatever it does is safe to be left half done.
+/// Gets image and kernel ready.
 fn prepare_or_cancel(
     config: &Config,
     options: &RunOptions,
@@ -212,19 +214,55 @@ fn prepare_or_cancel(
     receiver: &Receiver<Happening>,
 ) -> Result<Prepared> {
     let (config, options, reference) = (config.clone(), options.clone(), plan.reference.clone());
-    let (listener, done) = (Arc::clone(events), sender.clone());
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        prepare::prepare(&config, &options, &reference, &listener)
+    })
+}
+
+/// Gets the extra disks ready.
+fn disks_or_cancel(
+    options: &RunOptions,
+    directory: &Path,
+    events: &EventSink,
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+) -> Result<Vec<ExtraDisk>> {
+    let (wiring, directory) = (options.wiring.clone(), directory.to_owned());
+    if !wiring.has_bundles() {
+        return wiring.disks(&directory, events);
+    }
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        wiring.disks(&directory, &listener)
+    })
+}
+
+/// Does what takes time in a thread, so that the caller can give up meanwhile. The thread then
+/// ends by itself; whatever it does is safe to be left half done.
+fn or_cancel<T: Send + 'static>(
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (result, done) = channel();
+    let bell = sender.clone();
     thread::spawn(move || {
-        let prepared = prepare::prepare(&config, &options, &reference, &listener);
         // Nobody waits any more when the run was cancelled.
-        let _ = done.send(Happening::Prepared(Box::new(prepared)));
+        let _ = result.send(work());
+        let _ = bell.send(Happening::Prepared);
     });
     loop {
         match receiver.recv() {
-            Ok(Happening::Prepared(prepared)) => return *prepared,
+            Ok(Happening::Prepared) => {
+                return done.recv().unwrap_or(Err(Error::Cancelled { signal: 15 }));
+            }
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
             }
-            Ok(Happening::Control(Control::Kill)) => return Err(Error::Cancelled { signal: 9 }),
+            Ok(Happening::Control(Control::Kill | Control::Detach)) => {
+                return Err(Error::Cancelled { signal: 9 });
+            }
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }

@@ -12,7 +12,7 @@ use microagent_image::Reference;
 use microagent_protocol::{
     EnvVar, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
     wiring::{
-        DeclaredArtifact, ExtraDisk, GuestPath, ItemName, MAX_ARTIFACTS, MAX_DISKS, MAX_MEDIATION,
+        DeclaredArtifact, GuestPath, ItemName, MAX_ARTIFACTS, MAX_DISKS, MAX_MEDIATION,
         MAX_PUBLISHED, MediationRoute, MediationTarget, PublishedPort,
     },
 };
@@ -24,12 +24,13 @@ use super::{
     },
     sense,
     table::Table,
-    types::{Spec, SpecBundle, SpecFile, SpecResources, SpecWorkload},
+    types::{Spec, SpecFile, SpecResources, SpecWorkload},
 };
 use crate::{
     command::SHELL,
     options::Profile,
     supervise::{HealthCheck, HealthProbe, RestartPolicy},
+    wiring::Volume,
 };
 
 /// The most setup commands, files and words of a command each.
@@ -200,8 +201,11 @@ pub(super) fn spec(base: &Path) -> Kind<Spec> {
             network: mode,
             publish,
             mediation: mediation.take().into_iter().flatten().flatten().collect(),
-            disks: disks.take().unwrap_or_default(),
-            bundles: bundles.take().unwrap_or_default(),
+            volumes: [disks.take(), bundles.take()]
+                .into_iter()
+                .flatten()
+                .flatten()
+                .collect(),
             outputs: outputs.take().unwrap_or_default(),
             health: health.take(),
         };
@@ -570,14 +574,15 @@ fn mediation() -> Kind<Option<MediationRoute>> {
     })
 }
 
+/// Whether the guest may write.
 fn access() -> Kind<bool> {
-    choice(&[("ro", true), ("rw", false)], &[])
+    choice(&[("ro", false), ("rw", true)], &[])
 }
 
 const ACCESS: &str = "`ro` (the machine refuses writes) or `rw`.";
 const MOUNTPOINT: &str = "Where it is mounted in the guest; made if it is missing.";
 
-fn disk(base: &Rc<Path>) -> Kind<ExtraDisk> {
+fn disk(base: &Rc<Path>) -> Kind<Volume> {
     let mut table = Table::new("a table");
     let name = table.required("name", "Its name, one of a kind.", item_name());
     let path = table.required(
@@ -595,16 +600,12 @@ fn disk(base: &Rc<Path>) -> Kind<ExtraDisk> {
         ("bundle", "write an archive under bundles"),
     ]);
     table.build(move |_, _| {
-        Some(ExtraDisk {
-            read_only: mode.take()?,
-            name: name.take()?,
-            path: path.take()?,
-            mountpoint: mountpoint.take()?,
-        })
+        let (name, path, mountpoint) = (name.take(), path.take(), mountpoint.take());
+        Some(Volume::disk(name?, path?, mountpoint?).writable(mode.take()?))
     })
 }
 
-fn bundle(base: &Rc<Path>) -> Kind<SpecBundle> {
+fn bundle(base: &Rc<Path>) -> Kind<Volume> {
     let mut table = Table::new("a table");
     let name = table.required("name", "Its name, one of a kind.", item_name());
     let path = table.required(
@@ -615,12 +616,8 @@ fn bundle(base: &Rc<Path>) -> Kind<SpecBundle> {
     let mountpoint = table.required("mountpoint", MOUNTPOINT, guest_path());
     let mode = table.default("mode", "ro", ACCESS, access());
     table.build(move |_, _| {
-        Some(SpecBundle {
-            read_only: mode.take()?,
-            name: name.take()?,
-            path: path.take()?,
-            mountpoint: mountpoint.take()?,
-        })
+        let (name, path, mountpoint) = (name.take(), path.take(), mountpoint.take());
+        Some(Volume::bundle(name?, path?, mountpoint?).writable(mode.take()?))
     })
 }
 

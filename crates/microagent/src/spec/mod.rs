@@ -4,6 +4,7 @@
 //! that they cannot disagree. A key that there is none of is an error that names the nearest one;
 //! every error says where it is; all of them are told at once.
 
+mod convert;
 mod error;
 mod fields;
 mod kind;
@@ -30,7 +31,7 @@ use serde_json::{Value as Json, json};
 use self::{error::FaultClass, kind::Reader};
 pub use self::{
     error::{SpecError, SpecFault},
-    types::{Spec, SpecBundle, SpecFile, SpecKey, SpecResources, SpecWorkload},
+    types::{Spec, SpecFile, SpecKey, SpecResources, SpecWorkload},
 };
 use crate::error::{IoContext as _, Result};
 

@@ -2,36 +2,37 @@
 
 use std::collections::BTreeSet;
 
-use microagent_protocol::wiring::{GuestPath, ItemName, MAX_DISKS};
+use microagent_protocol::wiring::MAX_DISKS;
 
 use super::{
     kind::Reader,
     types::Spec,
     yaml::{Node, Position, Value},
 };
-use crate::supervise::{HealthProbe, RestartPolicy};
+use crate::{
+    supervise::{HealthProbe, RestartPolicy},
+    wiring::Volume,
+};
 
 /// Notes what contradicts itself in `spec`, which was read from `node`.
 pub(super) fn check(spec: &Spec, node: &Node, reader: &mut Reader) {
     health(spec, node, reader);
-    let (disks, bundles) = (spec.disks.len(), spec.bundles.len());
-    if disks + bundles > MAX_DISKS {
-        let message = format!("{disks} disks and {bundles} bundles are more than {MAX_DISKS}");
-        reader.object(position(node, "bundles", disks), message);
+    let volumes = attached(spec, node);
+    if let Some((_, at)) = volumes.get(MAX_DISKS) {
+        let message = format!("disks and bundles are more than {MAX_DISKS} together");
+        reader.object(*at, message);
     }
-    once(
-        reader,
-        "disks and bundles share the name",
-        attached(spec, node)
-            .map(|(name, _, at)| (name.as_str(), at))
-            .collect(),
-    );
+    let names = volumes
+        .iter()
+        .map(|(volume, at)| (volume.name().as_str(), *at));
+    once(reader, "disks and bundles share the name", names.collect());
+    let mountpoints = volumes
+        .iter()
+        .map(|(volume, at)| (volume.mountpoint().as_str(), *at));
     once(
         reader,
         "disks and bundles share the mountpoint",
-        attached(spec, node)
-            .map(|(_, mountpoint, at)| (mountpoint.as_str(), at))
-            .collect(),
+        mountpoints.collect(),
     );
     let outputs = spec.outputs.iter().enumerate();
     once(
@@ -99,20 +100,21 @@ fn ports(spec: &Spec, node: &Node, reader: &mut Reader) {
     once(reader, "mediation routes share the port", routes.collect());
 }
 
-/// Disks, then bundles: name, mountpoint and where it is written.
-fn attached<'a>(
-    spec: &'a Spec,
-    node: &'a Node,
-) -> impl Iterator<Item = (&'a ItemName, &'a GuestPath, Position)> {
-    let disks = spec.disks.iter().enumerate().map(|(index, disk)| {
-        let at = position(node, "disks", index);
-        (&disk.name, &disk.mountpoint, at)
-    });
-    let bundles = spec.bundles.iter().enumerate().map(|(index, bundle)| {
-        let at = position(node, "bundles", index);
-        (&bundle.name, &bundle.mountpoint, at)
-    });
-    disks.chain(bundles)
+/// Each volume and where it is written: disks, then bundles.
+fn attached<'a>(spec: &'a Spec, node: &'a Node) -> Vec<(&'a Volume, Position)> {
+    let written = ["disks", "bundles"]
+        .into_iter()
+        .flat_map(|key| items(node, key));
+    spec.volumes.iter().zip(written).collect()
+}
+
+/// Where each item of the list under `key` stands.
+fn items<'a>(node: &'a Node, key: &str) -> impl Iterator<Item = Position> + use<'a> {
+    let items = match node.get(key).map(|list| &list.value) {
+        Some(Value::List(items)) => &items[..],
+        _ => &[],
+    };
+    items.iter().map(|item| item.at)
 }
 
 /// Notes each text that is there a second time.

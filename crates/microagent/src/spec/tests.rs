@@ -122,8 +122,12 @@ health:
             ("2049=unix:/run/x.sock".to_owned(), false, 4)
         ]
     );
-    assert_eq!(spec.disks[0].path, Path::new("/base/data.ext4"));
-    assert!(!spec.disks[0].read_only && spec.bundles[0].read_only);
+    let [disk, bundle] = &spec.volumes[..] else {
+        panic!("{:?}", spec.volumes)
+    };
+    assert_eq!(disk.path(), Path::new("/base/data.ext4"));
+    assert!(!disk.is_read_only() && bundle.is_read_only());
+    assert_eq!(bundle.mountpoint().as_str(), "/opt/tools");
     assert_eq!(spec.outputs[0].path.as_str(), "/srv/report.txt");
     let health = spec.health.unwrap();
     assert!(

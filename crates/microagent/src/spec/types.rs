@@ -5,12 +5,13 @@ use std::path::PathBuf;
 use microagent_image::Reference;
 use microagent_protocol::{
     EnvVar, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
-    wiring::{DeclaredArtifact, ExtraDisk, GuestPath, ItemName, MediationRoute, PublishedPort},
+    wiring::{DeclaredArtifact, GuestPath, MediationRoute, PublishedPort},
 };
 
 use crate::{
     options::Profile,
     supervise::{HealthCheck, RestartPolicy},
+    wiring::Volume,
 };
 
 /// What a `microagent.yaml` says. What it does not say is `None` or empty. Paths of the host are
@@ -52,10 +53,8 @@ pub struct Spec {
     pub publish: Vec<PublishedPort>,
     /// Ways from the guest to servers of the host.
     pub mediation: Vec<MediationRoute>,
-    /// ext4 images that are attached as they are.
-    pub disks: Vec<ExtraDisk>,
-    /// Archives that are made into disks.
-    pub bundles: Vec<SpecBundle>,
+    /// Disks that are mounted besides the root: `disks`, then `bundles`.
+    pub volumes: Vec<Volume>,
     /// What is taken out at the end.
     pub outputs: Vec<DeclaredArtifact>,
     /// What tells whether it is well.
@@ -101,19 +100,6 @@ pub struct SpecResources {
     pub disk: Option<Mebibytes>,
     /// The least the workspace may write where only the profile says how much.
     pub headroom: Option<Mebibytes>,
-}
-
-/// An archive that is made into a disk.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpecBundle {
-    /// Its name, one of a kind among disks and bundles.
-    pub name: ItemName,
-    /// The archive: tar, plain or compressed with gzip or zstd.
-    pub path: PathBuf,
-    /// Where it is mounted.
-    pub mountpoint: GuestPath,
-    /// Whether the VMM refuses writes.
-    pub read_only: bool,
 }
 
 /// A key that a spec may have.

@@ -1,6 +1,6 @@
 //! When a workspace that ended is started again.
 
-use std::{fmt, str::FromStr};
+use std::{fmt, str::FromStr, time::Duration};
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,15 @@ pub enum RestartPolicy {
 impl RestartPolicy {
     /// Every policy.
     pub const ALL: [Self; 3] = [Self::Never, Self::OnFailure, Self::Always];
+
+    /// The pause before the first restart.
+    pub const FIRST_BACKOFF: Duration = Duration::from_secs(1);
+
+    /// The longest pause before a restart; each is twice the last one until then.
+    pub const MAX_BACKOFF: Duration = Duration::from_secs(60);
+
+    /// A machine that was up for this long makes the next pause the first one again.
+    pub const STEADY: Duration = Duration::from_secs(60);
 
     /// Its name.
     #[must_use]

@@ -8,7 +8,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader,
+    FrameError, FrameKind, FrameReader, ShellOrigin,
     exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response, Status},
@@ -78,12 +78,26 @@ impl Control {
         })
     }
 
-    /// A process in the guest, to be started once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Ok(Exec {
+    /// Whose machine it is.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// A connection that has become a copy's session. Waits until the guest is ready.
+    pub(crate) fn copy(&self, command: Command) -> Result<UnixStream> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        match request(&self.subject, &mut stream, command, None)? {
+            Answer::Copying => Ok(stream),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// A session, to be opened once the guest is ready.
+    pub(crate) fn open(&self, command: Command) -> Result<Opening> {
+        Ok(Opening {
             subject: self.subject.clone(),
             stream: connect(&self.subject, &self.socket)?,
-            request: exec,
+            command,
         })
     }
 }
@@ -148,8 +162,8 @@ impl Supervisor {
     }
 
     /// Starts a process in the guest, once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Control::new(&self.subject, self.socket.clone()).exec(exec)
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Opening> {
+        Control::new(&self.subject, self.socket.clone()).open(Command::Exec(exec))
     }
 
     /// Ends the machine at once. That it is gone already is fine.
@@ -202,32 +216,39 @@ impl Events {
     }
 }
 
-/// How an exec began.
+/// How a session began.
 pub(crate) enum Begun {
-    /// It runs; the stream is its session.
-    Running(UnixStream),
-    /// It never ran.
+    /// A process runs; the stream is its session.
+    Process(UnixStream),
+    /// A line runs in this shell; the stream is its session.
+    Line(UnixStream, ShellOrigin),
+    /// The stream is the serial console.
+    Console(UnixStream),
+    /// The process or the line never ran.
     Failed(ExitStatus),
 }
 
 /// A session about to be opened.
-pub(crate) struct Exec {
+pub(crate) struct Opening {
     subject: String,
     pub(crate) stream: UnixStream,
-    request: ExecRequest,
+    command: Command,
 }
 
-impl Exec {
-    /// Waits until the process runs, or cannot.
+impl Opening {
+    /// Waits until it has begun, or cannot.
     pub(crate) fn start(mut self) -> Result<Begun> {
-        let command = Command::Exec(self.request);
-        match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
-            Answer::FailedToStart { reason, message } => {
-                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
-            }
-            _ => Err(unexpected(&self.subject)),
-        }
+        Ok(
+            match request(&self.subject, &mut self.stream, self.command, None)? {
+                Answer::Started { .. } => Begun::Process(self.stream),
+                Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
+                Answer::Attached => Begun::Console(self.stream),
+                Answer::FailedToStart { reason, message } => {
+                    Begun::Failed(ExitStatus::FailedToStart { reason, message })
+                }
+                _ => return Err(unexpected(&self.subject)),
+            },
+        )
     }
 }
 

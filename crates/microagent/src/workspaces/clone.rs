@@ -8,7 +8,7 @@ use std::{
     time::SystemTime,
 };
 
-use microagent_protocol::WorkspaceName;
+use microagent_protocol::{ExtraDisk, WorkspaceName};
 use rustix::fs::{SeekFrom as Hole, ioctl_ficlone, seek};
 
 use super::{Workspace, launch};
@@ -40,12 +40,25 @@ impl Workspace<'_> {
         if manifest.hostname == manifest.name.as_str() {
             manifest.hostname = name.to_string();
         }
+        own_disks(&mut manifest.disks, &self.directory, directory.path())?;
         manifest.name = name.clone();
         manifest.created_at = SystemTime::now().into();
         manifest.write(directory.path())?;
         directory.keep();
         Ok(name)
     }
+}
+
+/// Copies the disks that were made of bundles in the directory `from`; those of others stay theirs.
+fn own_disks(disks: &mut [ExtraDisk], from: &Path, to: &Path) -> Result<()> {
+    for disk in disks {
+        if let Ok(file) = disk.path.strip_prefix(from) {
+            let copy = to.join(file);
+            copy_sparse(&disk.path, &copy)?;
+            disk.path = copy;
+        }
+    }
+    Ok(())
 }
 
 /// Copies a file with its holes, sharing blocks where the file system can.
@@ -114,6 +127,27 @@ mod tests {
     use std::os::unix::fs::MetadataExt;
 
     use super::*;
+
+    #[test]
+    fn a_clone_has_bundles_of_its_own_and_shares_disks() {
+        let directory = tempfile::tempdir().unwrap();
+        let (from, to) = (directory.path().join("a"), directory.path().join("b"));
+        std::fs::create_dir(&from).unwrap();
+        std::fs::create_dir(&to).unwrap();
+        std::fs::write(from.join("bundle-x.ext4"), "content").unwrap();
+        let disk = |path: &str| ExtraDisk {
+            name: "x".parse().unwrap(),
+            path: path.into(),
+            mountpoint: "/x".parse().unwrap(),
+            read_only: false,
+        };
+        let bundle = from.join("bundle-x.ext4");
+        let mut disks = [disk(bundle.to_str().unwrap()), disk("/srv/d.ext4")];
+        own_disks(&mut disks, &from, &to).unwrap();
+        assert_eq!(disks[0].path, to.join("bundle-x.ext4"));
+        assert_eq!(std::fs::read_to_string(&disks[0].path).unwrap(), "content");
+        assert_eq!(disks[1].path, Path::new("/srv/d.ext4"));
+    }
 
     #[test]
     fn holes_stay_holes_and_bytes_bytes() {

@@ -62,6 +62,17 @@ impl CreateOptions {
         }
     }
 
+    /// The options of a run alone.
+    pub fn run_options(&self) -> &RunOptions {
+        &self.run
+    }
+
+    /// The same with other options of a run.
+    pub fn with_run_options(mut self, run: RunOptions) -> Self {
+        self.run = run;
+        self
+    }
+
     /// Runs the image's own command at each start when no other is given.
     pub fn image_command(mut self, run: bool) -> Self {
         self.image_command = run;
@@ -152,7 +163,7 @@ pub(crate) fn plan(config: &Config, options: &CreateOptions) -> Result<CreatePla
         setup: options.run.setup.clone(),
         command: options.run.shell.as_ref().map_or_else(
             || options.run.command.clone(),
-            |script| command::shell(script),
+            |script| command::shell(options.run.shell_program.as_deref(), script),
         ),
         name: plan.name,
     })
@@ -191,6 +202,7 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
     let making = Instant::now();
     let directory = Directory::create(config, &plan.name)?;
     let manifest = Manifest {
+        disks: options.run.wiring.disks(directory.path(), &events)?,
         restart: options.restart,
         health: options.health.clone(),
         ..manifest(&plan, &options.run, &prepared, workload, false)?
@@ -290,9 +302,10 @@ pub(crate) fn manifest(
         }),
         session: command::surroundings(options, &image.config)?,
         setup: options.setup.clone(),
+        shell: options.shell_program.clone(),
         disks: Vec::new(),
-        publish: Vec::new(),
-        mediation: Vec::new(),
+        publish: options.wiring.publish.clone(),
+        mediation: options.wiring.mediation.clone(),
         artifacts: Vec::new(),
         restart: RestartPolicy::default(),
         health: None,

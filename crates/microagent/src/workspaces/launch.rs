@@ -1,13 +1,9 @@
 //! From a manifest to a machine that is ready.
 
-use std::{
-    path::Path,
-    sync::{Arc, Mutex, mpsc::channel},
-    time::Duration,
-};
+use std::{path::Path, sync::mpsc::channel, time::Duration};
 
 use microagent_protocol::{
-    EndCause, ExitStatus, LaunchSpec, State, VcpuCount,
+    ExitStatus, LaunchSpec, State, VcpuCount,
     exec::ExecRequest,
     supervisor::{Command, Event, EventKind, Launched},
 };
@@ -21,13 +17,8 @@ use crate::{
     files::{self, Durability},
     io::EventSink,
     options::Resources,
-    run::{
-        Happening,
-        drive::describe,
-        millis,
-        output::Output,
-        session::{Session, Sinks},
-    },
+    run::{Happening, drive::describe, millis},
+    session::{Session, Sinks},
     supervisor::{
         client::{Control, Events},
         program,
@@ -172,24 +163,8 @@ fn until_ready(
             return Ok(events);
         }
         if let Some((cause, detail)) = ended {
-            return Err(never(end_word(cause).to_owned(), detail));
+            return Err(never(cause.to_string(), detail));
         }
-    }
-}
-
-/// Why a machine ended, for people.
-pub(crate) const fn end_word(cause: EndCause) -> &'static str {
-    match cause {
-        EndCause::WorkloadFinished => "its workload finished",
-        EndCause::GuestPoweredOff => "the guest powered off",
-        EndCause::GuestPanicked => "the guest panicked",
-        EndCause::BootFailed => "the guest did not become ready",
-        EndCause::VmmDied => "its virtual machine monitor ended",
-        EndCause::Requested => "it was asked to end",
-        EndCause::Killed => "it was killed",
-        EndCause::TimedOut => "its time was up",
-        EndCause::OutOfMemory => "the guest ran out of memory",
-        EndCause::OwnerGone => "the program that owned it was gone",
     }
 }
 
@@ -220,7 +195,7 @@ pub(crate) fn set_up(
         time_limit: None,
     };
     let booted = boot(config, manifest, directory, how, listener)?;
-    let outcome = run_setup(&booted.control, manifest, config, output, listener);
+    let outcome = run_setup(&booted.control, manifest, output, listener);
     let grace_ms = millis(config.timeouts.grace);
     let limit = config.timeouts.grace + config.timeouts.shutdown;
     let (command, wanted) = match &outcome {
@@ -243,26 +218,20 @@ pub(crate) fn set_up(
 fn run_setup(
     control: &Control,
     manifest: &Manifest,
-    config: &Config,
     output: Box<dyn std::io::Write + Send>,
     listener: &EventSink,
 ) -> Result<()> {
-    let output = Arc::new(Mutex::new(Output::new(output, config.capture_limit)));
+    let sinks = Sinks::together(output);
     for script in &manifest.setup {
         listener(RunEvent::Setup {
             command: script.clone(),
         });
-        let sinks = Sinks {
-            stdout: Arc::clone(&output),
-            stderr: Arc::clone(&output),
-            own: false,
-        };
         let (sender, receiver) = channel();
-        let exec = control.exec(manifest.setup_request(script))?;
-        let session = Session::spawn(exec, None, sinks, sender)?;
+        let exec = control.open(Command::Exec(manifest.setup_request(script)))?;
+        let session = Session::spawn(exec, None, sinks.clone(), sender)?;
         let report = loop {
             match receiver.recv() {
-                Ok(Happening::SessionEnded(ended)) => break ended?,
+                Ok(Happening::SessionEnded(ended)) => break ended?.exit,
                 Ok(_) => {}
                 Err(_) => {
                     return Err(Error::SupervisorFailed {

@@ -74,6 +74,9 @@ pub(crate) struct Manifest {
     /// Run once, before the first workload, in the image's shell.
     #[serde(default)]
     pub(crate) setup: Vec<String>,
+    /// The shell of setup commands and of `connect`, instead of `/bin/sh`.
+    #[serde(default)]
+    pub(crate) shell: Option<String>,
     #[serde(default)]
     pub(crate) disks: Vec<ExtraDisk>,
     #[serde(default)]
@@ -164,7 +167,7 @@ impl Manifest {
     pub(crate) fn setup_request(&self, script: &str) -> ExecRequest {
         ExecRequest {
             role: ExecRole::Setup,
-            argv: command::shell(script),
+            argv: command::shell(self.shell.as_deref(), script),
             ..self.session.clone()
         }
     }

@@ -174,6 +174,16 @@ impl Workspace<'_> {
         &self.manifest.name
     }
 
+    /// What it is made of.
+    pub(crate) fn manifest(&self) -> &Manifest {
+        &self.manifest
+    }
+
+    /// The settings it is worked with.
+    pub(crate) fn config(&self) -> &Config {
+        self.config
+    }
+
     /// Where it is.
     #[must_use]
     pub fn directory(&self) -> &std::path::Path {
@@ -288,6 +298,24 @@ impl Workspace<'_> {
         }
     }
 
+    /// Whether a machine uses its disks.
+    pub(crate) fn is_live(&self) -> Result<bool> {
+        Ok(self.state()?.is_live() || machine::is_live(&self.directory))
+    }
+
+    /// The most bytes its machine can hold, on its disks and in its memory.
+    pub(crate) fn capacity(&self) -> u64 {
+        let manifest = &self.manifest;
+        let disks = manifest.disks.iter().map(|disk| &disk.path);
+        let on_disks: u64 = disks
+            .chain([&manifest.parts.base_disk.path])
+            .map(|path| path.metadata().map_or(0, |metadata| metadata.len()))
+            .sum();
+        let resources = manifest.resources;
+        let mib = u64::from(resources.size_mib.0) + u64::from(resources.memory_mib.0);
+        on_disks.saturating_add(mib << 20)
+    }
+
     /// The way to its machine.
     ///
     /// # Errors
@@ -308,7 +336,7 @@ impl Workspace<'_> {
     }
 
     /// Reads it again: somebody else may have changed it before it was held.
-    fn refresh(&mut self) -> Result<()> {
+    pub(crate) fn refresh(&mut self) -> Result<()> {
         self.manifest = Manifest::read(&self.directory)?;
         Ok(())
     }

@@ -33,7 +33,8 @@ Exit codes:
 /// Boots the image in a microVM, runs the command in it, and removes everything again.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "microagent run [OPTIONS] IMAGE [COMMAND [ARG]...]
-       microagent run [OPTIONS] --image IMAGE --exec STRING")]
+       microagent run [OPTIONS] --image IMAGE --exec STRING
+       microagent run [OPTIONS] --file SPEC [IMAGE [COMMAND [ARG]...]]")]
 pub(crate) struct RunArgs {
     /// The image: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
     #[arg(value_name = "IMAGE")]
@@ -87,7 +88,7 @@ impl RunArgs {
             rest: std::mem::take(&mut self.rest),
         };
         let (image, command) = self.workspace.settle(words)?;
-        if image.is_none() {
+        if image.is_none() && !self.workspace.has_spec() {
             return Err(usage(
                 ErrorKind::MissingRequiredArgument,
                 "the following required arguments were not provided:\n  <IMAGE>",
@@ -123,7 +124,9 @@ impl RunArgs {
     pub(super) fn into_options(self, tty: Option<TtySize>) -> Result<RunOptions, Error> {
         let mut options = self
             .workspace
-            .into_options(self.first.unwrap_or_default(), self.rest)?
+            .into_options(self.first, self.rest)?
+            .run_options()
+            .clone()
             .keep(self.keep);
         macro_rules! set {
             ($($method:ident: $value:expr),* $(,)?) => {
