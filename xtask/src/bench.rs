@@ -12,7 +12,9 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{bench_image, bench_net, bench_run, debian, install, packages, process};
+use crate::{
+    bench_image, bench_net, bench_run, bench_workspace, debian, install, packages, process,
+};
 
 /// One measured figure.
 pub(crate) struct Figure {
@@ -85,6 +87,11 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("sizes", bench_run::sizes),
     ("supervisor-rss", bench_run::supervisor_rss),
     ("run-vs-bare-boot", bench_run::run_against_bare_boot),
+    ("create", bench_workspace::create),
+    (
+        "start-vs-bare-boot",
+        bench_workspace::start_against_bare_boot,
+    ),
     ("import-vs-umoci-mke2fs", bench_image::import),
     ("published-port-vs-hostfwd", bench_net::published),
     ("boots-under-load", bench_run::boots_under_load),

@@ -17,7 +17,7 @@ use crate::{
 
 const MIB: f64 = 1024.0 * 1024.0;
 const KIB: f64 = 1024.0;
-const IMAGE: &str = "debian:12";
+pub(crate) const IMAGE: &str = "debian:12";
 /// A bare boot takes a few seconds under emulation.
 const BARE_BOOT_DEADLINE: Duration = Duration::from_secs(60);
 
@@ -213,7 +213,7 @@ impl Drop for Reaped {
 
 /// The arguments of a VMM like ours with the same machine, CPU, kernel and
 /// initramfs, but no devices, that ends when user space is reached.
-fn bare_arguments(bench: &Bench) -> anyhow::Result<Vec<String>> {
+pub(crate) fn bare_arguments(bench: &Bench) -> anyhow::Result<Vec<String>> {
     let running = Running::start(bench)?;
     let init = bench.dir().join("bare-init");
     let source = bench.dir().join("bare-init.c");

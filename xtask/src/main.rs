@@ -6,6 +6,7 @@ mod bench;
 mod bench_image;
 mod bench_net;
 mod bench_run;
+mod bench_workspace;
 mod debian;
 mod demo;
 mod fuzz;

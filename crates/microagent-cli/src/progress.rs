@@ -93,7 +93,6 @@ impl Progress {
             RunEvent::File { src } => self.say(&format!("Copying {}", src.display())),
             RunEvent::Workspace { name } => self.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => self.machine(event),
-            RunEvent::File { src } => self.say(&format!("Copying {}", src.display())),
             RunEvent::Setup { command } => {
                 self.note(&format!("Setup: {command}"));
                 // What it prints is next.
