@@ -20,8 +20,15 @@ impl Spec {
     ///
     /// # Errors
     /// [`Error::Io`] for a setup file that cannot be read, [`Error::Invalid`] for one that is no
-    /// script.
+    /// script, and for outputs.
     pub fn options(&self) -> Result<CreateOptions> {
+        if !self.outputs.is_empty() {
+            return Err(Error::invalid(
+                "outputs",
+                "artifacts are not taken out yet; leave them out, and take files with \
+                 `microagent cp`",
+            ));
+        }
         let image = self.image.as_ref().map(ToString::to_string);
         let mut run = RunOptions::new(image.unwrap_or_default());
         run = match &self.workload {

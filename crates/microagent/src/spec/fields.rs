@@ -162,7 +162,7 @@ pub(super) fn spec(base: &Path) -> Kind<Spec> {
     );
     let outputs = table.optional(
         "outputs",
-        "Files and directories of the guest that are taken out at the end.",
+        "Files and directories of the guest that are to be taken out at the end; read and checked, and refused by `create` and `run` until they are.",
         list(output(), MAX_ARTIFACTS),
     );
     let health = table.optional(
