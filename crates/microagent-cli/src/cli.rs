@@ -114,6 +114,12 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// Log in to a registry
+    Login(commands::login::LoginArgs),
+    /// Forget the login for a registry
+    Logout(commands::logout::LogoutArgs),
+    /// Say who you are to a registry
+    Whoami(commands::whoami::WhoamiArgs),
     /// Print the version
     Version,
 }
@@ -132,6 +138,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Login(args) => commands::login::run(&args, globals, &screen),
+        Command::Logout(args) => commands::logout::run(&args, globals, &screen),
+        Command::Whoami(args) => commands::whoami::run(&args, globals, &screen),
         Command::Version => commands::version::run(&screen),
     }
     .map_or_else(|error| (EXIT_FAILURE, Some(error)), |code| (code, None));

@@ -3,11 +3,11 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use microagent_image::{
-    Credential, Credentials, Digest, ImageDetails, ImageEvent, ImageRecord, ImageStore,
-    ImportOptions, Platform, PullOptions, PullPolicy, Reference, RegistryOptions, Removed,
+    Digest, ImageDetails, ImageEvent, ImageRecord, ImageStore, ImportOptions, Platform,
+    PullOptions, PullPolicy, Reference, Removed,
 };
 
-use crate::{auth, config::Config, error::Result, workspace};
+use crate::{auth::FromConfig, config::Config, error::Result, registries, workspace};
 
 /// The images of a state directory.
 #[derive(Clone, Copy, Debug)]
@@ -94,27 +94,8 @@ fn in_use(config: &Config) -> BTreeSet<Digest> {
 
 /// How registries are reached and who asks, by the configuration.
 pub(crate) fn pull_options(config: &Config, platform: Platform) -> Result<PullOptions> {
-    let mut registry = RegistryOptions::default();
-    registry
-        .insecure_registries
-        .clone_from(&config.insecure_registries);
-    registry.proxy.clone_from(&config.proxy);
-    let options = PullOptions::new().platform(platform).registry(registry);
-    if config.auth_files.is_empty() {
-        return Ok(options);
-    }
-    Ok(options.credentials(Arc::new(FromFiles {
-        files: config.auth_files.clone(),
-    })))
-}
-
-/// Credentials from the files the caller named, read when a registry asks.
-struct FromFiles {
-    files: Vec<std::path::PathBuf>,
-}
-
-impl Credentials for FromFiles {
-    fn credential(&self, registry: &str) -> std::result::Result<Option<Credential>, String> {
-        auth::find(&self.files, registry)
-    }
+    Ok(PullOptions::new()
+        .platform(platform)
+        .registry(registries::registry_options(config)?)
+        .credentials(Arc::new(FromConfig(config.clone()))))
 }

@@ -32,6 +32,7 @@ mod io;
 mod kernels;
 mod name;
 mod options;
+mod registries;
 mod result;
 mod run;
 pub mod signal;
@@ -47,7 +48,7 @@ pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
 pub use microagent_image::{
     Digest, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord, ImportOptions,
-    Platform, PullPolicy, Reclaimed, Reference, Removed,
+    Platform, ProxyOptions, PullPolicy, Reclaimed, Reference, RegistryScope, Removed, Secret,
 };
 pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
@@ -60,6 +61,7 @@ pub use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
+pub use registries::{CredentialKind, Identity, Login, LoginOptions, Logout, Registries};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
 
 /// Runs workspaces; the way in.
@@ -98,6 +100,12 @@ impl Microagent {
         Images::new(&self.config)
     }
 
+    /// The registries, and who we are to them.
+    #[must_use]
+    pub fn registries(&self) -> Registries<'_> {
+        Registries::new(&self.config)
+    }
+
     /// The kernels.
     #[must_use]
     pub fn kernels(&self) -> Kernels<'_> {
@@ -110,5 +118,15 @@ impl Microagent {
     /// None at present: what is wrong is in the report.
     pub fn doctor(&self, options: &DoctorOptions) -> Result<DoctorReport> {
         doctor::run(&self.config, options)
+    }
+}
+
+/// Reads `data` as a credential file, or after a `t` as `registries.toml`, for fuzzing: whatever the bytes
+/// are, it returns.
+#[doc(hidden)]
+pub fn fuzz_registry_files(data: &[u8]) {
+    match data.strip_prefix(b"t") {
+        Some(text) => registries::fuzz(&String::from_utf8_lossy(text)),
+        None => auth::fuzz(data),
     }
 }
