@@ -51,7 +51,11 @@ pub(crate) const TEST: &[Need] = &[
         "nginx-light",
         "redirects, ranges, limits and failures in front of a test registry",
     ),
-    need("tinyproxy", "tinyproxy", "a proxy between us and a test registry"),
+    need(
+        "tinyproxy",
+        "tinyproxy",
+        "a proxy between us and a test registry",
+    ),
     need("faketime", "faketime", "a host whose clock is wrong"),
     need("cpio", "cpio", "reads the initramfs back"),
     need("c++", "g++", "builds the fuzzer"),

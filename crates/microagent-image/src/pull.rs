@@ -375,7 +375,9 @@ impl Layers<'_> {
             return Ok(None);
         }
         let there = self.store.partial_bytes(layer.digest);
-        if there > 0 && there <= layer.size {
+        if there == layer.size {
+            self.exists(layer);
+        } else if there > 0 && there < layer.size {
             (self.events)(ImageEvent::LayerResumed {
                 digest: layer.digest,
                 bytes: there,

@@ -32,6 +32,7 @@ mod io;
 mod kernels;
 mod name;
 mod options;
+mod parallel;
 mod registries;
 mod result;
 mod run;
@@ -43,12 +44,13 @@ pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
-pub use images::Images;
+pub use images::{Images, OutdatedImage, OutdatedState};
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
 pub use microagent_image::{
-    Digest, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord, ImportOptions,
-    Platform, ProxyOptions, PullPolicy, Reclaimed, Reference, RegistryScope, Removed, Secret,
+    Digest, Freshness, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord,
+    ImportOptions, Platform, ProxyOptions, PullPolicy, Reclaimed, Reference, RegistryScope,
+    Removed, Secret,
 };
 pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,

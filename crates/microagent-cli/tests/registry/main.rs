@@ -3,6 +3,8 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod login;
+mod mistakes;
+mod pulls;
 
 use std::path::{Path, PathBuf};
 

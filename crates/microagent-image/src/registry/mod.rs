@@ -34,7 +34,7 @@ use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
 use download::Download;
 use retry::LONGEST_WAIT;
-use transport::{Ask, Failure, Passing, Transport};
+use transport::{Ask, Failure, Passing, PassingKind, Transport};
 
 /// However much a broken transfer gains each time, it is not resumed more often than this.
 const MAX_RESUMES: u32 = 64;
@@ -283,23 +283,20 @@ fn retrying<T>(
 
 fn given_up(transport: &Transport<'_>, doing: &str, attempts: u32, failed: Passing) -> ImageError {
     let registry = transport.registry().to_owned();
-    let Passing {
-        reason,
-        wait,
-        limited,
-    } = failed;
-    if limited {
-        return ImageError::RateLimited {
+    let Passing { reason, wait, kind } = failed;
+    match kind {
+        PassingKind::Limited => ImageError::RateLimited {
             registry,
             reason,
             wait,
-        };
-    }
-    ImageError::Connection {
-        registry,
-        doing: doing.to_owned(),
-        attempts,
-        reason,
+        },
+        PassingKind::LookUp(host) => transport.no_such_host(&host, &reason),
+        PassingKind::Connection => ImageError::Connection {
+            registry,
+            doing: doing.to_owned(),
+            attempts,
+            reason,
+        },
     }
 }
 

@@ -20,14 +20,14 @@ pub(super) fn hint(transport: &Transport<'_>, reference: &Reference) -> String {
         let near = nearest(tag, &tags);
         if !near.is_empty() {
             let names: Vec<String> = near.iter().map(|tag| reference.with_tag(tag)).collect();
-            return format!("Did you mean {}?", joined(&names));
+            return format!("Did you mean {}?", joined(&names, "or"));
         }
         tags.sort();
         let rest = tags.len().saturating_sub(SHOWN * 2);
         let tags: Vec<String> = tags.into_iter().take(SHOWN * 2).collect();
         return match (tags.is_empty(), rest) {
             (true, _) => format!("{} has no tags.", reference.repository()),
-            (false, 0) => format!("It has the tags {}.", joined(&tags)),
+            (false, 0) => format!("It has the tags {}.", joined(&tags, "and")),
             (false, _) => format!("It has the tags {} and {rest} more.", tags.join(", ")),
         };
     }
@@ -42,7 +42,7 @@ pub(super) fn hint(transport: &Transport<'_>, reference: &Reference) -> String {
         .iter()
         .map(|name| reference.with_repository(name))
         .collect();
-    format!("Did you mean {}?", joined(&names))
+    format!("Did you mean {}?", joined(&names, "or"))
 }
 
 /// The tags of a repository, or the repositories of the registry.
@@ -117,11 +117,11 @@ fn distance(a: &str, b: &str) -> usize {
     last[b.len()]
 }
 
-fn joined(names: &[String]) -> String {
+fn joined(names: &[String], word: &str) -> String {
     match names {
         [] => String::new(),
         [one] => one.clone(),
-        [first @ .., last] => format!("{} or {last}", first.join(", ")),
+        [first @ .., last] => format!("{} {word} {last}", first.join(", ")),
     }
 }
 
@@ -156,7 +156,7 @@ mod tests {
         ] {
             assert_eq!(nearest(typed, &tags), expect, "{typed}");
         }
-        assert_eq!(joined(&names(&["a", "b", "c"])), "a, b or c");
+        assert_eq!(joined(&names(&["a", "b", "c"]), "or"), "a, b or c");
     }
 
     proptest! {

@@ -11,7 +11,7 @@ use ureq::Body;
 use ureq::http::{Method, Request, Response, StatusCode, Uri, header};
 
 use self::agent::Agents;
-pub(crate) use self::failure::{Failure, Passing};
+pub(crate) use self::failure::{Failure, Passing, PassingKind};
 use super::credential::{Credential, Credentials, Secret};
 use super::options::RegistryOptions;
 use super::scope::RegistryScope;

@@ -29,8 +29,18 @@ pub(crate) struct Passing {
     pub(crate) reason: String,
     /// How long the registry asked to wait.
     pub(crate) wait: Option<Duration>,
-    /// Whether it said that it was asked too often.
-    pub(crate) limited: bool,
+    /// What it will be if it does not pass.
+    pub(crate) kind: PassingKind,
+}
+
+/// Failures that have a name of their own once they were tried often enough.
+pub(crate) enum PassingKind {
+    /// The connection broke, or the registry is not well.
+    Connection,
+    /// The registry says that it was asked too often.
+    Limited,
+    /// This host could not be looked up.
+    LookUp(String),
 }
 
 impl Failure {
@@ -38,7 +48,7 @@ impl Failure {
         Self::Passing(Passing {
             reason: clip(&reason.into()),
             wait: None,
-            limited: false,
+            kind: PassingKind::Connection,
         })
     }
 }
@@ -81,7 +91,10 @@ impl Transport<'_> {
             | StatusCode::GATEWAY_TIMEOUT => Failure::Passing(Passing {
                 reason,
                 wait,
-                limited: status == StatusCode::TOO_MANY_REQUESTS,
+                kind: match status {
+                    StatusCode::TOO_MANY_REQUESTS => PassingKind::Limited,
+                    _ => PassingKind::Connection,
+                },
             }),
             _ => Failure::Final(ImageError::Registry {
                 registry: self.registry().to_owned(),
@@ -172,7 +185,11 @@ impl Transport<'_> {
             ureq::Error::Io(io) if is_lookup(io) => {
                 // The resolver itself may be slow or restarting.
                 if text.contains("Temporary failure") {
-                    Failure::passing(format!("the name `{host}` could not be looked up: {text}"))
+                    Failure::Passing(Passing {
+                        reason: clip(&text),
+                        wait: None,
+                        kind: PassingKind::LookUp(host.to_owned()),
+                    })
                 } else {
                     Failure::Final(self.no_such_host(host, &text))
                 }
@@ -187,7 +204,7 @@ impl Transport<'_> {
         }
     }
 
-    fn no_such_host(&self, host: &str, reason: &str) -> ImageError {
+    pub(crate) fn no_such_host(&self, host: &str, reason: &str) -> ImageError {
         ImageError::NoSuchHost {
             host: clip(host),
             registry: self.registry().to_owned(),
