@@ -16,7 +16,12 @@ use sha2::{Digest, Sha256};
 const GUEST: &str = "microagent-guest";
 
 /// Crates the guest is built from; a change to any of them builds it again.
-const GUEST_SOURCES: [&str; 2] = [GUEST, "microagent-protocol"];
+const GUEST_SOURCES: [&str; 4] = [
+    GUEST,
+    "microagent-files",
+    "microagent-protocol",
+    "microagent-relay",
+];
 
 /// Prebuilt guest binary, for building microagent for a system on which the guest itself cannot be compiled.
 const PREBUILT: &str = "MICROAGENT_GUEST_BINARY";

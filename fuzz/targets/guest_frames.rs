@@ -4,8 +4,8 @@
 use libfuzzer_sys::fuzz_target;
 use microagent_protocol::{
     FrameKind, FrameReader, TtySize,
-    exec::ExitReport,
     guest::{GuestMessage, SessionReply},
+    shell::LineReport,
 };
 
 fuzz_target!(|data: &[u8]| {
@@ -17,8 +17,8 @@ fuzz_target!(|data: &[u8]| {
             FrameKind::Control => drop(frame.json::<GuestMessage>()),
             FrameKind::Header => drop(frame.json::<SessionReply>()),
             FrameKind::Exit => {
-                if let Ok(report) = frame.json::<ExitReport>() {
-                    let _code: u8 = report.status.code();
+                if let Ok(report) = frame.json::<LineReport>() {
+                    let _code: u8 = report.exit.status.code();
                 }
             }
             FrameKind::Resize => {

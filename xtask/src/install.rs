@@ -1,6 +1,6 @@
-//! `cargo xtask install`: one executable and one symlink.
+//! `cargo xtask install`: one executable, one symlink, and what helps a person to use it.
 
-use std::{fs, os::unix::fs::symlink, path::Path};
+use std::{fs, os::unix::fs::symlink, path::Path, process::Command};
 
 use anyhow::Context as _;
 
@@ -32,6 +32,7 @@ pub(crate) fn run(prefix: &Path) -> anyhow::Result<()> {
         installed.display(),
         link.display()
     );
+    share(&installed, &prefix.join("share"))?;
     match process::find("microagent") {
         Some(found) if found != installed => {
             println!("note: {} comes first on your PATH", found.display());
@@ -40,6 +41,35 @@ pub(crate) fn run(prefix: &Path) -> anyhow::Result<()> {
         Some(_) => {}
     }
     Ok(())
+}
+
+/// Where each shell looks for completions below `share`.
+const COMPLETIONS: [(&str, &str); 3] = [
+    ("bash", "bash-completion/completions/microagent"),
+    ("zsh", "zsh/site-functions/_microagent"),
+    ("fish", "fish/vendor_completions.d/microagent.fish"),
+];
+
+/// Has `program` write its completions and manual pages below `share`.
+fn share(program: &Path, share: &Path) -> anyhow::Result<()> {
+    for (shell, place) in COMPLETIONS {
+        let path = share.join(place);
+        let output = Command::new(program)
+            .args(["completions", shell])
+            .output()
+            .with_context(|| format!("cannot run {}", program.display()))?;
+        anyhow::ensure!(
+            output.status.success(),
+            "it printed no completions for {shell}"
+        );
+        if let Some(parent) = path.parent() {
+            fs::create_dir_all(parent)
+                .with_context(|| format!("cannot make {}", parent.display()))?;
+        }
+        fs::write(&path, output.stdout)
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    process::run(Command::new(program).arg("man").arg(share.join("man/man1")))
 }
 
 /// Builds the release executable and tells where it is.

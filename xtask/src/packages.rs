@@ -45,6 +45,7 @@ pub(crate) const TEST: &[Need] = &[
     need("setcap", "libcap2-bin", "file capabilities in test images"),
     need("busybox", "busybox-static", "a tiny test image"),
     need("zstd", "zstd", "zstd layers in test images"),
+    need("faketime", "faketime", "a clock that jumps"),
     need("openssl", "openssl", "certificates of test registries"),
     need(
         "nginx",

@@ -8,17 +8,36 @@ use serde_json::Value;
 /// Each crate and the crates of ours it may use. What is not listed is not allowed.
 const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-protocol", &[]),
-    ("microagent-guest", &["microagent-protocol"]),
+    ("microagent-ext4", &[]),
+    ("microagent-files", &["microagent-protocol"]),
+    ("microagent-relay", &[]),
+    (
+        "microagent-guest",
+        &[
+            "microagent-files",
+            "microagent-protocol",
+            "microagent-relay",
+        ],
+    ),
     ("microagent-hypervisor", &["microagent-protocol"]),
-    ("microagent-image", &["microagent-protocol"]),
+    (
+        "microagent-image",
+        &["microagent-files", "microagent-protocol"],
+    ),
     ("microagent-kernel", &["microagent-protocol"]),
     (
         "microagent-supervisor",
-        &["microagent-hypervisor", "microagent-protocol"],
+        &[
+            "microagent-hypervisor",
+            "microagent-protocol",
+            "microagent-relay",
+        ],
     ),
     (
         "microagent",
         &[
+            "microagent-ext4",
+            "microagent-files",
             "microagent-image",
             "microagent-kernel",
             "microagent-protocol",

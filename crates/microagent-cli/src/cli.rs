@@ -92,6 +92,10 @@ impl Globals {
 enum Command {
     /// Run a command in a microVM of its own
     Run(Box<commands::run::RunArgs>),
+    /// Run a command in a running workspace
+    Exec(Box<commands::exec::ExecArgs>),
+    /// Open a shell in a running workspace, send it a line, or watch its serial console
+    Connect(commands::connect::ConnectArgs),
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
     /// Pull, import and remove images
@@ -114,6 +118,19 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// Copy files between this host and a workspace
+    #[command(visible_alias = "copy")]
+    Cp(commands::cp::CpArgs),
+    /// Check a microagent.yaml, and print its JSON Schema
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Spec {
+        #[command(subcommand)]
+        command: commands::spec::SpecCommand,
+    },
+    /// Print a shell's completion script
+    Completions(commands::completions::CompletionsArgs),
+    /// Write the manual pages
+    Man(commands::man::ManArgs),
     /// Log in to a registry
     Login(commands::login::LoginArgs),
     /// Forget the login for a registry
@@ -135,9 +152,15 @@ pub(crate) fn main() -> ExitCode {
     let globals = &cli.globals;
     let (code, outcome) = match cli.command {
         Command::Run(args) => return commands::run::run(*args, globals, &screen),
+        Command::Exec(args) => return commands::exec::run(&args, globals, &screen),
+        Command::Connect(args) => return commands::connect::run(&args, globals, &screen),
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
+        Command::Spec { command } => commands::spec::run(&command, &screen),
+        Command::Completions(args) => commands::completions::run(&args),
+        Command::Man(args) => commands::man::run(&args, &screen),
         Command::Login(args) => commands::login::run(&args, globals, &screen),
         Command::Logout(args) => commands::logout::run(&args, globals, &screen),
         Command::Whoami(args) => commands::whoami::run(&args, globals, &screen),
@@ -155,20 +178,36 @@ fn parse<T: Into<std::ffi::OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(arguments)?;
-    let mut cli = Cli::from_arg_matches(&matches)?;
-    if let Command::Run(args) = &mut cli.command {
-        args.settle()?;
-    }
-    Ok(cli)
+    Cli::from_arg_matches(&matches)
+        .and_then(|mut cli| {
+            cli.command.settle()?;
+            Ok(cli)
+        })
+        .map_err(|error| in_form_of(error, matches.subcommand_name()))
 }
 
-/// A usage error of `run`, in the form all usage errors have.
-pub(crate) fn run_error(kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
+impl Command {
+    /// Checks what one option alone does not show.
+    fn settle(&mut self) -> Result<(), clap::Error> {
+        match self {
+            Self::Run(args) => args.settle(),
+            _ => Ok(()),
+        }
+    }
+}
+
+/// A usage error that is found after the parsing.
+pub(crate) fn usage(kind: ErrorKind, message: impl std::fmt::Display) -> clap::Error {
+    clap::Error::raw(kind, message)
+}
+
+/// A usage error of a command, in the form all usage errors have.
+fn in_form_of(error: clap::Error, subcommand: Option<&str>) -> clap::Error {
     let mut command = Cli::command();
     command.build();
-    match command.find_subcommand_mut("run") {
-        Some(run) => run.error(kind, message),
-        None => command.error(kind, message),
+    match subcommand.and_then(|name| command.find_subcommand_mut(name)) {
+        Some(subcommand) => error.format(subcommand),
+        None => error.format(&mut command),
     }
 }
 
@@ -248,6 +287,48 @@ mod tests {
         );
     }
 
+    fn exec_args(words: &[&str]) -> Result<commands::exec::ExecArgs, clap::Error> {
+        let cli = parse(["microagent", "exec"].iter().chain(words))?;
+        match cli.command {
+            Command::Exec(args) => Ok(*args),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn nothing_after_the_first_word_of_an_exec_is_ours() {
+        for (words, command) in [
+            (
+                &["w", "--", "psql", "-h", "x", "--json"][..],
+                &["psql", "-h", "x", "--json"][..],
+            ),
+            (
+                &["w", "psql", "-h", "x", "-it"],
+                &["psql", "-h", "x", "-it"],
+            ),
+            (
+                &["-i", "w", "-e", "A=B", "sh", "-c", "x -- y"],
+                &["sh", "-c", "x -- y"],
+            ),
+            (&["w", "--", "--odd", "--", "-x"], &["--odd", "--", "-x"]),
+            (&["w", "-u", "7", "a", "--", "b"], &["a", "--", "b"]),
+            (&["--", "w", "a", "-x"], &["a", "-x"]),
+        ] {
+            let args = exec_args(words).unwrap();
+            assert_eq!(args.command(), command, "{words:?}");
+        }
+        for (words, named) in [
+            (&["w", "--iteractive", "sh"][..], "--iteractive"),
+            (&["w", "-x", "sh"], "-x"),
+            (&["w"], "COMMAND"),
+            (&[], "WORKSPACE"),
+            (&["w", "--timeout", "soon", "sh"], "soon"),
+        ] {
+            let error = exec_args(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{words:?}: {error}");
+        }
+    }
+
     #[test]
     fn the_image_may_be_given_by_name() {
         let args = run_args(&["--image", "debian:12", "--exec", "id; ls"]).unwrap();
@@ -298,7 +379,7 @@ mod tests {
             (&["--mount", "type=bind,src=/tmp,dst=/data"], "cp"),
             (&["--gpus", "all"], "device"),
             (&["-d"], "--keep"),
-            (&["-p", "80:80"], "port"),
+            (&["-P"], "--publish"),
         ] {
             let words: Vec<_> = words.iter().copied().chain(["busybox", "true"]).collect();
             let error = run_args(&words).unwrap_err();

@@ -4,12 +4,14 @@
 
 mod cli;
 mod commands;
+mod options;
 mod output;
 mod progress;
 #[cfg(test)]
 mod reference;
 mod refusals;
 mod signals;
+mod streams;
 mod surroundings;
 mod terminal;
 

@@ -59,6 +59,14 @@ impl Progress {
         }
     }
 
+    /// A line that stays, and that a log is to have, too.
+    pub(crate) fn announce(&self, text: &str) {
+        match &self.state().bar {
+            Some(bar) => bar.suspend(|| self.screen.announce(text)),
+            None => self.screen.announce(text),
+        }
+    }
+
     /// Wipes the line away.
     pub(crate) fn clear(&self) {
         let mut state = self.state();

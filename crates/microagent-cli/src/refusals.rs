@@ -38,10 +38,11 @@ const ROOT: &str = "The guest is root in its own kernel already: leave it out.";
 const CAPABILITIES: &str = "The guest has every capability in its own kernel, and none on the host: leave it out; \
      run as another user with --user.";
 const DEVICES: &str = "A microVM has virtual disks and a network, and no device of the host.";
-const FILES: &str = "A microVM shares no directory with the host. Put the files into the image, or copy them in and \
-     out as a stream: tar -c DIR | microagent run -i IMAGE sh -c 'tar -x && …'. \
-     (`microagent cp` is for kept workspaces.)";
-const PORTS: &str = "One run publishes no port; the guest can reach out with --network user.";
+const FILES: &str = "A microVM shares no directory with the host. Attach a tar or an ext4 image with --volume, put the \
+     files into the image, or copy them in and out as a stream: tar -c DIR | microagent run -i IMAGE \
+     sh -c 'tar -x && …'. (`microagent cp` is for kept workspaces.)";
+const PORTS: &str = "Name each port that is to lead into the guest: --publish 8080:80. What the guest is to reach on \
+     the host is named with --mediation.";
 const CGROUPS: &str = "Size the machine instead: --memory, --cpus, --disk-size or --profile.";
 const DETACH: &str = "A run stays in the foreground and ends with its caller. Use your shell's & for the background, \
      and --keep to have the workspace afterwards.";
@@ -64,7 +65,6 @@ const REFUSED: &[Refusal] = &[
     ),
     with_value("device", None, DEVICES),
     with_value("gpus", None, DEVICES),
-    with_value("volume", Some('v'), FILES),
     with_value("mount", None, FILES),
     with_value("volumes-from", None, FILES),
     with_value(
@@ -77,7 +77,6 @@ const REFUSED: &[Refusal] = &[
         None,
         "The guest's /dev/shm may take half of its memory: size it with --memory.",
     ),
-    with_value("publish", Some('p'), PORTS),
     plain("publish-all", Some('P'), PORTS),
     with_value("link", None, PORTS),
     with_value("pod", None, "There are no pods: one image, one machine."),
@@ -161,7 +160,7 @@ impl FromArgMatches for RefusedFlags {
 
 fn flag_error(flag: &str, instead: &str) -> clap::Error {
     let message = format!("--{flag} is a container's option, not a microVM's.\n  {instead}");
-    crate::cli::run_error(ErrorKind::UnknownArgument, message)
+    crate::cli::usage(ErrorKind::UnknownArgument, message)
 }
 
 /// The network mode, where container engines have others.
@@ -224,7 +223,7 @@ const COMMANDS: &[(&str, &str)] = &[
     ),
     (
         "volume",
-        "There are no volumes here; `microagent run --help` says how files get in and out.",
+        "There are no named volumes here; attach a file with `microagent run --volume`.",
     ),
 ];
 

@@ -38,23 +38,49 @@ pub(crate) fn exit_code(signal: u8) -> u8 {
     128_u8.saturating_add(signal)
 }
 
-/// Hands signals on to the run from now on.
-pub(crate) fn forward(controller: RunController) -> Result<TornDown, Error> {
-    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH];
-    let mut signals = Signals::new(wanted).map_err(|source| Error::Io {
+/// Lets go of a terminal when this process is told to end; its sizes are handed on.
+pub(crate) fn detach(controller: RunController) -> Result<TornDown, Error> {
+    let mut signals = handle(&[SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGWINCH])?;
+    let told = TornDown::default();
+    let shared = told.clone();
+    thread::spawn(move || {
+        for signal in signals.forever() {
+            if signal == SIGWINCH {
+                resize(&controller);
+            } else {
+                shared.0.store(signal, Ordering::Release);
+                controller.detach();
+            }
+        }
+    });
+    Ok(told)
+}
+
+fn handle(wanted: &[i32]) -> Result<Signals, Error> {
+    Signals::new(wanted).map_err(|source| Error::Io {
         doing: "handle",
         path: "signals".into(),
         source,
-    })?;
+    })
+}
+
+fn resize(controller: &RunController) {
+    if let Some(size) = terminal::size() {
+        controller.resize(size);
+    }
+}
+
+/// Hands signals on to the run from now on.
+pub(crate) fn forward(controller: RunController) -> Result<TornDown, Error> {
+    let wanted = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2, SIGWINCH];
+    let mut signals = handle(&wanted)?;
     let torn_down = TornDown::default();
     let shared = torn_down.clone();
     thread::spawn(move || {
         let mut ends = 0;
         for signal in signals.forever() {
             if signal == SIGWINCH {
-                if let Some(size) = terminal::size() {
-                    controller.resize(size);
-                }
+                resize(&controller);
                 continue;
             }
             if matches!(signal, SIGINT | SIGTERM) {

@@ -12,6 +12,8 @@ use zeroize::Zeroizing;
 /// The longest line that is read at a prompt.
 const MAX_LINE: u64 = 4096;
 
+use crate::cli::Form;
+
 /// The size of a terminal that does not know its own.
 pub(crate) const DEFAULT_SIZE: TtySize = TtySize { rows: 24, cols: 80 };
 
@@ -21,6 +23,31 @@ static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
 /// Whether there is a terminal to give to the command.
 pub(crate) fn is_terminal(with_input: bool) -> bool {
     io::stdout().is_terminal() && (!with_input || io::stdin().is_terminal())
+}
+
+/// Why `what`, which needs a terminal, cannot be had, and what to do `instead`.
+pub(crate) fn refusal(
+    what: &'static str,
+    with_input: bool,
+    form: Form,
+    instead: &str,
+) -> Option<Error> {
+    let why = if form == Form::Json {
+        "a terminal's output does not go into JSON"
+    } else if !is_terminal(with_input) {
+        "standard input and output are not a terminal"
+    } else {
+        return None;
+    };
+    Some(Error::Invalid {
+        option: what,
+        reason: format!("{why}; {instead}"),
+    })
+}
+
+/// What kind of terminal it is.
+pub(crate) fn kind() -> Option<String> {
+    std::env::var("TERM").ok().filter(|kind| !kind.is_empty())
 }
 
 /// The terminal's size.

@@ -27,6 +27,16 @@ pub(crate) enum Error {
         /// The disks that are there.
         present: String,
     },
+    /// An extra disk could not be mounted.
+    #[error("the disk {name} for {mountpoint}: {source}{}", hint(source))]
+    Disk {
+        /// Its name.
+        name: String,
+        /// Where it was to be.
+        mountpoint: String,
+        /// Why not.
+        source: Box<Error>,
+    },
     /// The network interface never appeared.
     #[error(
         "no network interface appeared within {seconds} s; check that the machine has one and that its driver is in the initramfs"
@@ -74,6 +84,19 @@ impl Error {
             reason,
             message: message.into(),
         }
+    }
+}
+
+/// What may be behind a disk that cannot be mounted, where the kernel's answer hides it.
+fn hint(error: &Error) -> &'static str {
+    match error {
+        Error::System { source, .. } if source.raw_os_error() == Some(libc::EROFS) => {
+            "; it was not unmounted cleanly: attach it rw once, so that its journal is played back"
+        }
+        Error::System { source, .. } if source.raw_os_error() == Some(libc::EINVAL) => {
+            "; there is no ext4 file system on it"
+        }
+        _ => "",
     }
 }
 

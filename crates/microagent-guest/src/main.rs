@@ -3,10 +3,12 @@
 //! must not know images, workspaces, or which VMM it runs on.
 
 mod boot;
+mod bridge;
 mod cgroup;
 mod clock;
 mod console;
 mod control;
+mod copy;
 mod error;
 mod exec;
 mod power;
@@ -56,6 +58,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
     let server = exec::Server::start(&booted.config.hostname).map_err(failed("serve sessions"))?;
     let processes = Arc::clone(server.processes());
     reaper::start(Arc::clone(&processes), sender).map_err(failed("start the reaper"))?;
+    bridge::serve(&booted.config.mediation).map_err(failed("listen for mediation"))?;
     let ready = GuestMessage::Ready {
         uptime_ms: clock::uptime_ms(),
     };
@@ -67,6 +70,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
             processes: &processes,
             group: server.group(),
             sessions: &|| server.sessions(),
+            copies: server.copies(),
             disks: &booted.disks,
         },
     )

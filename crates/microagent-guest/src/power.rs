@@ -18,6 +18,7 @@ use crate::{
     cgroup::Workloads,
     console,
     control::{self, Event},
+    copy::Copies,
     reaper::Processes,
 };
 
@@ -36,6 +37,8 @@ pub(crate) struct Machine<'a> {
     pub(crate) group: Option<&'a Workloads>,
     /// How many sessions are open.
     pub(crate) sessions: &'a dyn Fn() -> usize,
+    /// Copies under way.
+    pub(crate) copies: &'a Copies,
     /// The disks to leave clean.
     pub(crate) disks: &'a WritableDisks,
 }
@@ -65,6 +68,7 @@ pub(crate) fn wait_and_end(events: &Receiver<Event>, machine: &Machine<'_>) -> !
         let _ = control::send(&announcement);
     }
     end_workload(events, machine, grace);
+    machine.copies.end();
     let clean = kill_everything(machine);
     rustix::fs::sync();
     let clean = match machine.disks.close() {

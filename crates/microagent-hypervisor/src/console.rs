@@ -1,15 +1,19 @@
-//! A console log that cannot grow without bound: two files, the older one
-//! replaced when the newer one is full. Knows nothing of guests.
+//! Where a console's output goes: a log that cannot grow without bound (two files, the older
+//! one replaced when the newer one is full), and whoever listens. Knows nothing of guests.
 
 use std::{
     ffi::OsString,
     fs::{self, File, OpenOptions},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::{fs::OpenOptionsExt, net::UnixStream},
     path::PathBuf,
+    sync::{Mutex, PoisonError},
 };
 
-use rustix::fs::OFlags;
+use rustix::{
+    fs::OFlags,
+    net::{SendFlags, send},
+};
 
 use crate::ConsoleSpec;
 
@@ -75,9 +79,97 @@ fn open_append(path: &std::path::Path) -> io::Result<File> {
         .open(path)
 }
 
+/// The most listeners at a time.
+const MOST_LISTENERS: usize = 16;
+
+/// Who follows a console's output.
+#[derive(Debug, Default)]
+pub(crate) struct Listeners(Mutex<Open>);
+
+#[derive(Debug, Default)]
+struct Open {
+    streams: Vec<UnixStream>,
+    /// There is no more output.
+    closed: bool,
+}
+
+impl Open {
+    fn tell(&mut self, bytes: &[u8]) {
+        let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        self.streams
+            .retain(|stream| send(stream, bytes, flags) == Ok(bytes.len()));
+    }
+}
+
+impl Listeners {
+    /// Where the output of now on can be read.
+    pub(crate) fn add(&self) -> io::Result<UnixStream> {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.closed {
+            return Err(io::Error::other("the machine has ended"));
+        }
+        open.tell(&[]); // Who has left makes room.
+        if open.streams.len() >= MOST_LISTENERS {
+            return Err(io::Error::other(format!(
+                "{MOST_LISTENERS} programs are attached to it already"
+            )));
+        }
+        let (ours, theirs) = UnixStream::pair()?;
+        open.streams.push(ours);
+        Ok(theirs)
+    }
+
+    /// Passes output on. Who cannot take it at once is cut off: the guest waits for nobody.
+    pub(crate) fn tell(&self, bytes: &[u8]) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.tell(bytes);
+    }
+
+    /// There is no more output.
+    pub(crate) fn close(&self) {
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        open.closed = true;
+        open.streams.clear();
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
+
     use super::*;
+
+    #[test]
+    fn listeners_hear_everything_from_now_on_or_are_cut_off() {
+        let listeners = Listeners::default();
+        listeners.tell(b"early");
+        let (mut quick, mut slow) = (listeners.add().unwrap(), listeners.add().unwrap());
+        let chunk = [7_u8; 4096];
+        for _ in 0..1000 {
+            listeners.tell(&chunk);
+            quick.read_exact(&mut [0; 4096]).unwrap();
+        }
+        let mut got = Vec::new();
+        slow.read_to_end(&mut got).unwrap();
+        assert!(!got.is_empty() && got.len() < 1000 * chunk.len());
+        listeners.tell(b"late");
+        listeners.close();
+        let mut rest = String::new();
+        quick.read_to_string(&mut rest).unwrap();
+        assert_eq!(rest, "late");
+        assert!(listeners.add().is_err());
+    }
+
+    #[test]
+    fn a_listener_that_left_makes_room() {
+        let listeners = Listeners::default();
+        let all: Vec<_> = (0..MOST_LISTENERS)
+            .map(|_| listeners.add().unwrap())
+            .collect();
+        assert!(listeners.add().is_err());
+        drop(all);
+        assert!(listeners.add().is_ok());
+    }
 
     #[test]
     fn it_keeps_the_newest_bytes_in_two_bounded_files() {

@@ -29,7 +29,7 @@ pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
     Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
-    VsockSpec,
+    SerialPort, VsockSpec,
 };
 #[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

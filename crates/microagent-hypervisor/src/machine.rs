@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    os::fd::BorrowedFd,
+    os::{fd::BorrowedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -91,6 +91,19 @@ pub struct Capabilities {
     pub user_network: bool,
     /// [`Machine::sever`].
     pub sever: bool,
+    /// [`Machine::console`].
+    pub console: bool,
+}
+
+/// Both directions of a serial console.
+#[derive(Debug)]
+pub struct SerialPort {
+    /// What the guest writes from the moment the port was asked for. Ends with the machine, or
+    /// when its reader is too far behind: the guest never waits for it.
+    pub output: UnixStream,
+    /// What is written here is typed into the guest's console. It takes no more while the guest
+    /// does not read, and fails when the machine has ended.
+    pub input: UnixStream,
 }
 
 /// How a VMM's process ended.
@@ -138,6 +151,17 @@ pub trait Machine: Send + Sync {
 
     /// Where the host connects to guest ports.
     fn vsock(&self) -> &Path;
+
+    /// Another look at the serial console, which goes to its log all the same.
+    ///
+    /// # Errors
+    /// [`crate::Error::Unsupported`] from a driver without it; if the machine has ended, or
+    /// the system has no more sockets.
+    fn console(&self) -> Result<SerialPort, crate::Error> {
+        Err(crate::Error::Unsupported(
+            "this backend's serial console cannot be attached to".to_owned(),
+        ))
+    }
 
     /// Freezes all vCPUs; returns once they are. Freezing a frozen machine is no error.
     ///

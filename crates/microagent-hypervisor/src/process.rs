@@ -7,7 +7,7 @@ use std::{
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-        unix::process::CommandExt,
+        unix::{net::UnixStream, process::CommandExt},
     },
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -26,9 +26,9 @@ use rustix::{
 };
 
 use crate::{
-    Error, Exit,
+    Error, Exit, SerialPort,
     confine::{Confinement, Seal},
-    console::RotatingLog,
+    console::{Listeners, RotatingLog},
 };
 
 /// The most of the VMM's own words that are kept: the last ones.
@@ -48,7 +48,7 @@ pub(crate) struct Plan {
     /// What it is kept from.
     pub seal: Seal,
     /// Its end of the console is read here and written to the log.
-    pub console: OwnedFd,
+    pub console: UnixStream,
     /// Where the console goes.
     pub log: RotatingLog,
 }
@@ -61,6 +61,8 @@ pub(crate) struct Vmm {
     pidfd: Arc<OwnedFd>,
     exit: Mutex<Option<Exit>>,
     words: Arc<Mutex<VecDeque<u8>>>,
+    console: UnixStream,
+    listeners: Arc<Listeners>,
     keeper: Option<JoinHandle<()>>,
 }
 
@@ -73,6 +75,12 @@ impl Vmm {
         let (send, receive) = mpsc::sync_channel(1);
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let keeper_words = Arc::clone(&words);
+        let console = plan.console.try_clone().map_err(|source| Error::Io {
+            context: "share the serial console".to_owned(),
+            source,
+        })?;
+        let listeners = Arc::<Listeners>::default();
+        let told = Arc::clone(&listeners);
         let keeper = std::thread::Builder::new()
             .name("vmm-keeper".to_owned())
             .spawn(move || {
@@ -86,8 +94,15 @@ impl Vmm {
                 };
                 let born = Ok((child.identity, Arc::clone(&child.pidfd)));
                 if send.send(born).is_ok() {
-                    pump(&console, log, &child.stderr, &child.pidfd, &keeper_words);
+                    let mut console = Console {
+                        stream: console,
+                        log,
+                        listeners: &told,
+                        lost: 0,
+                    };
+                    pump(&mut console, &child.stderr, &child.pidfd, &keeper_words);
                 }
+                told.close();
             })
             .map_err(|source| Error::Io {
                 context: "start the thread that keeps the VMM".to_owned(),
@@ -104,6 +119,8 @@ impl Vmm {
             pidfd,
             exit: Mutex::new(None),
             words,
+            console,
+            listeners,
             keeper: Some(keeper),
         })
     }
@@ -125,6 +142,20 @@ impl Vmm {
         let words = self.words.lock().unwrap_or_else(PoisonError::into_inner);
         let bytes: Vec<u8> = words.iter().copied().collect();
         printable(&bytes)
+    }
+
+    /// Another look at its console.
+    pub(crate) fn console(&self) -> Result<SerialPort, Error> {
+        let attach = || -> io::Result<SerialPort> {
+            Ok(SerialPort {
+                output: self.listeners.add()?,
+                input: self.console.try_clone()?,
+            })
+        };
+        attach().map_err(|source| Error::Io {
+            context: "attach to the serial console".to_owned(),
+            source,
+        })
     }
 
     /// Waits at most `limit` for it to end.
@@ -204,7 +235,7 @@ struct Child {
     stderr: OwnedFd,
 }
 
-fn fork(plan: Plan) -> Result<(Child, OwnedFd, RotatingLog), Error> {
+fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
     let Plan {
         program,
         arguments,
@@ -301,21 +332,36 @@ fn born_confined(command: &mut Command, keep: Vec<RawFd>, seal: Seal, parent: Pi
     }
 }
 
+/// The console on this side.
+struct Console<'a> {
+    stream: UnixStream,
+    log: RotatingLog,
+    listeners: &'a Listeners,
+    /// Bytes the log could not take.
+    lost: u64,
+}
+
+impl Console<'_> {
+    fn take(&mut self, bytes: &[u8]) {
+        // A full disk must not stop the guest: the bytes are lost, the count is told.
+        if let Err(error) = self.log.write(bytes) {
+            if self.lost == 0 {
+                tracing::warn!(%error, "the console log cannot be written");
+            }
+            self.lost += bytes.len() as u64;
+        }
+        self.listeners.tell(bytes);
+    }
+}
+
 /// Copies the console to the log and keeps the VMM's last words until it is gone.
-fn pump(
-    console: &OwnedFd,
-    mut log: RotatingLog,
-    stderr: &OwnedFd,
-    pidfd: &OwnedFd,
-    words: &Mutex<VecDeque<u8>>,
-) {
+fn pump(console: &mut Console<'_>, stderr: &OwnedFd, pidfd: &OwnedFd, words: &Mutex<VecDeque<u8>>) {
     let mut buffer = vec![0; 32 * 1024];
     let (mut console_open, mut stderr_open) = (true, true);
-    let mut lost: u64 = 0;
     loop {
         let watched = [
             Some(pidfd.as_fd()),
-            console_open.then_some(console.as_fd()),
+            console_open.then_some(console.stream.as_fd()),
             stderr_open.then_some(stderr.as_fd()),
         ];
         let [gone, console_ready, stderr_ready] = match wait_for_any(watched) {
@@ -326,15 +372,9 @@ fn pump(
                 return;
             }
         };
-        let console_read = console_ready.then(|| read_some(console, &mut buffer));
+        let console_read = console_ready.then(|| read_some(&console.stream, &mut buffer));
         if let Some(Some(n)) = console_read {
-            // A full disk must not stop the guest: the bytes are lost, the count is told.
-            if let Err(error) = log.write(&buffer[..n]) {
-                if lost == 0 {
-                    tracing::warn!(%error, "the console log cannot be written");
-                }
-                lost += n as u64;
-            }
+            console.take(&buffer[..n]);
         }
         let stderr_read = stderr_ready.then(|| read_some(stderr, &mut buffer));
         if let Some(Some(n)) = stderr_read {
@@ -350,13 +390,13 @@ fn pump(
             break;
         }
     }
-    if lost > 0 {
-        tracing::warn!(bytes = lost, "console output was lost");
+    if console.lost > 0 {
+        tracing::warn!(bytes = console.lost, "console output was lost");
     }
 }
 
 /// Reads what is there; `None` at the end, which an error is as well.
-fn read_some(fd: &OwnedFd, buffer: &mut [u8]) -> Option<usize> {
+fn read_some(fd: impl AsFd, buffer: &mut [u8]) -> Option<usize> {
     match rustix::io::read(fd, buffer) {
         Ok(0) => None,
         Ok(n) => Some(n),

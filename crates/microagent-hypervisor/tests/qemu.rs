@@ -7,7 +7,7 @@ mod common;
 
 use std::{
     fs,
-    io::{BufRead, BufReader, Read},
+    io::{BufRead, BufReader, Read, Write},
     os::fd::AsFd,
     process::{Command, Stdio},
     time::{Duration, Instant},
@@ -58,6 +58,31 @@ fn a_killed_machine_is_gone_and_killing_it_again_is_no_error() {
     assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Signal(9)));
     machine.kill().unwrap();
     assert!(!alive(machine.vmm().pid));
+}
+
+#[test]
+fn who_attaches_to_the_console_reads_and_types() {
+    let guest = Guest::new("typed");
+    let machine = guest.launch();
+    let mut port = machine.console().unwrap();
+    port.output.set_read_timeout(Some(MINUTE)).unwrap();
+    let mut seen = String::new();
+    let mut until = |words: &str, from: &mut std::os::unix::net::UnixStream| {
+        let mut buffer = [0; 4096];
+        while !seen.contains(words) {
+            let count = from.read(&mut buffer).unwrap();
+            assert_ne!(count, 0, "{seen}");
+            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+        }
+    };
+    until("TYPE-NOW", &mut port.output);
+    port.input.write_all(b"hello there\r").unwrap();
+    until("<hello there>", &mut port.output);
+    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
+    // It ends with the machine, and the log has it all.
+    port.output.read_to_end(&mut Vec::new()).unwrap();
+    assert!(machine.console().is_err());
+    guest.wait_for("<hello there>");
 }
 
 #[test]

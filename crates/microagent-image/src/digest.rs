@@ -27,6 +27,23 @@ impl Digest {
         Self(Sha256::digest(content).into())
     }
 
+    /// Hashes everything that `content` has, whatever its length.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn of_reader(mut content: impl std::io::Read) -> std::io::Result<Self> {
+        let mut hasher = Sha256::new();
+        let mut buffer = vec![0; 1 << 18];
+        loop {
+            match content.read(&mut buffer) {
+                Ok(0) => return Ok(Self(hasher.finalize().into())),
+                Ok(count) => hasher.update(&buffer[..count]),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
     /// The raw SHA-256 sum.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8; 32] {

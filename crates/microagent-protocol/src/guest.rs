@@ -6,7 +6,7 @@
 //! 2. The host answers [`HostMessage::Configure`]. The agent applies it and
 //!    sends [`GuestMessage::Ready`], or [`GuestMessage::BootFailed`].
 //! 3. The host opens sessions to the agent's [`AGENT_PORT`], one stream each
-//!    (see [`crate::exec`]).
+//!    (see [`crate::exec`]; a forwarded connection is a session, too).
 //! 4. [`HostMessage::Shutdown`] ends the workload, syncs, unmounts, and powers off.
 //!
 //! Messages of the control connection are [`FrameKind::Control`] frames.
@@ -18,7 +18,11 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::exec::{ExecRequest, StartFailure};
+use crate::{
+    copy::{CopyIn, CopyOut},
+    exec::{ExecRequest, StartFailure},
+    shell::{ShellLine, ShellOrigin},
+};
 
 /// The version of this protocol. Host and agent come from one executable, so
 /// they are the same or something is wrong.
@@ -107,6 +111,11 @@ pub struct BootConfig {
     /// Disks to mount after the root, in order.
     #[serde(default)]
     pub disks: Vec<DiskMount>,
+    /// Ports the agent listens at for programs of the guest, on both loopbacks and at
+    /// [`MediationRoute::socket`](crate::MediationRoute::socket): a connection there is carried to
+    /// the same vsock port of the host.
+    #[serde(default)]
+    pub mediation: Vec<u16>,
 }
 
 /// Static network settings for the guest's one interface.
@@ -125,6 +134,9 @@ pub struct GuestNetwork {
 /// An extra disk and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DiskMount {
+    /// What people call it.
+    #[serde(default)]
+    pub name: String,
     /// The disk's virtio-blk serial.
     pub serial: String,
     /// Absolute path in the guest; made if missing.
@@ -139,6 +151,18 @@ pub struct DiskMount {
 pub enum SessionRequest {
     /// Run a process.
     Exec(ExecRequest),
+    /// Run a line in the persistent shell.
+    Shell(ShellLine),
+    /// Pack something into a tar stream (see [`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land a tar stream.
+    CopyIn(CopyIn),
+    /// Connect to a TCP port of the guest's loopback, IPv4 first. After
+    /// [`SessionReply::Opened`] the stream carries that connection's bytes, without frames.
+    Forward {
+        /// The port.
+        port: u16,
+    },
 }
 
 /// The agent's answer to a [`SessionRequest`].
@@ -150,7 +174,16 @@ pub enum SessionReply {
         /// Its process number in the guest.
         pid: u32,
     },
-    /// It never ran; the session is over.
+    /// To a line: its turn has come; frames follow.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
+    },
+    /// It is open: a connection's bytes follow, or a copy's frames.
+    Opened,
+    /// It never ran, or nothing listens; the session is over.
     Failed {
         /// Why.
         reason: StartFailure,

@@ -9,6 +9,7 @@
 //! Key style on every wire and in every file is `snake_case`.
 #![forbid(unsafe_code)]
 
+pub mod copy;
 pub mod exec;
 pub mod frame;
 pub mod guest;
@@ -17,13 +18,18 @@ pub mod launch;
 pub mod name;
 pub mod output;
 pub mod readiness;
+pub mod shell;
 pub mod state;
 pub mod stats;
+pub mod stream;
 pub mod supervisor;
 pub mod time;
 pub mod units;
 pub mod wiring;
 
+pub use copy::{
+    CopyEnd, CopyIn, CopyOut, CopyPath, CopyReport, CopyWhat, FileMode, Landing, Owner, Shipment,
+};
 pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader};
 pub use identity::ProcessIdentity;
@@ -31,6 +37,7 @@ pub use launch::{Backend, BackendChoice, LaunchSpec, NetworkMode};
 pub use name::WorkspaceName;
 pub use output::CapturedOutput;
 pub use readiness::{Readiness, ReadinessReport, ReadinessSignal};
+pub use shell::{LineReport, ShellFate, ShellLine, ShellOrigin, ShellStart};
 pub use state::{EndCause, State};
 pub use stats::MachineStats;
 pub use time::Timestamp;

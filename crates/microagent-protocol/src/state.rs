@@ -109,6 +109,8 @@ pub enum EndCause {
     Requested,
     /// It was killed on request.
     Killed,
+    /// Its health probes failed.
+    Unhealthy,
     /// Its time was up.
     TimedOut,
     /// The guest ran out of memory.

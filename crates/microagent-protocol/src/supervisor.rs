@@ -3,10 +3,11 @@
 //! **Streaming form.** A private Unix socket. A client sends a
 //! [`FrameKind::Request`] frame holding a [`Request`] and gets one
 //! [`FrameKind::Response`] frame holding a [`Response`]; requests follow each
-//! other on one connection. Two commands change the connection for good:
-//! after [`Command::Exec`] was answered with [`Answer::Started`] it is an exec
-//! session ([`crate::exec`]); after [`Command::Subscribe`] it carries
-//! [`FrameKind::Event`] frames until it closes.
+//! other on one connection. Some commands change the connection for good:
+//! after [`Command::Exec`] was answered with [`Answer::Started`], or
+//! [`Command::Shell`] with [`Answer::Line`], it is a session ([`crate::exec`],
+//! [`crate::shell`]); after [`Command::Console`] it is the serial console; after
+//! [`Command::Subscribe`] it carries [`FrameKind::Event`] frames until it closes.
 //!
 //! **One-shot form.** `microagent-supervisor` reads one [`Request`] as JSON
 //! from standard input and writes one [`Response`] as a line of JSON to
@@ -25,13 +26,18 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
     identity::ProcessIdentity,
     launch::{Backend, BackendChoice, LaunchSpec},
     name::WorkspaceName,
     output::CapturedOutput,
+    readiness::ReadinessReport,
+    shell::{ShellLine, ShellOrigin},
     state::{EndCause, State},
+    stats::MachineStats,
     time::Timestamp,
+    wiring::PublishedPort,
 };
 
 /// The version of this protocol.
@@ -39,6 +45,10 @@ pub const SUPERVISOR_PROTOCOL: u32 = 1;
 
 /// The control socket's file name in the runtime directory.
 pub const CONTROL_SOCKET: &str = "control.sock";
+
+/// The file in a workspace's directory that its supervisor holds locked (`flock`, exclusive) for
+/// as long as it lives. Whoever finds it unlocked knows that no machine runs, whatever is recorded.
+pub const MACHINE_LOCK: &str = "machine.lock";
 
 /// A request to a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,6 +96,17 @@ pub enum Command {
     /// Run a process in the guest; waits for the guest to be ready. When the
     /// workload has ended and its client was told, the guest is shut down.
     Exec(ExecRequest),
+    /// Run a line in the guest's persistent shell; waits for the guest to be ready and for
+    /// the lines before it.
+    Shell(ShellLine),
+    /// Attach to the serial console: what the guest writes from now on comes as stdout
+    /// frames, stdin frames are typed into it. Ends with the connection or the machine.
+    Console,
+    /// Pack something of the guest; waits for the guest to be ready. After
+    /// [`Answer::Copying`] the connection is a copy's session ([`crate::copy`]).
+    CopyOut(CopyOut),
+    /// Land something in the guest, likewise.
+    CopyIn(CopyIn),
     /// Shut it down cleanly; ends `halted`. Answered, as `stop` and `kill`
     /// are, when the machine has ended.
     Halt {
@@ -99,12 +120,19 @@ pub enum Command {
     },
     /// End it at once; ends `stopped`.
     Kill,
+    /// End it at once because it is not well; ends `failed`. Refused where it does not run.
+    Condemn {
+        /// Why, for people.
+        reason: String,
+    },
     /// Freeze its vCPUs.
     Pause,
     /// Thaw its vCPUs.
     Resume,
     /// Freeze it, sever every connection, keep the evidence.
     Quarantine,
+    /// What does it cost its host? Answered with [`Answer::Stats`].
+    Stats,
 }
 
 /// The arguments of [`Command::Host`].
@@ -135,7 +163,7 @@ pub struct ProbeGuest {
 }
 
 /// A supervisor's answer.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Response {
     /// [`SUPERVISOR_PROTOCOL`].
     pub protocol: u32,
@@ -186,7 +214,7 @@ impl Response {
 }
 
 /// What a request brought.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "type", content = "value", rename_all = "snake_case")]
 pub enum Answer {
     /// To `host`.
@@ -197,6 +225,8 @@ pub enum Answer {
     Launched(Launched),
     /// To `inspect`, and to every control command: how it is now.
     Status(Box<Status>),
+    /// To `stats`.
+    Stats(Box<MachineStats>),
     /// To `subscribe`: events follow.
     Subscribed,
     /// To `exec`: the connection is a session from here on.
@@ -204,7 +234,18 @@ pub enum Answer {
         /// The process number in the guest.
         pid: u32,
     },
-    /// To `exec`: the process never ran. There is no session; the connection
+    /// To `shell`: the line's turn has come; the connection is a session from here on.
+    Line {
+        /// The shell's process number in the guest.
+        pid: u32,
+        /// Which shell it is.
+        shell: ShellOrigin,
+    },
+    /// To `console`: the connection is the console from here on.
+    Attached,
+    /// To `copy_out` and `copy_in`: the connection is a session from here on.
+    Copying,
+    /// To `exec` and `shell`: the process never ran. There is no session; the connection
     /// takes further requests.
     FailedToStart {
         /// Why.
@@ -243,6 +284,12 @@ pub struct Status {
     /// Why it ended, once it did.
     #[serde(default)]
     pub end: Option<EndCause>,
+    /// The ports published to it, each with the host's port that was bound.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
+    /// What it was seen to be ready for.
+    #[serde(default)]
+    pub readiness: ReadinessReport,
 }
 
 /// What kind of failure it was, for programs.
@@ -336,6 +383,11 @@ pub enum EventKind {
         backend: Backend,
         /// Why this one, for people.
         reason: String,
+    },
+    /// The host's ports that lead into the guest are bound.
+    PortsPublished {
+        /// Them, each with the host's port that was bound.
+        ports: Vec<PublishedPort>,
     },
     /// The VMM runs.
     VmmStarted {

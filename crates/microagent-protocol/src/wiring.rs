@@ -107,6 +107,9 @@ pub struct GuestPath(String);
 impl GuestPath {
     const FORM: &'static str = "an absolute path without . and .. (/data)";
 
+    /// The longest path, in bytes.
+    pub const MAX_LEN: usize = 1024;
+
     /// The path as text; it has no slash at its end.
     #[must_use]
     pub fn as_str(&self) -> &str {
@@ -120,7 +123,7 @@ impl TryFrom<String> for GuestPath {
     fn try_from(input: String) -> Result<Self, Self::Error> {
         let reason = if !input.starts_with('/') {
             "it is not absolute"
-        } else if input.len() > 1024 {
+        } else if input.len() > Self::MAX_LEN {
             "it is too long"
         } else if input.contains('\0') {
             "it has a NUL byte"

@@ -1,10 +1,13 @@
 //! The control socket: clients, their requests, and their connections' changes of use.
 
+mod interactive;
+
 use std::{
     collections::HashMap,
     io::{self, Read},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
+    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
         mpsc::{Sender, channel},
@@ -13,9 +16,10 @@ use std::{
 };
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameKind, FrameReader,
+    ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
     exec::{ExitReport, ExitStatus},
     frame::write_json,
+    guest::SessionRequest,
     supervisor::{
         Answer, Command, ErrorKind, ErrorReport, Request, Response, SUPERVISOR_PROTOCOL, Status,
     },
@@ -23,6 +27,7 @@ use microagent_protocol::{
 use serde::Deserialize;
 
 use crate::{
+    copy,
     crew::{Crew, lock},
     engine::{Ask, Message},
     events::{Journal, hang_up},
@@ -32,11 +37,16 @@ use crate::{
     peer,
     result::Capture,
     session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
+    stats::Sampler,
+    wiring::Wiring,
 };
 
 /// The most connections at a time: every session has one, and some are left
 /// for control, so that sessions cannot crowd it out.
 const MAX_CLIENTS: usize = MAX_SESSIONS + 64;
+
+/// The longest reason a client may give, in characters.
+const MAX_REASON: usize = 1024;
 
 /// How long an answer may wait for a client that does not read.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);
@@ -46,6 +56,7 @@ const ANSWER_LIMIT: Duration = Duration::from_secs(10);
 pub(crate) struct Hub {
     pub(crate) outbox: Sender<Message>,
     pub(crate) sessions: Sessions,
+    pub(crate) wiring: Wiring,
     pub(crate) journal: Journal,
     pub(crate) owner: Owner,
     pub(crate) last_status: Arc<OnceLock<Status>>,
@@ -146,6 +157,45 @@ fn admit(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     })
 }
 
+/// Starts the machine's own workload once the guest is ready, as a client would that leaves at once.
+pub(crate) fn start_workload(request: ExecRequest, hub: &Hub) -> io::Result<()> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let served = hub.clone();
+    hub.crew.spawn("workload", move || {
+        if let Err(error) = converse(theirs, &served) {
+            tracing::warn!("the workload was not started: {error}");
+        }
+    })?;
+    let outbox = hub.outbox.clone();
+    hub.crew.spawn("workload-start", move || {
+        let failed = match ask_to_run(&ours, request) {
+            Ok(Ok(Answer::Started { .. } | Answer::FailedToStart { .. })) => return,
+            Ok(Ok(other)) => format!("the answer was {other:?}"),
+            Ok(Err(report)) => report.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!("the workload was not started: {failed}");
+        // A machine without its workload is of no use; one that ended says so itself.
+        let _ = outbox.send(Message::Happened(Input::WorkloadLost));
+    })
+}
+
+fn ask_to_run(
+    mut stream: &UnixStream,
+    request: ExecRequest,
+) -> Result<Result<Answer, ErrorReport>, FrameError> {
+    write_json(
+        &mut stream,
+        FrameKind::Request,
+        &Request::new(Command::Exec(request)),
+    )?;
+    let mut reader = FrameReader::new(stream);
+    let response: Response = reader
+        .require()?
+        .expect_json(FrameKind::Response, "a response")?;
+    Ok(response.into_result())
+}
+
 fn refuse(mut stream: &UnixStream, report: ErrorReport) {
     if let Err(error) = write_json(
         &mut stream,
@@ -198,6 +248,7 @@ pub(crate) fn parse(json: &[u8]) -> Result<Request, Box<Response>> {
 
 fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let mut reader = FrameReader::new(stream);
+    let mut sampler = Sampler::default();
     loop {
         let parsed = match reader.read() {
             Ok(Some(frame)) if frame.kind == FrameKind::Request => parse(frame.payload),
@@ -228,9 +279,17 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Halt { grace_ms } => Ask::Halt { grace_ms },
             Command::Stop { grace_ms } => Ask::Stop { grace_ms },
             Command::Kill => Ask::Kill,
+            Command::Condemn { reason } => Ask::Condemn {
+                reason: reason.chars().take(MAX_REASON).collect(),
+            },
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
+            Command::Stats => {
+                let stats = stats(&mut sampler, hub).map(|stats| Answer::Stats(Box::new(stats)));
+                respond(&reader, &id, stats)?;
+                continue;
+            }
             Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
             Command::Exec(request) => match exec(reader, &id, request, hub)? {
                 Some(again) => {
@@ -239,6 +298,40 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 }
                 None => return Ok(()),
             },
+            Command::Shell(line) => match interactive::run_line(reader, &id, line, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::Console => match interactive::attach(reader, &id, hub)? {
+                Some(again) => {
+                    reader = again;
+                    continue;
+                }
+                None => return Ok(()),
+            },
+            Command::CopyOut(request) => {
+                let request = SessionRequest::CopyOut(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
+            Command::CopyIn(request) => {
+                let request = SessionRequest::CopyIn(request);
+                match copy::serve(reader, &id, &request, hub)? {
+                    Some(again) => {
+                        reader = again;
+                        continue;
+                    }
+                    None => return Ok(()),
+                }
+            }
             Command::Host(_) | Command::Check(_) | Command::Launch(_) => {
                 let report = ErrorReport::new(
                     ErrorKind::Invalid,
@@ -248,14 +341,51 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 continue;
             }
         };
-        let outcome = control(ask, hub).map(|status| Answer::Status(Box::new(status)));
+        let inspects = ask == Ask::Inspect;
+        let outcome = control(ask, hub).map(|mut status| {
+            if inspects && status.state.is_live() {
+                look_at_mediation(&mut status, hub);
+            }
+            Answer::Status(Box::new(status))
+        });
         respond(&reader, &id, outcome)?;
     }
 }
 
+/// Adds what takes a moment to find out, and so is not the engine's to.
+fn look_at_mediation(status: &mut Status, hub: &Hub) {
+    if let Some(readiness) = hub.wiring.mediation_readiness() {
+        status
+            .readiness
+            .insert(ReadinessSignal::MediationReady, readiness);
+    }
+}
+
+fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> {
+    let status = control(Ask::Inspect, hub)?;
+    let vmm = status.vmm.ok_or_else(|| {
+        ErrorReport::new(
+            ErrorKind::Conflict,
+            format!("workspace {} has no machine to look at", status.workspace),
+        )
+    })?;
+    sampler
+        .sample(vmm.pid, hub.sessions.count(), hub.wiring.connections())
+        .map_err(|error| {
+            ErrorReport::new(
+                ErrorKind::Transient,
+                format!("the machine's process cannot be looked at: {error}"),
+            )
+        })
+}
+
 fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     let (reply, answer) = channel();
-    if hub.outbox.send(Message::Ask { ask, reply }).is_ok()
+    let asked = Message::Ask {
+        ask: ask.clone(),
+        reply,
+    };
+    if hub.outbox.send(asked).is_ok()
         && let Ok(outcome) = answer.recv()
     {
         return outcome;
@@ -269,15 +399,15 @@ fn control(ask: Ask, hub: &Hub) -> Result<Status, ErrorReport> {
     }
 }
 
-fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
+pub(crate) fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
     hub.outbox.send(message).map_err(|_| gone())
 }
 
-fn gone() -> ErrorReport {
+pub(crate) fn gone() -> ErrorReport {
     ErrorReport::new(ErrorKind::Conflict, "the machine has ended")
 }
 
-fn respond(
+pub(crate) fn respond(
     reader: &FrameReader<UnixStream>,
     id: &str,
     outcome: Result<Answer, ErrorReport>,
@@ -325,6 +455,25 @@ fn subscribe(
     Ok(())
 }
 
+/// Waits until the guest takes sessions, and says where.
+fn when_ready(
+    client: &FrameReader<UnixStream>,
+    role: ExecRole,
+    hub: &Hub,
+) -> Result<PathBuf, ErrorReport> {
+    let (reply, ticket) = channel();
+    deliver(hub, Message::Exec { role, reply })?;
+    let vsock = ticket.recv().map_err(|_| gone())??;
+    // Nothing may be run for somebody who gave up waiting.
+    if role != ExecRole::Workload && session::has_hung_up(client.get_ref()) {
+        return Err(ErrorReport::new(
+            ErrorKind::Transient,
+            "the client was gone before the guest was ready",
+        ));
+    }
+    Ok(vsock)
+}
+
 /// Runs a session on this connection; gives the connection back if none came of it.
 fn exec(
     reader: FrameReader<UnixStream>,
@@ -341,11 +490,7 @@ fn exec(
             return Ok(Some(reader));
         }
     };
-    let (reply, ticket) = channel();
-    let role = request.role;
-    let vsock = deliver(hub, Message::Exec { role, reply })
-        .and_then(|()| ticket.recv().map_err(|_| gone())?);
-    let vsock = match vsock {
+    let vsock = match when_ready(&reader, request.role, hub) {
         Ok(vsock) => vsock,
         Err(report) => {
             respond(&reader, id, Err(report))?;

@@ -21,11 +21,13 @@ use std::{
 };
 
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, VsockSpec,
+    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, State,
-    guest::{BASE_SERIAL, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL},
+    EndCause, ExecRole, LaunchSpec, ProcessIdentity, ReadinessReport, State,
+    guest::{
+        BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
+    },
     supervisor::{ErrorKind, ErrorReport, EventKind, Status},
 };
 
@@ -38,6 +40,7 @@ use crate::{
     link::{Introduction, Link},
     result::Capture,
     session::Sessions,
+    wiring::Wiring,
 };
 
 /// The vsock's Unix socket in the runtime directory.
@@ -50,12 +53,13 @@ const REAP_NOTICE: Duration = Duration::from_secs(10);
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(300);
 
 /// A control command, as the engine sees it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Ask {
     Inspect,
     Halt { grace_ms: u64 },
     Stop { grace_ms: u64 },
     Kill,
+    Condemn { reason: String },
     Pause,
     Resume,
     Quarantine,
@@ -76,6 +80,8 @@ pub(crate) enum Message {
         role: ExecRole,
         reply: Reply<PathBuf>,
     },
+    /// A client attaches to the serial console.
+    Console { reply: Reply<SerialPort> },
     /// The workload runs, and this keeps its output.
     WorkloadStarted(Arc<Mutex<Capture>>),
     /// The workload will not run after all: the guest could not be asked to.
@@ -94,6 +100,7 @@ pub(crate) struct Setup {
     pub(crate) supervisor: ProcessIdentity,
     pub(crate) journal: Journal,
     pub(crate) sessions: Sessions,
+    pub(crate) wiring: Wiring,
     pub(crate) crew: Crew,
     pub(crate) owner_gone: Arc<AtomicBool>,
     /// Set at the end, for clients that ask after it.
@@ -170,6 +177,7 @@ impl Engine {
                 reason: self.setup.reason.clone(),
             },
         );
+        self.connect();
         self.perform(first);
         loop {
             if let Some(over) = self.over {
@@ -191,6 +199,18 @@ impl Engine {
                 // The engine holds a sender itself, so this cannot be.
                 Err(RecvTimeoutError::Disconnected) => self.feed(Input::Kill),
             }
+        }
+    }
+
+    /// Lets connections come in; they wait for the guest.
+    fn connect(&self) {
+        let ports = self.setup.wiring.ports().to_vec();
+        if !ports.is_empty() {
+            let kind = EventKind::PortsPublished { ports };
+            self.setup.journal.record(State::Starting, kind);
+        }
+        if let Err(error) = self.setup.wiring.start() {
+            tracing::error!("no connection will be accepted: {error}");
         }
     }
 
@@ -218,6 +238,7 @@ impl Engine {
             Message::Happened(input) => self.feed(input),
             Message::Ask { ask, reply } => self.ask(ask, reply),
             Message::Exec { role, reply } => self.exec(role, reply),
+            Message::Console { reply } => self.console(&reply),
             Message::WorkloadStarted(capture) => {
                 self.capture = Some(capture);
                 self.feed(Input::WorkloadStarted);
@@ -274,7 +295,12 @@ impl Engine {
                     }
                 }
                 Action::Disarm(timer) => self.timers.retain(|(armed, _)| *armed != timer),
-                Action::OpenSessions => self.open_sessions(),
+                Action::OpenSessions => {
+                    self.open_sessions();
+                    if let Some(running) = &self.running {
+                        self.setup.wiring.open(running.machine.vsock());
+                    }
+                }
                 Action::Finish {
                     state,
                     cause,

@@ -1,8 +1,10 @@
 //! What can go wrong in a supervisor, and how it crosses the process boundary.
 
-use std::{io, path::PathBuf};
+use std::{io, net::SocketAddr, path::PathBuf};
 
 use microagent_protocol::supervisor::{ErrorKind, ErrorReport};
+
+use crate::wiring::busy_remedy;
 
 /// Why a supervisor could not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -33,6 +35,44 @@ pub enum Error {
         action: &'static str,
         /// The system's error.
         source: io::Error,
+    },
+    /// A published port cannot be bound.
+    #[error("{}", port_unusable(*address, source))]
+    PortUnusable {
+        /// Where it was to listen.
+        address: SocketAddr,
+        /// The system's error.
+        source: io::Error,
+    },
+    /// A disk is attached to another machine in a way that does not go with this one.
+    #[error(
+        "the disk {name} ({}) cannot be attached {}: {holder} has it",
+        path.display(),
+        if *read_only { "ro" } else { "rw" }
+    )]
+    DiskBusy {
+        /// Its name.
+        name: String,
+        /// Its image file.
+        path: PathBuf,
+        /// Who has it.
+        holder: String,
+        /// Whether it was only to be read.
+        read_only: bool,
+    },
+    /// A required mediation target does not answer.
+    #[error("the required mediation {route} cannot be reached: {source}")]
+    MediationUnreachable {
+        /// The route.
+        route: String,
+        /// What came of the attempt.
+        source: io::Error,
+    },
+    /// Another supervisor has a machine of this workspace.
+    #[error("a machine of the workspace in {} runs already", directory.display())]
+    Running {
+        /// The workspace's directory.
+        directory: PathBuf,
     },
     /// Choosing or driving a backend failed.
     #[error("{0}")]
@@ -74,7 +114,37 @@ impl Error {
             Self::File { .. } | Self::System { .. } => {
                 ErrorReport::new(ErrorKind::Permanent, self.to_string())
             }
+            Self::PortUnusable { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
+                ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                    .remedy("choose another port, or 0 for a free one")
+            }
+            Self::PortUnusable { .. } => ErrorReport::new(ErrorKind::Invalid, self.to_string())
+                .remedy("choose another address or port"),
+            Self::DiskBusy { read_only, .. } => {
+                ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                    .remedy(busy_remedy(*read_only))
+            }
+            Self::MediationUnreachable { .. } => {
+                ErrorReport::new(ErrorKind::Transient, self.to_string()).remedy(
+                    "start the server it leads to, or let the machine run without it by making \
+                     the route optional",
+                )
+            }
+            Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
+                .remedy("end it first, or use it"),
             Self::Backend(report) => (**report).clone(),
         }
+    }
+}
+
+fn port_unusable(address: SocketAddr, source: &io::Error) -> String {
+    let (ip, port) = (address.ip(), address.port());
+    match source.kind() {
+        io::ErrorKind::AddrInUse => format!("port {port} of {ip} is in use"),
+        io::ErrorKind::AddrNotAvailable => format!("{ip} is no address of this host"),
+        io::ErrorKind::PermissionDenied => {
+            format!("port {port} of {ip} may not be bound by this user")
+        }
+        _ => format!("port {port} of {ip} cannot be bound: {source}"),
     }
 }

@@ -1,11 +1,13 @@
 //! Private files: mode 0600 from birth, replaced whole or not at all.
 
 use std::{
-    fs::{File, OpenOptions},
+    fs::{File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
     path::Path,
 };
+
+use microagent_protocol::supervisor::MACHINE_LOCK;
 
 use crate::Error;
 
@@ -18,6 +20,20 @@ pub(crate) fn append(path: &Path) -> io::Result<File> {
         .mode(0o600)
         .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
         .open(path)
+}
+
+/// Takes the lock that says a machine of the workspace in `directory` runs. It goes with the
+/// returned file, however this process ends.
+pub(crate) fn lock_machine(directory: &Path) -> Result<File, Error> {
+    let path = directory.join(MACHINE_LOCK);
+    let file = append(&path).map_err(Error::file("open", &path))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Error::Running {
+            directory: directory.to_owned(),
+        }),
+        Err(TryLockError::Error(error)) => Err(Error::file("lock", &path)(error)),
+    }
 }
 
 /// Whether a change must survive a crash of the host.

@@ -16,7 +16,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    EndCause, LaunchSpec, State,
+    EndCause, ExecRole, LaunchSpec, State,
     guest::HELLO_PORT,
     supervisor::{CONTROL_SOCKET, EventKind, Launched},
 };
@@ -33,6 +33,7 @@ use crate::{
     owner::Owner,
     process,
     session::Sessions,
+    wiring::{self, Wiring},
 };
 
 /// The longest path of a Unix socket: `sun_path` less its NUL (unix(7)).
@@ -58,8 +59,9 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
     directory("directory", &spec.directory)?;
     directory("runtime_dir", &spec.runtime_dir)?;
     private("runtime_dir", &spec.runtime_dir)?;
-    let hello = format!("{VSOCK_SOCKET}_{HELLO_PORT}");
-    for name in [CONTROL_SOCKET, &hello] {
+    let ports = spec.mediation.iter().map(|route| u32::from(route.port));
+    let longest = ports.fold(HELLO_PORT, u32::max);
+    for name in [CONTROL_SOCKET, &format!("{VSOCK_SOCKET}_{longest}")] {
         let length = spec.runtime_dir.join(name).as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::spec(
@@ -102,10 +104,18 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
             format!("must be at most {MAX_CAPTURE}"),
         ));
     }
+    if let Some(workload) = &spec.workload
+        && (spec.owned || workload.role != ExecRole::Workload)
+    {
+        return Err(Error::spec(
+            "workload",
+            "must have the role workload, and is for a machine without an owner",
+        ));
+    }
     if spec.memory.0 == 0 {
         return Err(Error::spec("memory", "must not be 0"));
     }
-    Ok(())
+    wiring::validate(spec)
 }
 
 fn absolute(field: &'static str, path: &Path) -> Result<fs::Metadata, Error> {
@@ -177,6 +187,7 @@ impl Supervisor {
     pub(crate) fn prepare(
         spec: LaunchSpec,
         chosen: Chosen,
+        wiring: Wiring,
         launcher: Option<OwnedFd>,
         launched_at: Instant,
     ) -> Result<Self, Error> {
@@ -200,6 +211,7 @@ impl Supervisor {
         let owner_gone = Arc::new(AtomicBool::new(false));
         let last_status = Arc::default();
         let (owned, capture_limit) = (spec.owned, spec.capture_limit);
+        let workload = spec.workload.clone();
         let (engine, outbox, first) = Engine::new(Setup {
             spec,
             hypervisor: chosen.hypervisor,
@@ -207,6 +219,7 @@ impl Supervisor {
             supervisor,
             journal: journal.clone(),
             sessions: sessions.clone(),
+            wiring: wiring.clone(),
             crew: crew.clone(),
             owner_gone: Arc::clone(&owner_gone),
             last_status: Arc::clone(&last_status),
@@ -222,6 +235,7 @@ impl Supervisor {
         let hub = Hub {
             outbox: outbox.clone(),
             sessions: sessions.clone(),
+            wiring,
             journal: journal.clone(),
             owner,
             last_status,
@@ -232,6 +246,9 @@ impl Supervisor {
         };
         let (serving, watched) =
             UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
+        if let Some(workload) = workload {
+            control::start_workload(workload, &hub).map_err(Error::system("start a thread"))?;
+        }
         crew.spawn("control", move || {
             control::serve(&listener, &watched, &hub);
         })

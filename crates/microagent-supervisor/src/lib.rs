@@ -9,12 +9,14 @@
 //!   makes it listen at a socket (`launch`, `control`).
 //! * The `engine` thread feeds what happens to a pure state machine
 //!   (`lifecycle`) and does what comes out; sessions are relayed beside it
-//!   (`session`), the guest's control connection is read by `link`.
+//!   (`session`), the guest's control connection is read by `link`, published
+//!   ports and mediation routes are carried by `wiring`.
 #![deny(unsafe_code)]
 
 mod backend;
 mod console;
 mod control;
+mod copy;
 mod crew;
 mod engine;
 mod error;
@@ -29,8 +31,11 @@ mod owner;
 mod peer;
 mod process;
 mod result;
+mod serial;
 mod session;
+mod stats;
 mod text;
+mod wiring;
 
 use std::{ffi::OsStr, path::Path};
 

@@ -183,6 +183,9 @@ impl Lifecycle {
             Input::Halt { grace_ms } => self.asked_to_end(grace_ms, false, &mut out),
             Input::Stop { grace_ms } => self.asked_to_end(grace_ms, true, &mut out),
             Input::Kill => self.end_now(EndCause::Killed, None, &mut out),
+            Input::Condemned { reason } => {
+                self.end_now(EndCause::Unhealthy, Some(reason), &mut out);
+            }
             Input::OwnerGone => self.end_now(EndCause::OwnerGone, None, &mut out),
             Input::Paused => self.moved(State::Paused, EventKind::Paused, &mut out),
             Input::Resumed => self.moved(State::Running, EventKind::Resumed, &mut out),
@@ -446,6 +449,7 @@ impl Lifecycle {
             EndCause::GuestPanicked
             | EndCause::BootFailed
             | EndCause::VmmDied
+            | EndCause::Unhealthy
             | EndCause::TimedOut
             | EndCause::OutOfMemory => State::Failed,
         };

@@ -23,7 +23,7 @@ use std::{
 use microagent_protocol::{
     FrameKind, FrameReader,
     frame::write_json,
-    guest::{BootConfig, GUEST_PROTOCOL, GuestMessage, GuestNetwork, HostMessage},
+    guest::{BootConfig, DiskMount, GUEST_PROTOCOL, GuestMessage, GuestNetwork, HostMessage},
 };
 use rustix::event::{PollFd, PollFlags, poll};
 
@@ -44,6 +44,8 @@ const WRITE_LIMIT: Duration = Duration::from_millis(500);
 pub(crate) struct Introduction {
     pub(crate) hostname: String,
     pub(crate) network: Option<GuestNetwork>,
+    pub(crate) disks: Vec<DiskMount>,
+    pub(crate) mediation: Vec<u16>,
 }
 
 impl Introduction {
@@ -59,7 +61,8 @@ impl Introduction {
             unix_nanos: u64::try_from(now.as_nanos()).unwrap_or(u64::MAX),
             entropy: entropy.iter().map(|byte| format!("{byte:02x}")).collect(),
             network: self.network.clone(),
-            disks: Vec::new(),
+            disks: self.disks.clone(),
+            mediation: self.mediation.clone(),
         })))
     }
 }

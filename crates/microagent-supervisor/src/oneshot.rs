@@ -17,10 +17,11 @@ use serde_json::value::RawValue;
 use crate::{
     Error,
     backend::Backends,
-    control, launch,
+    control, files, launch,
     launch::Supervisor,
     log, process,
     process::{Judge, Side},
+    wiring::Wiring,
 };
 
 /// Answers the request on standard input. Gives the exit code.
@@ -38,12 +39,18 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 Command::Inspect
                 | Command::Subscribe { .. }
                 | Command::Exec(_)
+                | Command::Shell(_)
+                | Command::Console
+                | Command::CopyOut(_)
+                | Command::CopyIn(_)
                 | Command::Halt { .. }
                 | Command::Stop { .. }
                 | Command::Kill
+                | Command::Condemn { .. }
                 | Command::Pause
                 | Command::Resume
-                | Command::Quarantine => Err(ErrorReport::new(
+                | Command::Quarantine
+                | Command::Stats => Err(ErrorReport::new(
                     ErrorKind::Invalid,
                     "only host, check and launch are asked on standard input",
                 )
@@ -76,6 +83,8 @@ fn request() -> Result<microagent_protocol::supervisor::Request, Box<Response>> 
 
 fn check(spec: &LaunchSpec, backends: &dyn Backends) -> Result<Answer, ErrorReport> {
     launch::validate(spec).map_err(|error| error.report())?;
+    // What it takes is given back at once.
+    Wiring::prepare(spec).map_err(|error| error.report())?;
     let chosen = backends.choose(spec)?;
     Ok(Answer::Accepted(chosen.hypervisor.backend()))
 }
@@ -109,16 +118,21 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
         Err(error) => refuse(&error),
         Ok(Side::Launched(verdict)) => i32::from(!verdict.wait()),
         Ok(Side::Supervisor(judge)) => {
-            let logged = || -> Result<File, Error> {
+            let logged = || -> Result<(File, File), Error> {
                 let output = process::take_stdout()?;
+                let lock = files::lock_machine(&spec.directory)?;
                 let log = spec.directory.join("supervisor.log");
                 log::bound(&log).map_err(Error::file("bound", &log))?;
                 process::redirect_stdio(&log)?;
                 log::start();
-                Ok(output)
+                Ok((output, lock))
             };
             match logged() {
-                Ok(output) => supervise(id, spec, backends, launcher, started, output, judge),
+                Ok((output, lock)) => {
+                    let code = supervise(id, spec, backends, launcher, started, output, judge);
+                    drop(lock);
+                    code
+                }
                 Err(error) => {
                     let code = refuse(&error);
                     judge.tell(false);
@@ -157,10 +171,14 @@ fn supervise(
     let ephemeral = spec
         .ephemeral
         .then(|| (spec.directory.clone(), spec.runtime_dir.clone()));
-    let prepared = backends
-        .choose(&spec)
-        .map_err(|report| Error::Backend(Box::new(report)))
-        .and_then(|chosen| Supervisor::prepare(spec, chosen, launcher, started))
+    // A port that is taken is known before a host is probed for the first time.
+    let prepared = Wiring::prepare(&spec)
+        .and_then(|wiring| {
+            let chosen = backends
+                .choose(&spec)
+                .map_err(|report| Error::Backend(Box::new(report)))?;
+            Supervisor::prepare(spec, chosen, wiring, launcher, started)
+        })
         .and_then(|supervisor| {
             launch::heed_signals(supervisor.outbox())?;
             Ok(supervisor)

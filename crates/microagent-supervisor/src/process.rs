@@ -61,6 +61,32 @@ pub(crate) fn close_inherited() {
     }
 }
 
+/// Descriptors a supervisor may want: its sessions, clients and carried connections.
+const WANTED_DESCRIPTORS: u64 = 4_096;
+
+/// Lets this process open as many files as it may want and the hard limit allows; gives how
+/// many that are.
+pub(crate) fn raise_descriptor_limit() -> u64 {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let current = limit.current.unwrap_or(u64::MAX);
+    let wanted = WANTED_DESCRIPTORS.min(limit.maximum.unwrap_or(u64::MAX));
+    if current >= wanted {
+        return current;
+    }
+    let raised = Rlimit {
+        current: Some(wanted),
+        maximum: limit.maximum,
+    };
+    match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => wanted,
+        Err(error) => {
+            tracing::warn!("no more than {current} files can be open: {error}");
+            current
+        }
+    }
+}
+
 /// What [`detach`] returned as.
 pub(crate) enum Side {
     /// The process that was launched: it passes the verdict on and ends.

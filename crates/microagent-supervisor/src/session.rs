@@ -4,28 +4,28 @@
 //! on as they come, one at a time: nothing is buffered here but the frame in
 //! hand, so whoever does not read slows only the one who writes to it.
 
+mod open;
+
 use std::{
     collections::HashMap,
-    io::{self, Read, Write},
+    io,
     net::Shutdown,
     os::{fd::AsFd, unix::net::UnixStream},
-    path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, Ordering},
     },
-    time::Duration,
 };
 
 use microagent_protocol::{
-    ExecRequest, Frame, FrameError, FrameKind, FrameReader,
-    exec::{ExitReport, ExitStatus},
+    ExitStatus, Frame, FrameError, FrameKind, FrameReader, LineReport,
+    exec::ExitReport,
     frame::{write_frame, write_json},
-    guest::{AGENT_PORT, SessionReply, SessionRequest},
     supervisor::{ErrorKind, ErrorReport},
 };
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
+pub(crate) use self::open::{LineOpened, Opened, open, open_copy, open_line};
 use crate::{
     crew::{Crew, lock},
     events::hang_up,
@@ -35,12 +35,6 @@ use crate::{
 
 /// The most sessions of one machine at a time.
 pub(crate) const MAX_SESSIONS: usize = 128;
-
-/// How long the guest may take to accept a connection.
-const CONNECT_LIMIT: Duration = Duration::from_secs(15);
-
-/// How long the guest may take to start a process.
-const START_LIMIT: Duration = Duration::from_secs(60);
 
 /// The sessions of one machine.
 #[derive(Clone, Debug, Default)]
@@ -76,6 +70,11 @@ impl Sessions {
         })
     }
 
+    /// How many there are.
+    pub(crate) fn count(&self) -> usize {
+        lock(&self.0).guests.len()
+    }
+
     /// Ends every session and refuses new ones.
     pub(crate) fn close(&self) {
         let mut open = lock(&self.0);
@@ -102,7 +101,7 @@ pub(crate) struct Seat {
 
 impl Seat {
     /// Hands over the guest's side, so that it can be ended from outside.
-    fn hold(&self, stream: UnixStream) -> Result<(), ErrorReport> {
+    pub(crate) fn hold(&self, stream: UnixStream) -> Result<(), ErrorReport> {
         let mut open = lock(&self.sessions.0);
         if open.closed {
             return Err(closed());
@@ -115,105 +114,6 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         lock(&self.sessions.0).guests.remove(&self.id);
-    }
-}
-
-/// What became of an opening.
-#[derive(Debug)]
-pub(crate) enum Opened {
-    /// It runs.
-    Started {
-        pid: u32,
-        guest: FrameReader<UnixStream>,
-    },
-    /// It never ran.
-    Failed(ExitStatus),
-}
-
-/// Asks the guest to run `request`.
-pub(crate) fn open(seat: &Seat, vsock: &Path, request: ExecRequest) -> Result<Opened, ErrorReport> {
-    let failed = |what: &str| {
-        let what = format!("the guest {what}");
-        move |error: &dyn std::fmt::Display| {
-            ErrorReport::new(
-                ErrorKind::Transient,
-                format!("{what}: {}", harmless(&error.to_string(), 500)),
-            )
-        }
-    };
-    let unreachable = failed("could not be reached");
-    let stream = connect(seat, vsock).map_err(|error| match error {
-        Connect::Closed(report) => report,
-        Connect::Io(error) => unreachable(&error),
-    })?;
-    let mut reader = FrameReader::new(stream);
-    let prepare = |reader: &FrameReader<UnixStream>, limit| {
-        reader
-            .get_ref()
-            .set_read_timeout(limit)
-            .and_then(|()| reader.get_ref().set_write_timeout(limit))
-    };
-    prepare(&reader, Some(START_LIMIT)).map_err(|error| unreachable(&error))?;
-    let silent = failed("did not answer the request to run a process");
-    write_json(
-        &mut reader.get_ref(),
-        FrameKind::Header,
-        &SessionRequest::Exec(request),
-    )
-    .map_err(|error| silent(&error))?;
-    let reply = reader
-        .require()
-        .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
-        .map_err(|error| silent(&error))?;
-    Ok(match reply {
-        SessionReply::Started { pid } => {
-            // A process may be quiet, and a client slow, for as long as they like.
-            prepare(&reader, None).map_err(|error| unreachable(&error))?;
-            Opened::Started { pid, guest: reader }
-        }
-        SessionReply::Failed { reason, message } => Opened::Failed(ExitStatus::FailedToStart {
-            reason,
-            message: harmless(&message, 2_000),
-        }),
-    })
-}
-
-enum Connect {
-    Closed(ErrorReport),
-    Io(io::Error),
-}
-
-impl From<io::Error> for Connect {
-    fn from(error: io::Error) -> Self {
-        Self::Io(error)
-    }
-}
-
-/// The hybrid vsock's handshake.
-fn connect(seat: &Seat, vsock: &Path) -> Result<UnixStream, Connect> {
-    let mut stream = UnixStream::connect(vsock)?;
-    seat.hold(stream.try_clone()?).map_err(Connect::Closed)?;
-    stream.set_read_timeout(Some(CONNECT_LIMIT))?;
-    stream.set_write_timeout(Some(CONNECT_LIMIT))?;
-    stream.write_all(format!("CONNECT {AGENT_PORT}\n").as_bytes())?;
-    // Byte by byte: what follows the line is the guest's.
-    let mut line = Vec::with_capacity(16);
-    let mut byte = [0_u8; 1];
-    while line.last() != Some(&b'\n') {
-        match stream.read(&mut byte) {
-            Ok(0) => return Err(io::Error::from(io::ErrorKind::ConnectionRefused).into()),
-            Ok(_) => line.extend_from_slice(&byte),
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-            Err(error) => return Err(error.into()),
-        }
-        if line.len() > 32 {
-            break;
-        }
-    }
-    if line.starts_with(b"OK ") && line.ends_with(b"\n") {
-        Ok(stream)
-    } else {
-        Err(io::Error::other("the vsock device answered something else than OK").into())
     }
 }
 
@@ -369,11 +269,11 @@ impl<N: Fn(Notice)> Down<N> {
         self.orphan == Orphan::Detach
     }
 
-    fn exit(&self, report: &ExitReport, client: &mut UnixStream) -> Outcome {
-        self.keep(|capture| capture.exited(report.clone()));
+    fn exit(&self, report: &LineReport, client: &mut UnixStream) -> Outcome {
+        self.keep(|capture| capture.exited(report.exit.clone()));
         // A client that leaves on the exit frame was not lost.
         self.shared.done.store(true, Ordering::SeqCst);
-        (self.notify)(Notice::Exiting(report.clone()));
+        (self.notify)(Notice::Exiting(report.exit.clone()));
         if !self.shared.detached.load(Ordering::SeqCst)
             && let Err(error) = write_json(client, FrameKind::Exit, report)
         {
@@ -384,11 +284,11 @@ impl<N: Fn(Notice)> Down<N> {
 }
 
 /// The guest's word on an exit, made harmless.
-fn exit(frame: Frame<'_>) -> Result<ExitReport, String> {
-    let mut report: ExitReport = frame
+fn exit(frame: Frame<'_>) -> Result<LineReport, String> {
+    let mut report: LineReport = frame
         .json()
         .map_err(|error| harmless(&error.to_string(), 500))?;
-    if let ExitStatus::FailedToStart { message, .. } = &mut report.status {
+    if let ExitStatus::FailedToStart { message, .. } = &mut report.exit.status {
         *message = harmless(message, 2_000);
     }
     Ok(report)
@@ -432,8 +332,14 @@ fn up(client: &mut FrameReader<UnixStream>, guest: &mut UnixStream, stdin: bool)
     true
 }
 
+/// Whether both directions of a connection are over.
+pub(crate) fn has_hung_up(stream: &UnixStream) -> bool {
+    let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
+    poll(&mut ready, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
 /// Waits until both directions of a connection are over.
-fn wait_hangup(stream: &UnixStream) {
+pub(crate) fn wait_hangup(stream: &UnixStream) {
     loop {
         let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::empty())];
         match poll(&mut ready, None) {

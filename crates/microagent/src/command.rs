@@ -38,13 +38,8 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
     if argv.chain(&options.shell).chain(&options.setup).any(nul) {
         return Err(Error::invalid("the command", "it has a NUL byte"));
     }
-    if let Some(workdir) = &options.workdir
-        && (!workdir.starts_with('/') || workdir.contains('\0'))
-    {
-        return Err(Error::invalid(
-            "--workdir",
-            format!("{workdir:?} is not an absolute path in the guest"),
-        ));
+    if let Some(workdir) = &options.workdir {
+        check_workdir(workdir)?;
     }
     if let Some(user) = &options.user {
         check_user(user)?;
@@ -57,9 +52,24 @@ pub(crate) fn check(options: &RunOptions) -> Result<()> {
     Ok(())
 }
 
-fn check_user(user: &str) -> Result<()> {
-    let good = !user.is_empty() && user.matches(':').count() <= 1 && !user.starts_with(':');
-    if good && !user.contains(['\0', '\n']) {
+/// Whether a text is `NAME`, `UID`, `NAME:GROUP` or `UID:GID`.
+pub(crate) fn is_user(user: &str) -> bool {
+    let parts = !user.is_empty() && user.matches(':').count() <= 1 && !user.starts_with(':');
+    parts && !user.contains(['\0', '\n'])
+}
+
+pub(crate) fn check_workdir(workdir: &str) -> Result<()> {
+    if workdir.starts_with('/') && !workdir.contains('\0') {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "--workdir",
+        format!("{workdir:?} is not an absolute path in the guest"),
+    ))
+}
+
+pub(crate) fn check_user(user: &str) -> Result<()> {
+    if is_user(user) {
         return Ok(());
     }
     Err(Error::invalid(
@@ -107,7 +117,11 @@ pub(crate) fn setup(
     })
 }
 
-fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecRequest> {
+/// What every process of a workspace is given; it has no `argv` of its own.
+///
+/// # Errors
+/// As [`workload`].
+pub(crate) fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecRequest> {
     let stop_signal = match config.stop_signal.as_deref() {
         None => None,
         Some(text) => Some(signal::parse(text).ok_or_else(|| {
@@ -139,7 +153,7 @@ fn surroundings(options: &RunOptions, config: &ImageConfig) -> Result<ExecReques
     })
 }
 
-fn shell(script: &str) -> Vec<String> {
+pub(crate) fn shell(script: &str) -> Vec<String> {
     vec![SHELL.to_owned(), "-c".to_owned(), script.to_owned()]
 }
 
@@ -165,14 +179,7 @@ fn argv(options: &RunOptions, config: &ImageConfig) -> Result<Vec<String>> {
 
 /// The image's variables in their order, each replaced in place or removed, new ones at the end.
 fn env(options: &RunOptions, config: &ImageConfig) -> Result<Vec<EnvVar>> {
-    let mut vars: Vec<EnvVar> = Vec::new();
-    let set = |vars: &mut Vec<EnvVar>, var: EnvVar| match vars
-        .iter_mut()
-        .find(|known| known.name() == var.name())
-    {
-        Some(known) => *known = var,
-        None => vars.push(var),
-    };
+    let mut vars = Vec::new();
     for entry in &config.env {
         match entry.parse::<EnvVar>() {
             Ok(var) => set(&mut vars, var),
@@ -180,13 +187,26 @@ fn env(options: &RunOptions, config: &ImageConfig) -> Result<Vec<EnvVar>> {
             Err(error) => tracing::warn!("the image's environment: {error}"),
         }
     }
-    for change in &options.env {
+    change_env(&mut vars, &options.env)?;
+    Ok(vars)
+}
+
+/// Changes variables in place; new ones come at the end.
+pub(crate) fn change_env(vars: &mut Vec<EnvVar>, changes: &[EnvChange]) -> Result<()> {
+    for change in changes {
         match change {
-            EnvChange::Set(name, value) => set(&mut vars, env_var(name, value)?),
+            EnvChange::Set(name, value) => set(vars, env_var(name, value)?),
             EnvChange::Remove(name) => vars.retain(|var| var.name() != name),
         }
     }
-    Ok(vars)
+    Ok(())
+}
+
+fn set(vars: &mut Vec<EnvVar>, var: EnvVar) {
+    match vars.iter_mut().find(|known| known.name() == var.name()) {
+        Some(known) => *known = var,
+        None => vars.push(var),
+    }
 }
 
 #[cfg(test)]

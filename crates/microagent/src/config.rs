@@ -216,6 +216,10 @@ impl Config {
         self.state_dir.join("workspaces")
     }
 
+    pub(crate) fn verified_dir(&self) -> PathBuf {
+        self.state_dir.join("verified")
+    }
+
     pub(crate) fn host_cache_dir(&self) -> PathBuf {
         self.state_dir.join("host")
     }

@@ -6,12 +6,15 @@ use std::{
     time::Duration,
 };
 
+use microagent_files::CopyError;
 use microagent_image::ImageError;
 use microagent_kernel::KernelError;
 use microagent_protocol::{
-    FrameError,
+    FrameError, State,
     supervisor::{ErrorKind, ErrorReport},
 };
+
+use crate::{spec::SpecError, workspaces::Divergence};
 
 /// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
 #[derive(Debug, thiserror::Error)]
@@ -37,6 +40,60 @@ pub enum Error {
         /// The name.
         name: String,
     },
+    /// There is no workspace of this name.
+    #[error("There is no workspace named {name}; `microagent list` shows those there are.")]
+    NoWorkspace {
+        /// The name.
+        name: String,
+    },
+    /// It cannot be done in the workspace's present state.
+    #[error("The workspace {name} is {state} and cannot be {doing}; {remedy}.")]
+    State {
+        /// The workspace.
+        name: String,
+        /// The state it is in.
+        state: State,
+        /// What was asked for, such as `started`.
+        doing: &'static str,
+        /// What to do.
+        remedy: String,
+    },
+    /// Another command works on the workspace and does not end.
+    #[error("Another command is at work on the workspace {name}; try again when it is done.")]
+    Busy {
+        /// The workspace.
+        name: String,
+    },
+    /// A file of microagent's own is not what was written.
+    #[error("{} is damaged: {reason}.", .path.display())]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// What a workspace boots from is not what it was made of.
+    #[error(
+        "The workspace {name} is not what was recorded and is not started: {}.",
+        divergences(.found)
+    )]
+    Diverged {
+        /// The workspace.
+        name: String,
+        /// Each difference.
+        found: Vec<Divergence>,
+    },
+    /// A workspace's machine did not end in time.
+    #[error("The machine of {name} has not ended within {}; kill it.", humantime::format_duration(*.limit))]
+    NotEnding {
+        /// The workspace.
+        name: String,
+        /// How long was waited.
+        limit: Duration,
+    },
+    /// A spec is wrong.
+    #[error(transparent)]
+    Spec(#[from] SpecError),
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
@@ -94,6 +151,25 @@ pub enum Error {
         /// The last lines it wrote.
         log: Option<String>,
     },
+    /// Files could not be copied.
+    #[error("Cannot copy: {0}.")]
+    Copy(Box<CopyError>),
+    /// A copy was cut.
+    #[error("The copy was cut: the machine of {workspace} does not answer any more ({reason}).")]
+    CopyLost {
+        /// The workspace.
+        workspace: String,
+        /// What happened.
+        reason: String,
+    },
+    /// A workspace's disk cannot be read or changed.
+    #[error("Cannot use the disk {}: {source}.", .path.display())]
+    Disk {
+        /// The disk.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: microagent_ext4::Error,
+    },
     /// The supervisor said no.
     #[error("{}", .0.message)]
     Supervisor(Box<ErrorReport>),
@@ -111,6 +187,14 @@ pub enum Error {
     #[error("The time limit of {} was over before the command started.", humantime::format_duration(*.limit))]
     TimedOut {
         /// The limit.
+        limit: Duration,
+    },
+    /// A workspace was not ready for a command in time.
+    #[error("The workspace {workspace} was not ready within {}.", humantime::format_duration(*.limit))]
+    NotReady {
+        /// The workspace.
+        workspace: String,
+        /// How long it was waited for.
         limit: Duration,
     },
     /// A setup command failed.
@@ -153,9 +237,24 @@ pub enum Error {
         /// Why.
         reason: String,
     },
+    /// An archive could not be made into a disk.
+    #[error("Cannot make a disk of {} for the bundle {name}: {reason}.", .archive.display())]
+    Bundle {
+        /// The bundle.
+        name: String,
+        /// The archive.
+        archive: PathBuf,
+        /// Why.
+        reason: String,
+    },
     /// The system gave no random bytes.
     #[error("The system gave no random bytes: {0}.")]
     Random(getrandom::Error),
+}
+
+fn divergences(found: &[Divergence]) -> String {
+    let words: Vec<_> = found.iter().map(ToString::to_string).collect();
+    words.join("; ")
 }
 
 fn list(paths: &[PathBuf]) -> String {
@@ -167,6 +266,12 @@ fn list(paths: &[PathBuf]) -> String {
         .map(|path| path.display().to_string())
         .collect();
     shown.join(", ")
+}
+
+impl From<CopyError> for Error {
+    fn from(error: CopyError) -> Self {
+        Self::Copy(Box::new(error))
+    }
 }
 
 impl Error {
@@ -192,6 +297,15 @@ impl Error {
         let report = match self {
             Self::Supervisor(inner) => (**inner).clone(),
             Self::NoCommand { .. } => report.remedy("Write the command after the image."),
+            Self::NoWorkspace { .. } => report.remedy("`microagent list` shows those there are."),
+            Self::State { remedy, .. } => report.remedy(remedy.clone()),
+            Self::Busy { .. } => report.remedy("Try again when it is done."),
+            Self::Damaged { .. } => report
+                .remedy("Take out what matters with `microagent cp`, then `microagent delete` it."),
+            Self::Diverged { .. } => report.remedy(
+                "Restore the named file, or make the workspace anew and copy its files over.",
+            ),
+            Self::NotEnding { .. } => report.remedy("`microagent kill` ends it at once."),
             Self::SupervisorMissing { .. } => {
                 report.remedy("Install microagent, or name the supervisor program.")
             }
@@ -205,7 +319,14 @@ impl Error {
                 ..report
             }
             .remedy("`microagent doctor` says what this host can run."),
+            Self::Spec(error) if error.faults().len() > 1 => ErrorReport {
+                detail: Some(error.lines().join("\n")),
+                ..report
+            },
             Self::TimedOut { .. } => report.remedy("Give it more time with --timeout."),
+            Self::NotReady { workspace, .. } => report.remedy(format!(
+                "Try again; `microagent status {workspace}` says how it is."
+            )),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
@@ -222,32 +343,45 @@ impl Error {
     }
 
     fn is_retryable(&self) -> bool {
-        matches!(self, Self::Cancelled { .. } | Self::TimedOut { .. })
+        matches!(
+            self,
+            Self::Cancelled { .. } | Self::TimedOut { .. } | Self::Busy { .. }
+        )
     }
 
     /// What kind of failure it is, for programs.
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid { .. } | Self::NoCommand { .. } | Self::Settings { .. } => {
-                ErrorKind::Invalid
+            Self::Invalid { .. }
+            | Self::NoCommand { .. }
+            | Self::Settings { .. }
+            | Self::Spec(_) => ErrorKind::Invalid,
+            Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
+                ErrorKind::Conflict
             }
-            Self::NotLoggedIn { .. } => ErrorKind::NotFound,
-            Self::NameTaken { .. } => ErrorKind::Conflict,
+            Self::NoWorkspace { .. } | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
+            Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
             Self::Supervisor(report) => report.kind,
-            Self::NeverStarted { .. } | Self::TimedOut { .. } | Self::Cancelled { .. } => {
-                ErrorKind::Transient
-            }
+            Self::Copy(error) => error.kind(),
+            Self::CopyLost { .. }
+            | Self::NeverStarted { .. }
+            | Self::NotReady { .. }
+            | Self::TimedOut { .. }
+            | Self::Cancelled { .. } => ErrorKind::Transient,
             Self::SupervisorFailed { .. } => ErrorKind::Internal,
             Self::SupervisorStart { .. }
             | Self::Credentials { .. }
             | Self::SetupFailed { .. }
             | Self::Untrusted { .. }
+            | Self::Damaged { .. }
+            | Self::Disk { .. }
             | Self::Io { .. }
             | Self::Scratch { .. }
+            | Self::Bundle { .. }
             | Self::Random(_) => ErrorKind::Permanent,
         }
     }

@@ -23,6 +23,11 @@ pub enum RunEvent {
         /// Its name.
         name: String,
     },
+    /// An archive is being made into a disk.
+    Bundle {
+        /// The bundle's name.
+        name: String,
+    },
     /// The machine's supervisor says what happened.
     Machine(Event),
     /// A setup command is about to run.

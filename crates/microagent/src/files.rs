@@ -7,6 +7,7 @@ use std::{
     path::Path,
 };
 
+use microagent_image::Digest;
 use serde::Serialize;
 
 use crate::error::{Error, IoContext, Result};
@@ -60,6 +61,11 @@ pub(crate) enum Durability {
     Unsynced,
 }
 
+/// The SHA-256 of `bytes`, in hexadecimal.
+pub(crate) fn sha256(bytes: &[u8]) -> String {
+    Digest::of(bytes).hex()
+}
+
 /// Writes `value` as JSON (0600) so that readers see the old file or the new one.
 pub(crate) fn write_json(
     path: &Path,
@@ -70,7 +76,12 @@ pub(crate) fn write_json(
         .map_err(io::Error::from)
         .context("describe", path)?;
     bytes.push(b'\n');
-    let temporary = path.with_extension("json.new");
+    write(path, &bytes, durability)
+}
+
+/// Writes a file (0600) so that readers see the old one or the new one.
+pub(crate) fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result<()> {
+    let temporary = path.with_added_extension("new");
     let mut file = File::options()
         .create(true)
         .write(true)
@@ -78,7 +89,7 @@ pub(crate) fn write_json(
         .mode(0o600)
         .open(&temporary)
         .context("create", &temporary)?;
-    file.write_all(&bytes).context("write", &temporary)?;
+    file.write_all(bytes).context("write", &temporary)?;
     if durability == Durability::Synced {
         file.sync_all().context("sync", &temporary)?;
     }

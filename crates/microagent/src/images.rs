@@ -14,7 +14,8 @@ use crate::{
     auth::FromConfig,
     config::Config,
     error::{Error, Result},
-    parallel, registries, workspace,
+    parallel, registries,
+    workspaces::manifest::Manifest,
 };
 
 /// How many images are pulled at once; each downloads several layers at once.
@@ -186,7 +187,7 @@ fn in_use(config: &Config) -> BTreeSet<Digest> {
     };
     entries
         .flatten()
-        .filter_map(|entry| workspace::image_of(&entry.path()))
+        .filter_map(|entry| Some(Manifest::read(&entry.path()).ok()?.image.digest))
         .filter_map(|digest| digest.parse().ok())
         .collect()
 }

@@ -78,6 +78,11 @@ impl RunIo {
         }
     }
 
+    /// Whether there is something to stream to standard input.
+    pub(crate) fn has_stdin(&self) -> bool {
+        self.stdin.is_some()
+    }
+
     pub(crate) fn into_parts(self) -> Parts {
         let Self {
             stdin,
@@ -122,16 +127,18 @@ pub(crate) enum Control {
     Signal(u8),
     Resize(TtySize),
     Kill,
+    Detach,
 }
 
-/// Steers a run from outside. After the run it does nothing.
+/// Steers a run, or a command in a running workspace, from outside. After it this does nothing.
 #[derive(Clone, Debug)]
 pub struct RunController {
     sender: Sender<Happening>,
 }
 
 impl RunController {
-    /// Sends a Linux signal to the command; before the command runs it cancels the run.
+    /// Sends a Linux signal to the command; before the command runs it cancels everything. A
+    /// line of the persistent shell is interrupted, whatever the signal.
     pub fn signal(&self, signal: u8) {
         self.send(Control::Signal(signal));
     }
@@ -141,9 +148,15 @@ impl RunController {
         self.send(Control::Resize(size));
     }
 
-    /// Ends the machine at once.
+    /// Ends a run's machine, or a command in a running workspace, at once.
     pub fn kill(&self) {
         self.send(Control::Kill);
+    }
+
+    /// Lets go of a command in a running workspace: it hears a hang-up, as from a terminal that
+    /// was closed, and the workspace runs on. A run ends by it.
+    pub fn detach(&self) {
+        self.send(Control::Detach);
     }
 
     fn send(&self, control: Control) {

@@ -22,11 +22,15 @@
 mod auth;
 mod command;
 mod config;
+mod copy;
+mod directories;
 mod doctor;
 pub mod env_file;
 mod error;
 mod event;
+mod exec;
 mod files;
+mod hostname;
 mod images;
 mod io;
 mod kernels;
@@ -36,14 +40,23 @@ mod parallel;
 mod registries;
 mod result;
 mod run;
+mod session;
 pub mod signal;
+mod spec;
+mod supervise;
 mod supervisor;
-mod workspace;
+mod wiring;
+mod workspaces;
 
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
+pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};
+pub use directories::{Leftover, LeftoverKind};
 pub use doctor::{DoctorOptions, DoctorReport};
 pub use error::{Error, Result};
 pub use event::RunEvent;
+pub use exec::{
+    ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
+};
 pub use images::{Images, OutdatedImage, OutdatedState};
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
@@ -56,15 +69,32 @@ pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, EndCause, EnvVar, ExitStatus, Mebibytes, NetworkMode,
-    StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
+    ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
+    MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
+    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
+    WorkspaceName,
+    copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
     launch::InvalidNetworkMode,
-    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict},
+    supervisor::{ErrorKind, ErrorReport, Event, EventKind, HostCheck, Verdict, WorkloadResult},
 };
 pub use options::{KernelChoice, Profile, Resources, RunOptions};
 pub use registries::{CredentialKind, Identity, Login, LoginOptions, Logout, Registries};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use spec::{
+    Spec, SpecBundle, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload,
+};
+pub use supervise::{
+    HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
+    SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
+};
+pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
+pub use workspaces::{
+    ConsoleFollower, ControlReport, CreateOptions, CreatePlan, Created, DiskUse, Divergence,
+    History, NetworkStatus, Processes, RemovedWorkspace, StartOptions, Started, Verification,
+    Verify, Workspace, WorkspaceStatus, WorkspaceSummary, Workspaces,
+};
 
 /// Runs workspaces; the way in.
 #[derive(Clone, Debug)]
@@ -94,6 +124,27 @@ impl Microagent {
     /// When the command never started. How it ended, once it had, is in the result.
     pub fn run(&self, options: &RunOptions, io: RunIo) -> Result<RunResult> {
         run::run(&self.config, options, io)
+    }
+
+    /// The workspaces that stay.
+    #[must_use]
+    pub fn workspaces(&self) -> Workspaces<'_> {
+        Workspaces::new(&self.config)
+    }
+
+    /// Copies files between this host and workspaces, running or not.
+    ///
+    /// # Errors
+    /// Whatever keeps a file from being read or written. Each file is as it was or as it is to be;
+    /// those that were complete stay.
+    pub fn copy(
+        &self,
+        from: &Endpoint,
+        to: &Endpoint,
+        options: &CopyOptions,
+        io: CopyIo,
+    ) -> Result<CopyReport> {
+        copy::copy(&self.config, from, to, options, io)
     }
 
     /// The images.

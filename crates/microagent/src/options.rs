@@ -3,8 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use microagent_image::{Platform, PullPolicy};
-use microagent_protocol::{BackendChoice, Mebibytes, NetworkMode, TtySize, VcpuCount};
+use microagent_protocol::{
+    BackendChoice, Mebibytes, MediationRoute, NetworkMode, PublishedPort, TtySize, VcpuCount,
+};
 use serde::{Deserialize, Serialize};
+
+use crate::wiring::{Volume, Wiring};
 
 /// A size of machine that has a name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,6 +37,17 @@ impl Profile {
             Self::Small => "small",
             Self::Medium => "medium",
             Self::Large => "large",
+        }
+    }
+
+    /// What a machine of this size is given.
+    #[must_use]
+    pub const fn resources(self) -> Resources {
+        let (memory, vcpus, disk) = self.sizes();
+        Resources {
+            memory_mib: Mebibytes(memory),
+            cpu_count: vcpus,
+            size_mib: Mebibytes(disk),
         }
     }
 
@@ -143,6 +158,7 @@ pub struct RunOptions {
     pub(crate) vcpus: Option<VcpuCount>,
     pub(crate) disk: Option<Mebibytes>,
     pub(crate) network: NetworkMode,
+    pub(crate) wiring: Wiring,
     pub(crate) timeout: Option<Duration>,
     pub(crate) backend: BackendChoice,
     pub(crate) kernel: KernelChoice,
@@ -171,6 +187,7 @@ impl RunOptions {
             vcpus: None,
             disk: None,
             network: NetworkMode::default(),
+            wiring: Wiring::default(),
             timeout: None,
             backend: BackendChoice::default(),
             kernel: KernelChoice::default(),
@@ -279,6 +296,30 @@ impl RunOptions {
     /// How it is connected.
     pub fn network(mut self, network: NetworkMode) -> Self {
         self.network = network;
+        self
+    }
+
+    /// Attaches a volume after those attached so far.
+    pub fn volume(mut self, volume: Volume) -> Self {
+        self.wiring = self.wiring.volume(volume);
+        self
+    }
+
+    /// Lets a port of the host lead into the guest. All are bound before the machine boots.
+    pub fn publish(mut self, port: PublishedPort) -> Self {
+        self.wiring = self.wiring.publish(port);
+        self
+    }
+
+    /// Lets programs of the guest reach a server of the host.
+    pub fn mediation(mut self, route: MediationRoute) -> Self {
+        self.wiring = self.wiring.mediation(route);
+        self
+    }
+
+    /// Everything that connects the machine besides its network, at once.
+    pub fn wiring(mut self, wiring: Wiring) -> Self {
+        self.wiring = wiring;
         self
     }
 

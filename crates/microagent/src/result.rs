@@ -3,8 +3,9 @@
 use std::path::PathBuf;
 
 use microagent_protocol::{
-    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, State, Timestamp,
-    supervisor::ErrorReport,
+    Backend, CapturedOutput, EndCause, ExitStatus, NetworkMode, PublishedPort, StartFailure, State,
+    Timestamp,
+    supervisor::{ErrorKind, ErrorReport},
 };
 use serde::{Deserialize, Serialize};
 
@@ -60,6 +61,9 @@ pub struct RunResult {
     pub resources: Resources,
     /// How it was connected.
     pub network: NetworkMode,
+    /// The ports that led into it, each with the host's port that was bound.
+    #[serde(default)]
+    pub ports: Vec<PublishedPort>,
     /// The program and its arguments.
     pub command: Vec<String>,
     /// When the command was started.
@@ -103,6 +107,17 @@ pub const EXIT_TIMED_OUT: u8 = 124;
 
 /// The exit code when microagent itself failed.
 pub const EXIT_FAILED: u8 = 125;
+
+/// What kind of failure it is that a process never ran.
+pub(crate) fn start_failure_kind(reason: StartFailure) -> ErrorKind {
+    match reason {
+        StartFailure::NotFound | StartFailure::UnknownUser => ErrorKind::NotFound,
+        StartFailure::Guest => ErrorKind::Transient,
+        StartFailure::NotExecutable | StartFailure::BadWorkdir | StartFailure::Invalid => {
+            ErrorKind::Invalid
+        }
+    }
+}
 
 /// The code for shells of a run that ended so.
 pub(crate) fn exit_code(exit: Option<&ExitStatus>, cause: EndCause) -> u8 {
@@ -160,6 +175,7 @@ mod tests {
                 size_mib: Mebibytes(1024),
             },
             network: NetworkMode::User,
+            ports: vec!["8080:80".parse().unwrap()],
             command: vec!["true".into()],
             started_at: Some(at(1000)),
             exited_at: Some(at(2500)),
@@ -189,6 +205,7 @@ mod tests {
             "backend": "qemu-tcg",
             "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },
             "network": "user",
+            "ports": [{ "host": "127.0.0.1", "host_port": 8080, "guest_port": 80 }],
             "command": ["true"],
             "started_at": "1970-01-01T00:00:01.000Z",
             "exited_at": "1970-01-01T00:00:02.500Z",

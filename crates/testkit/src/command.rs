@@ -49,6 +49,13 @@ impl Invocation {
         self
     }
 
+    /// Adds arguments whose number is not known beforehand.
+    #[must_use]
+    pub fn words<S: AsRef<str>>(mut self, words: &[S]) -> Self {
+        self.command.args(words.iter().map(AsRef::as_ref));
+        self
+    }
+
     /// Adds one argument that need not be UTF-8.
     #[must_use]
     pub fn arg(mut self, argument: impl Into<OsString>) -> Self {
@@ -60,6 +67,13 @@ impl Invocation {
     #[must_use]
     pub fn env(mut self, name: &str, value: &str) -> Self {
         self.command.env(name, value);
+        self
+    }
+
+    /// Runs it in `directory`.
+    #[must_use]
+    pub fn inside(mut self, directory: &Path) -> Self {
+        self.command.current_dir(directory);
         self
     }
 

@@ -11,6 +11,7 @@ mod leftovers;
 mod pty;
 pub mod registry;
 mod sandbox;
+pub mod transcript;
 
 pub use command::{Finished, Invocation, Running, sha256};
 pub use fixture::{busybox_tar, image_with_config};

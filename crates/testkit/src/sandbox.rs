@@ -1,8 +1,10 @@
 //! A state directory with a kernel and images in it, and a runtime directory to look for leftovers in.
 
 use std::{
-    fs::File,
+    fs::{File, Permissions},
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -42,6 +44,29 @@ impl Sandbox {
     pub fn empty(program: &str) -> Self {
         let own = tempfile::tempdir().expect("a state directory");
         Self::make(program, own.path().join("state"), Some(own))
+    }
+
+    /// A sandbox whose state directory is its own, with the kernel and the images of the shared
+    /// one and no workspaces.
+    #[must_use]
+    pub fn own(program: &str) -> Self {
+        let shared = Self::new(program);
+        let sandbox = Self::empty(program);
+        std::fs::create_dir(&sandbox.state).expect("the state directory");
+        let copied = Command::new("cp")
+            .args(["-a", "--reflink=auto", "--sparse=always"])
+            .args(["images", "kernels", "host"].map(|part| shared.state.join(part)))
+            .arg(&sandbox.state)
+            .status()
+            .expect("cp starts");
+        // The verdict on the host is there only after a first machine.
+        assert!(
+            copied.success() || !shared.state.join("host").exists(),
+            "the shared state can be copied"
+        );
+        std::fs::set_permissions(&sandbox.state, Permissions::from_mode(0o700))
+            .expect("the state directory's mode");
+        sandbox
     }
 
     fn make(program: &str, state: PathBuf, own_state: Option<tempfile::TempDir>) -> Self {
@@ -146,10 +171,36 @@ impl Sandbox {
         self.microagent(["run", "--name", name]).args(arguments)
     }
 
+    /// `sh -c SCRIPT` in `directory`, where `microagent` is this sandbox's.
+    #[must_use]
+    pub fn shell(&self, script: &str, directory: &Path) -> Invocation {
+        let beside = self.program.parent().expect("the executable's directory");
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let path = std::env::join_paths(
+            std::iter::once(beside.to_owned()).chain(std::env::split_paths(&path)),
+        )
+        .expect("a search path");
+        Invocation::new(
+            Path::new("/bin/sh"),
+            &self.state,
+            self.runtime.path(),
+            &self.marker,
+        )
+        .env("PATH", path.to_str().expect("a UTF-8 search path"))
+        .inside(directory)
+        .args(["-c", script])
+    }
+
     /// The state directory.
     #[must_use]
     pub fn state(&self) -> &Path {
         &self.state
+    }
+
+    /// The runtime directory.
+    #[must_use]
+    pub fn runtime(&self) -> &Path {
+        self.runtime.path()
     }
 
     /// Whether the state directory is this sandbox's own.

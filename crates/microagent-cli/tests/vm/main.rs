@@ -6,6 +6,7 @@ mod exit_codes;
 mod hostile_guest;
 mod images;
 mod json;
+mod kept;
 mod library;
 mod lifetime;
 mod refusals;

@@ -117,7 +117,13 @@ fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> 
     identity::seed(&config.entropy).during("seed the random number generator")?;
     identity::apply(config).during("take the host name")?;
     for disk in &config.disks {
-        mount_extra(disk, disks).during("mount an extra disk")?;
+        mount_extra(disk, disks)
+            .map_err(|error| Error::Disk {
+                name: disk.name.clone(),
+                mountpoint: disk.mountpoint.clone(),
+                source: Box::new(error),
+            })
+            .during("mount an extra disk")?;
     }
     if let Some(settings) = &config.network {
         network::configure(settings).during("configure the network")?;

@@ -1,9 +1,12 @@
-//! Sessions: one stream from the host, one process, one thread each. This
-//! module accepts and counts them; it does not know what is in a stream.
+//! Sessions: one stream from the host, one process or one forwarded connection,
+//! one thread each. This module accepts and counts them; it does not know what
+//! is in a stream.
 
+mod oom;
 mod plan;
 mod pump;
 mod session;
+mod shell;
 mod spawn;
 mod terminal;
 mod user;
@@ -11,6 +14,8 @@ mod user;
 use std::{
     fs::File,
     io,
+    os::fd::RawFd,
+    path::Path,
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
@@ -21,10 +26,12 @@ use std::{
 
 use microagent_protocol::guest::AGENT_PORT;
 
+use self::{oom::OomCounter, shell::Shells};
 use crate::{
     THREAD_STACK,
     cgroup::Workloads,
     console,
+    copy::Copies,
     error::{Context, Error},
     reaper::Processes,
     vsock::Listener,
@@ -33,15 +40,20 @@ use crate::{
 /// The most sessions at a time.
 const MOST_SESSIONS: usize = 256;
 
+/// The most forwarded connections at a time, beside the sessions.
+const MOST_FORWARDS: usize = 512;
+
 /// Serves sessions.
 #[derive(Debug)]
 pub(crate) struct Server {
     hostname: String,
     processes: Arc<Processes>,
     group: Option<Workloads>,
-    /// `/proc/vmstat`, kept open for as long as somebody inside may unmount `/proc`.
-    vmstat: Option<File>,
+    oom_kills: OomCounter,
+    shells: Shells,
     sessions: AtomicUsize,
+    copies: Copies,
+    forwards: AtomicUsize,
 }
 
 impl Server {
@@ -53,8 +65,11 @@ impl Server {
             hostname: hostname.to_owned(),
             processes: Arc::default(),
             group: Workloads::create(),
-            vmstat: File::open("/proc/vmstat").ok(),
+            oom_kills: OomCounter::open(),
+            shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
+            copies: Copies::default(),
+            forwards: AtomicUsize::new(0),
         });
         let serving = Arc::clone(&server);
         thread::Builder::new()
@@ -73,6 +88,16 @@ impl Server {
     /// The control group they live in.
     pub(crate) fn group(&self) -> Option<&Workloads> {
         self.group.as_ref()
+    }
+
+    /// Where a process joins that group.
+    fn members(&self) -> Option<RawFd> {
+        self.group.as_ref().map(Workloads::members)
+    }
+
+    /// The copies under way.
+    pub(crate) fn copies(&self) -> &Copies {
+        &self.copies
     }
 
     /// How many sessions are open.
@@ -106,23 +131,11 @@ impl Server {
         let started = thread::Builder::new()
             .name("session".to_owned())
             .stack_size(THREAD_STACK)
-            .spawn(move || session::serve(stream, &place.0));
+            .spawn(move || session::serve(stream, place));
         if let Err(error) = started {
             // The host sees the stream end.
             console::say(format_args!("start a session: {error}"));
         }
-    }
-
-    /// How often the kernel has killed a process for lack of memory.
-    fn oom_kills(&self) -> u64 {
-        use std::os::unix::fs::FileExt;
-        let mut buffer = vec![0; 16 * 1024];
-        let read = self
-            .vmstat
-            .as_ref()
-            .and_then(|file| file.read_at(&mut buffer, 0).ok());
-        read.and_then(|length| find_oom_kills(&buffer[..length]))
-            .unwrap_or(0)
     }
 }
 
@@ -134,6 +147,14 @@ impl Place {
         server.sessions.fetch_add(1, Ordering::AcqRel);
         Self(Arc::clone(server))
     }
+
+    /// Makes room for another session: this one only carries a connection, and the end of the
+    /// machine does not wait for it.
+    fn only_forwards(self) -> Option<Forward> {
+        let before = self.0.forwards.fetch_add(1, Ordering::AcqRel);
+        let forward = Forward(Arc::clone(&self.0));
+        (before < MOST_FORWARDS).then_some(forward)
+    }
 }
 
 impl Drop for Place {
@@ -142,23 +163,11 @@ impl Drop for Place {
     }
 }
 
-fn find_oom_kills(vmstat: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(vmstat).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
-}
+/// A forwarded connection's place among the [`MOST_FORWARDS`].
+struct Forward(Arc<Server>);
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn oom_kills_are_found_by_their_whole_name() {
-        assert_eq!(
-            find_oom_kills(b"nr_free 1\noom_kill_other 3\noom_kill 7\n"),
-            Some(7)
-        );
-        assert_eq!(find_oom_kills(b"nr_free 1\n"), None);
-        assert_eq!(find_oom_kills(&[0xff]), None);
+impl Drop for Forward {
+    fn drop(&mut self) {
+        self.0.forwards.fetch_sub(1, Ordering::AcqRel);
     }
 }

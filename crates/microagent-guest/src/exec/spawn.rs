@@ -34,10 +34,16 @@ pub(crate) struct Stdio {
 
 /// The null device, for reading.
 pub(crate) fn null_device() -> Result<OwnedFd, Error> {
-    let file = OpenOptions::new()
-        .read(true)
-        .open("/dev/null")
-        .context("open /dev/null")?;
+    open_null(OpenOptions::new().read(true))
+}
+
+/// The null device, for writing.
+pub(crate) fn null_sink() -> Result<OwnedFd, Error> {
+    open_null(OpenOptions::new().write(true))
+}
+
+fn open_null(options: &OpenOptions) -> Result<OwnedFd, Error> {
+    let file = options.open("/dev/null").context("open /dev/null")?;
     Ok(file.into())
 }
 

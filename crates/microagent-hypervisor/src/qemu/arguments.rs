@@ -245,8 +245,8 @@ struct Bus {
 
 impl Bus {
     /// virtio-mmio transports of `microvm` with its second interrupt controller
-    /// (24), less a reserve; `virt` has 32.
-    const PLACES: u32 = 16;
+    /// (24, of which the first does not work), less a reserve; `virt` has 32.
+    const PLACES: u32 = 22;
 
     /// One device of a family, in this machine's form, at the next place: the
     /// guest finds them in the order they are added.

@@ -22,7 +22,7 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    Error, Exit, Machine, MachineSpec,
+    Error, Exit, Machine, MachineSpec, SerialPort,
     confine::{Confinement, Reach, Seal},
     console::RotatingLog,
     process::{Plan, Vmm},
@@ -120,7 +120,7 @@ impl QemuMachine {
             arguments,
             descriptors,
             seal: Seal::prepare(&reach(binary, accelerator, spec), true)?,
-            console: console_here.into(),
+            console: console_here,
             log,
         })?;
         let machine = Self {
@@ -205,6 +205,10 @@ impl Machine for QemuMachine {
 
     fn vsock(&self) -> &Path {
         &self.vsock_path
+    }
+
+    fn console(&self) -> Result<SerialPort, Error> {
+        self.vmm.console()
     }
 
     fn pause(&self) -> Result<(), Error> {

@@ -119,6 +119,7 @@ impl Hypervisor for Qemu {
             pause: true,
             user_network: true,
             sever: true,
+            console: true,
         }
     }
 

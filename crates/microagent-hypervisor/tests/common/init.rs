@@ -140,6 +140,12 @@ fn main() {
             }
             println!("FLOOD-DONE");
         }
+        "typed" => {
+            println!("TYPE-NOW");
+            let mut line = String::new();
+            let read = std::io::stdin().read_line(&mut line);
+            println!("TYPED {read:?} <{}>", line.trim_end());
+        }
         "probe" => {
             let mut stream = hello();
             println!("HELLO-SAID");

@@ -4,6 +4,8 @@
 
 use std::io;
 
+use microagent_files::tar::TarFault;
+
 use super::error::LayerFault;
 use super::limits::Limits;
 
@@ -91,6 +93,16 @@ impl<'o> Appender<'o> {
         Ok(true)
     }
 
+    /// Leaves blocks as the new file has them, which is zeros; `false` as with [`Self::append`].
+    pub(crate) fn skip(&mut self, blocks: u32) -> io::Result<bool> {
+        if u64::from(self.next_block()) + u64::from(blocks) > u64::from(self.max_blocks) {
+            return Ok(false);
+        }
+        self.flush()?;
+        self.base += blocks;
+        Ok(true)
+    }
+
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
             self.out.write_blocks(self.base, &self.buffer)?;
@@ -115,6 +127,12 @@ pub(crate) enum ContentError {
 impl From<io::Error> for ContentError {
     fn from(error: io::Error) -> Self {
         ContentError::Output(error)
+    }
+}
+
+impl From<TarFault> for ContentError {
+    fn from(fault: TarFault) -> Self {
+        ContentError::Fault(fault.into())
     }
 }
 

@@ -3,6 +3,9 @@
 use std::io;
 use std::path::PathBuf;
 
+pub(crate) use microagent_files::show;
+use microagent_files::tar::{self, TarFault};
+
 /// Why a disk could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -188,14 +191,38 @@ pub enum EntryFault {
     Size(&'static str),
 }
 
-/// Shows a name of the archive in a message: bounded, lossy where it is not UTF-8.
-pub(crate) fn show(name: &[u8]) -> String {
-    let cut = name.len().min(512);
-    let mut text = String::from_utf8_lossy(&name[..cut]).into_owned();
-    if cut < name.len() {
-        text.push('…');
+impl From<TarFault> for LayerFault {
+    fn from(fault: TarFault) -> Self {
+        match fault {
+            TarFault::Read(error) => Self::Read(error),
+            TarFault::Truncated { offset, what } => Self::Truncated { offset, what },
+            TarFault::Header { offset, reason } => Self::Header { offset, reason },
+            TarFault::Entry { path, fault } => Self::entry(&path, fault.into()),
+            TarFault::Limit {
+                what,
+                field,
+                limit,
+                path,
+            } => Self::Limit {
+                what,
+                field,
+                limit,
+                entry: show(&path),
+            },
+        }
     }
-    text
+}
+
+impl From<tar::EntryFault> for EntryFault {
+    fn from(fault: tar::EntryFault) -> Self {
+        match fault {
+            tar::EntryFault::Type(kind) => Self::Type(kind),
+            tar::EntryFault::Device { major, minor } => Self::Device { major, minor },
+            tar::EntryFault::Owner(id) => Self::Owner(id),
+            tar::EntryFault::Sparse(why) => Self::Sparse(why),
+            tar::EntryFault::Size(why) => Self::Size(why),
+        }
+    }
 }
 
 impl LayerFault {

@@ -1,5 +1,7 @@
 //! How much of this machine an image may use while it becomes a disk.
 
+use microagent_files::tar::TarLimits;
+
 /// Bounds on what layers may ask for; every one is reported by name when it is exceeded.
 ///
 /// The defaults hold the largest public images with room to spare, and keep peak memory below 150 MiB.
@@ -55,6 +57,16 @@ impl Default for Limits {
 }
 
 impl Limits {
+    /// Those that the tar reader holds.
+    pub(crate) fn tar(&self) -> TarLimits {
+        TarLimits {
+            max_file_bytes: self.max_file_bytes,
+            max_path_bytes: self.max_path_bytes,
+            max_extension_bytes: self.max_extension_bytes,
+            max_sparse_segments: self.max_sparse_segments,
+        }
+    }
+
     /// Tight bounds for fuzzing: small memory, small output, no long loops.
     #[must_use]
     pub fn tight() -> Self {

@@ -15,24 +15,24 @@ mod limits;
 mod output;
 mod scratch;
 mod source;
-mod tar;
 mod tree;
 mod xattr;
 
 use std::io;
 use std::path::Path;
 
+use microagent_files::tar::{Content, EntryKind, TarReader};
 use sha2::{Digest, Sha256};
 
 use self::content::{Appender, BLOCK, BlockFile, ContentError, Extents, FileWriter};
 pub use self::error::{DiskError, EntryFault, LayerFault};
+pub use self::ext4::Headroom;
 use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
 pub use self::limits::Limits;
 use self::output::{FileBlocks, Output};
 pub use self::scratch::create_scratch;
 use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
-use self::tar::{EntryKind, TarReader};
 use self::tree::{Target, Tree};
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
@@ -115,21 +115,7 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let (merged, synced) = std::thread::scope(|scope| {
-        let (mut blocks, syncer) =
-            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
-        let merged = merge(layers, &mut blocks, options, progress, &output);
-        drop(blocks);
-        Ok((merged, joined(syncer)))
-    })?;
-    let merged = merged?;
-    synced.map_err(output.error("sync"))?;
-    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
-    output
-        .file()
-        .set_len(size_bytes)
-        .map_err(output.error("size"))?;
-    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    let (merged, size_bytes) = lay_out(layers, &output, options, None, progress)?;
     // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
     let (sha256, synced) = std::thread::scope(|scope| {
         let file = output.file();
@@ -154,6 +140,48 @@ pub fn build(
         diff_ids: merged.diff_ids,
         uuid: merged.uuid,
     })
+}
+
+/// Like [`build`], for a disk that is written to: with a journal and room, of mode 0600, and so without a digest.
+///
+/// # Errors
+/// As [`build`].
+pub fn build_writable(
+    layers: Vec<LayerSource>,
+    output: &Path,
+    headroom: Headroom,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(), DiskError> {
+    let output = Output::create(output)?;
+    lay_out(layers, &output, options, Some(headroom), progress)?;
+    output.publish(0o600)
+}
+
+/// Merges the layers and writes the file system; gives it and its size in bytes.
+fn lay_out(
+    layers: Vec<LayerSource>,
+    output: &Output,
+    options: &BuildOptions,
+    headroom: Option<Headroom>,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(Merged, u64), DiskError> {
+    let (merged, synced) = std::thread::scope(|scope| {
+        let (mut blocks, syncer) =
+            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
+        let merged = merge(layers, &mut blocks, options, headroom, progress, output);
+        drop(blocks);
+        Ok((merged, joined(syncer)))
+    })?;
+    let merged = merged?;
+    synced.map_err(output.error("sync"))?;
+    let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
+    output
+        .file()
+        .set_len(size_bytes)
+        .map_err(output.error("size"))?;
+    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
+    Ok((merged, size_bytes))
 }
 
 fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
@@ -183,7 +211,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
     // The same bytes twice: as a first layer, and over themselves.
     for _ in 0..2 {
         tree.begin_layer();
-        let mut reader = TarReader::new(data, &limits);
+        let mut reader = TarReader::new(data, limits.tar());
         match apply(
             &mut reader,
             &mut tree,
@@ -200,7 +228,7 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
         uuid: [1; 16],
         label: [0; 16],
     };
-    match ext4::write(&mut tree, &mut appender, &identity) {
+    match ext4::write(&mut tree, &mut appender, &identity, None) {
         Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(()),
         Err(LayoutError::Output(error)) => Err(error.into()),
     }
@@ -219,6 +247,7 @@ fn merge(
     layers: Vec<LayerSource>,
     blocks: &mut dyn BlockFile,
     options: &BuildOptions,
+    headroom: Option<Headroom>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
     output: &Output,
 ) -> Result<Merged, DiskError> {
@@ -296,7 +325,7 @@ fn merge(
     })?;
     progress(BuildProgress::Finishing);
     let identity = identity(&diff_ids);
-    let written = ext4::write(&mut tree, &mut appender, &identity).map_err(|error| match error {
+    let written = ext4::write(&mut tree, &mut appender, &identity, headroom).map_err(|error| match error {
         LayoutError::Output(source) => output.error("write")(source),
         LayoutError::Full => DiskError::Layout(format!(
             "its metadata exceeds the limit of {} bytes on the disk; raise `Limits::max_disk_bytes` if you trust the image",
@@ -339,9 +368,10 @@ fn apply_layer(
         grace: limits.expansion_grace_bytes,
     };
     let mut stream = LayerStream::new(pieces, budget);
-    let mut reader = TarReader::new(&mut stream, limits);
+    let mut reader = TarReader::new(&mut stream, limits.tar());
     apply(&mut reader, tree, appender, entries, progress)?;
-    reader.drain()?;
+    // The digest covers all of it.
+    reader.drain(u64::MAX)?;
     if !reader.saw_end_marker() && !promised {
         // With a promised digest a cut is found anyway, and some writers leave the marker out.
         return Err(LayerFault::Truncated {
@@ -356,7 +386,7 @@ fn apply_layer(
 
 /// Applies one layer's entries to the tree, content to the disk.
 fn apply<R: io::BufRead>(
-    reader: &mut TarReader<'_, R>,
+    reader: &mut TarReader<R>,
     tree: &mut Tree<'_>,
     appender: &mut Appender<'_>,
     entries: &mut u64,
@@ -387,8 +417,8 @@ fn apply<R: io::BufRead>(
         if entry.kind == EntryKind::File && matches!(target, Target::Place(_)) && entry.size > 0 {
             let mut file = FileWriter::new(appender, limits);
             reader.read_content(|content| match content {
-                tar::Content::Data(bytes) => file.data(bytes),
-                tar::Content::Hole(length) => file.hole(length),
+                Content::Data(bytes) => file.data(bytes),
+                Content::Hole(length) => file.hole(length),
             })?;
             extents = file.finish()?;
         }

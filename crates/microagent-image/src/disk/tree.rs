@@ -21,8 +21,8 @@ use self::path::{Walk, components};
 use super::content::Extents;
 use super::error::{EntryFault, LayerFault, show};
 use super::limits::Limits;
-use super::tar::{Entry, EntryKind};
 use super::xattr::XattrSet;
+use microagent_files::tar::{Entry, EntryKind};
 
 /// Index of a node.
 pub(crate) type NodeId = u32;

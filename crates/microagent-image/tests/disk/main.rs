@@ -13,7 +13,8 @@ use std::path::{Path, PathBuf};
 
 use archive::{DIR, FILE, Meta, Tar, header};
 use microagent_image::disk::{
-    BuildOptions, BuildProgress, Compression, DiskError, build, create_scratch,
+    BuildOptions, BuildProgress, Compression, DiskError, Headroom, build, build_writable,
+    create_scratch,
 };
 use oracle::{
     Mounted, assert_same, build_plain, directory, e2fsck, facts, gzip, source, tool, umoci,
@@ -523,4 +524,54 @@ fn a_scratch_disk_is_empty_journaled_and_sparse() {
             "{error}"
         );
     }
+}
+
+#[test]
+fn a_writable_disk_has_a_journal_and_takes_what_is_written() {
+    let under = directory();
+    let disk = under.path().join("writable.ext4");
+    let tar = Tar::default()
+        .dir("etc/", DIR)
+        .file("etc/given", b"given", FILE.owner(1000, 1000))
+        .end();
+    let headroom = Headroom {
+        bytes: 96 << 20,
+        inodes: 2_000,
+    };
+    let layers = vec![source("bundle.tar", tar, Compression::Detect, None)];
+    build_writable(
+        layers,
+        &disk,
+        headroom,
+        &BuildOptions::default(),
+        &mut |_| {},
+    )
+    .unwrap();
+    e2fsck(&disk);
+    let meta = fs::metadata(&disk).unwrap();
+    assert_eq!(meta.mode() & 0o777, 0o600);
+    assert!(
+        meta.blocks() * 512 < 2 << 20,
+        "room costs nothing: {meta:?}"
+    );
+    let dump = tool("e2fsprogs", "dumpe2fs", &["-h", disk.to_str().unwrap()]);
+    assert!(dump.contains("has_journal"), "{dump}");
+    {
+        let mounted = Mounted::writable(&disk);
+        let given = mounted.path().join("etc/given");
+        assert_eq!(fs::read(&given).unwrap(), b"given");
+        assert_eq!(fs::metadata(&given).unwrap().uid(), 1000);
+        fs::write(given, vec![3; 1 << 20]).unwrap();
+        for index in 0..1_500 {
+            fs::write(mounted.path().join(index.to_string()), [7; 100]).unwrap();
+        }
+        fs::write(mounted.path().join("big"), vec![5; 64 << 20]).unwrap();
+    }
+    e2fsck(&disk);
+    let mounted = Mounted::new(&disk);
+    assert_eq!(fs::read(mounted.path().join("1499")).unwrap(), [7; 100]);
+    assert_eq!(
+        fs::metadata(mounted.path().join("big")).unwrap().len(),
+        64 << 20
+    );
 }

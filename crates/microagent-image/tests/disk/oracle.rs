@@ -78,18 +78,26 @@ pub(crate) fn e2fsck(disk: &Path) {
     tool("e2fsprogs", "e2fsck", &["-fn", disk.to_str().unwrap()]);
 }
 
-/// A disk mounted read-only, for as long as the value lives.
+/// A disk mounted, for as long as the value lives.
 pub(crate) struct Mounted(tempfile::TempDir);
 
 impl Mounted {
     pub(crate) fn new(disk: &Path) -> Self {
+        Self::with(disk, "loop,ro")
+    }
+
+    pub(crate) fn writable(disk: &Path) -> Self {
+        Self::with(disk, "loop,rw")
+    }
+
+    fn with(disk: &Path, options: &str) -> Self {
         let at = directory();
         tool(
             "mount",
             "mount",
             &[
                 "-o",
-                "loop,ro",
+                options,
                 disk.to_str().unwrap(),
                 at.path().to_str().unwrap(),
             ],

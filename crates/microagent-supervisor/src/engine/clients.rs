@@ -21,6 +21,10 @@ impl Engine {
             Ask::Halt { grace_ms } => Input::Halt { grace_ms },
             Ask::Stop { grace_ms } => Input::Stop { grace_ms },
             Ask::Kill => Input::Kill,
+            Ask::Condemn { reason } => match self.machine_to("condemned", &[State::Running]) {
+                Ok(_) => Input::Condemned { reason },
+                Err(refusal) => return self.answer(&reply, Err(refusal)),
+            },
         };
         // Answered when it is true.
         self.until_end.push(reply);
@@ -41,6 +45,8 @@ impl Engine {
             supervisor: self.setup.supervisor.clone(),
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
+            ports: self.setup.wiring.ports().to_vec(),
+            readiness: ReadinessReport::default(),
         }
     }
 
@@ -96,6 +102,7 @@ impl Engine {
         // Whatever came of the freezing, it is cut off.
         let severed = machine.sever();
         self.setup.sessions.close();
+        self.setup.wiring.close();
         if let Some(running) = &mut self.running {
             running.link = None;
         }
@@ -104,6 +111,15 @@ impl Engine {
         })?;
         self.feed(Input::Quarantined);
         Ok(())
+    }
+
+    pub(super) fn console(&self, reply: &Reply<SerialPort>) {
+        let from = [State::Starting, State::Running, State::Paused];
+        let port = self
+            .machine_to("attached to", &from)
+            .and_then(|machine| machine.console().map_err(|error| refused(&error)));
+        // A client that did not wait needs no answer.
+        let _ = reply.send(port);
     }
 
     pub(super) fn exec(&mut self, role: ExecRole, reply: Reply<PathBuf>) {
@@ -121,11 +137,16 @@ impl Engine {
             refusal => refusal,
         };
         if let Some(what) = refusal {
-            // A client that did not wait needs no answer.
-            let _ = reply.send(Err(conflict(format!(
-                "workspace {} {what}; no process was started",
+            let refused = conflict(format!(
+                "workspace {} {what}; nothing was started in it",
                 self.setup.spec.workspace
-            ))));
+            ));
+            // A client that did not wait needs no answer.
+            let _ = reply.send(Err(match self.life.state() {
+                State::Paused => refused.remedy("resume it first"),
+                State::Quarantined => refused.remedy("nothing reaches it any more; end it first"),
+                _ => refused,
+            }));
             return;
         }
         self.workload_asked |= role == ExecRole::Workload;

@@ -45,6 +45,7 @@ impl Engine {
             .filter(|_| with_console)
             .and_then(|running| running.console.last_lines());
         self.discard();
+        self.setup.wiring.close();
         let saved = self
             .saving
             .take()

@@ -28,6 +28,14 @@ impl Engine {
         let introduction = Introduction {
             hostname: self.setup.spec.hostname.clone(),
             network,
+            disks: disk_mounts(&self.setup.spec),
+            mediation: self
+                .setup
+                .spec
+                .mediation
+                .iter()
+                .map(|route| route.port)
+                .collect(),
         };
         let outbox = self.outbox.clone();
         let mut link = Link::listen(
@@ -105,25 +113,50 @@ fn may_retry(error: &microagent_hypervisor::Error) -> bool {
     )
 }
 
+/// The serial of the extra disk at this place.
+fn extra_serial(at: usize) -> String {
+    format!("disk{at}")
+}
+
+/// What the guest is told of the extra disks.
+fn disk_mounts(spec: &LaunchSpec) -> Vec<DiskMount> {
+    spec.disks
+        .iter()
+        .enumerate()
+        .map(|(at, disk)| DiskMount {
+            name: disk.name.to_string(),
+            serial: extra_serial(at),
+            mountpoint: disk.mountpoint.to_string(),
+            read_only: disk.read_only,
+        })
+        .collect()
+}
+
 fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
+    let mut disks = vec![
+        DiskSpec {
+            path: spec.base_disk.clone(),
+            serial: BASE_SERIAL.to_owned(),
+            read_only: true,
+        },
+        DiskSpec {
+            path: spec.scratch_disk.clone(),
+            serial: SCRATCH_SERIAL.to_owned(),
+            read_only: false,
+        },
+    ];
+    disks.extend(spec.disks.iter().enumerate().map(|(at, disk)| DiskSpec {
+        path: disk.path.clone(),
+        serial: extra_serial(at),
+        read_only: disk.read_only,
+    }));
     MachineSpec {
         name: spec.workspace.to_string(),
         memory: spec.memory,
         vcpus: spec.vcpus,
         kernel: spec.kernel.clone(),
         initramfs: spec.initramfs.clone(),
-        disks: vec![
-            DiskSpec {
-                path: spec.base_disk.clone(),
-                serial: BASE_SERIAL.to_owned(),
-                read_only: true,
-            },
-            DiskSpec {
-                path: spec.scratch_disk.clone(),
-                serial: SCRATCH_SERIAL.to_owned(),
-                read_only: false,
-            },
-        ],
+        disks,
         network: spec.network,
         vsock: VsockSpec {
             cid: GUEST_CID,

@@ -214,6 +214,17 @@ fn halt_and_stop_differ_in_what_they_promise() {
 }
 
 #[test]
+fn a_machine_that_is_not_well_fails_with_the_reason() {
+    let mut life = running();
+    let condemned = Input::Condemned {
+        reason: "no answer".to_owned(),
+    };
+    assert!(killed(&feed(&mut life, &[condemned])));
+    let (state, cause) = finished(&feed(&mut life, &[exited()]));
+    assert_eq!((state, cause), (State::Failed, EndCause::Unhealthy));
+}
+
+#[test]
 fn a_quarantined_machine_never_runs_again() {
     for (ask, state) in [
         (Input::Halt { grace_ms: 10 }, State::Halted),
@@ -356,6 +367,9 @@ fn any_input() -> impl Strategy<Value = Input> {
         any::<u64>().prop_map(|grace_ms| Input::Halt { grace_ms }),
         any::<u64>().prop_map(|grace_ms| Input::Stop { grace_ms }),
         Just(Input::Kill),
+        Just(Input::Condemned {
+            reason: String::new()
+        }),
         Just(Input::Paused),
         Just(Input::Resumed),
         Just(Input::Quarantined),

@@ -69,6 +69,8 @@ pub(crate) enum Input {
     Stop { grace_ms: u64 },
     /// An end at once is asked for.
     Kill,
+    /// An end at once is asked for because it is not well.
+    Condemned { reason: String },
     /// The vCPUs were frozen.
     Paused,
     /// The vCPUs were thawed.

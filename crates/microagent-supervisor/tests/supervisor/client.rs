@@ -9,8 +9,8 @@ use std::{
 };
 
 use microagent_protocol::{
-    BackendChoice, EndCause, ExecRequest, ExecRole, FrameKind, FrameReader, LaunchSpec, Mebibytes,
-    NetworkMode, State,
+    BackendChoice, EndCause, ExecRequest, ExecRole, FrameKind, FrameReader, LaunchSpec, LineReport,
+    Mebibytes, NetworkMode, ShellLine, ShellStart, State,
     exec::ExitReport,
     frame::{write_frame, write_json},
     supervisor::{
@@ -171,6 +171,34 @@ impl Client {
             .unwrap();
         assert_eq!(response.id, "7");
         response.into_result()
+    }
+
+    /// Sends a line to the shell, and gives what it is answered.
+    pub(crate) fn line(&mut self, line: &str) -> Result<Answer, ErrorReport> {
+        self.ask(Ask::Shell(ShellLine {
+            line: line.to_owned(),
+            shell: ShellStart {
+                program: "/bin/sh".to_owned(),
+                env: vec!["PATH=/bin".parse().unwrap()],
+                cwd: None,
+                user: None,
+            },
+            turn_limit_ms: Some(10_000),
+        }))
+    }
+
+    /// Everything until a line's end.
+    pub(crate) fn finish_line(&mut self) -> (String, String, LineReport) {
+        let (mut stdout, mut stderr) = (String::new(), String::new());
+        loop {
+            let frame = self.0.require().unwrap();
+            match frame.kind {
+                FrameKind::Stdout => stdout += std::str::from_utf8(frame.payload).unwrap(),
+                FrameKind::Stderr => stderr += std::str::from_utf8(frame.payload).unwrap(),
+                FrameKind::Exit => return (stdout, stderr, frame.json().unwrap()),
+                other => panic!("a {other:?} frame in a session"),
+            }
+        }
     }
 
     pub(crate) fn send(&self, kind: FrameKind, payload: &[u8]) {

@@ -11,7 +11,8 @@ use std::{
 
 use microagent_kernel::{GUEST_BINARY, KernelStore};
 use microagent_protocol::{
-    EndCause, EnvVar, ExecRole, ExitStatus, FrameKind, Mebibytes, StartFailure, State,
+    EndCause, EnvVar, ExecRole, ExitStatus, FrameKind, Mebibytes, ShellFate, ShellOrigin,
+    StartFailure, State,
     frame::write_frame,
     supervisor::{Answer, Command as Ask, EventKind},
 };
@@ -26,6 +27,10 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
     ("a_real_machine_runs_a_workload_to_its_end", runs),
     ("a_real_machine_relays_bulk_both_ways", bulk),
     ("a_real_machine_is_paused_quarantined_and_killed", controls),
+    (
+        "a_real_machine_keeps_a_shell_and_has_a_console",
+        shell_and_console,
+    ),
     ("a_real_machine_halts_and_powers_off_cleanly", ends),
     (
         "a_real_machine_leaves_nothing_when_its_supervisor_is_killed",
@@ -138,12 +143,18 @@ fn boot(workspace: &Workspace, owner: bool) -> Machine {
     machine
 }
 
-fn exec(machine: &Machine, role: ExecRole, stdin: bool, argv: &[&str]) -> Client {
-    let mut client = machine.client();
+/// A client that waits for as long as a boot on a busy host takes.
+fn patient(machine: &Machine) -> Client {
+    let client = machine.client();
     client
         .stream()
         .set_read_timeout(Some(Duration::from_secs(150)))
         .unwrap();
+    client
+}
+
+fn exec(machine: &Machine, role: ExecRole, stdin: bool, argv: &[&str]) -> Client {
+    let mut client = patient(machine);
     let mut request = request(role, stdin, argv);
     request.env = vec!["PATH=/bin".parse::<EnvVar>().unwrap()];
     match client.ask(Ask::Exec(request)) {
@@ -308,6 +319,63 @@ fn controls() {
     assert_eq!(state(client.ask(Ask::Kill)), State::Stopped);
     assert!(!alive(vmm));
     machine.until(|kind| matches!(kind, EventKind::Ended { .. }));
+    gone(&workspace, &machine);
+}
+
+fn shell_and_console() {
+    let workspace = workspace();
+    let machine = boot(&workspace, true);
+    let line = |line: &str, origin: ShellOrigin| {
+        let mut client = patient(&machine);
+        match client.line(line) {
+            Ok(Answer::Line { shell, .. }) => assert_eq!(shell, origin),
+            other => panic!("{line}: {other:?}"),
+        }
+        client.finish_line()
+    };
+    let first = line("cd /tmp; X='a  b'; echo oops >&2", ShellOrigin::Started);
+    assert_eq!((first.0.as_str(), first.1.as_str()), ("", "oops\n"));
+    let second = line("echo \"$X\"; pwd; (exit 7)", ShellOrigin::Running);
+    assert_eq!(second.0, "a  b\n/tmp\n");
+    assert_eq!(second.2.exit.status.code(), 7);
+    let started = Instant::now();
+    let lines = 20;
+    for _ in 0..lines {
+        line("true", ShellOrigin::Running);
+    }
+    println!(
+        "     a line takes {} ms",
+        started.elapsed().as_millis() / lines
+    );
+    let bulk = line("head -c 1048576 /dev/zero", ShellOrigin::Running);
+    assert_eq!(bulk.0.len(), 1 << 20);
+    let mut client = patient(&machine);
+    client.line("echo begun; sleep 600").unwrap();
+    client.send(FrameKind::Signal, &[2]);
+    assert_eq!(client.finish_line().2.shell, Some(ShellFate::Kept));
+    let last = line("exit 4", ShellOrigin::Running);
+    assert_eq!(last.2.shell, Some(ShellFate::Ended));
+    line("test -z \"$X\"", ShellOrigin::Restarted);
+
+    let mut console = patient(&machine);
+    assert_eq!(console.ask(Ask::Console), Ok(Answer::Attached));
+    let script = "echo ready >/dev/ttyS0; read l </dev/ttyS0; echo \"got-$l.\" >/dev/ttyS0";
+    let mut session = exec(&machine, ExecRole::Command, false, &["sh", "-c", script]);
+    let mut seen = String::new();
+    let mut until = |console: &mut Client, words: &str| {
+        while !seen.contains(words) {
+            let frame = console.0.require().unwrap();
+            assert_eq!(frame.kind, FrameKind::Stdout);
+            seen.push_str(&String::from_utf8_lossy(frame.payload));
+        }
+    };
+    until(&mut console, "ready");
+    console.send(FrameKind::Stdin, b"some words\r");
+    until(&mut console, "got-some words.");
+    assert_eq!(session.finish().2.unwrap().status.code(), 0);
+    // It ends with the machine.
+    machine.client().ask(Ask::Kill).unwrap();
+    while console.0.read().is_ok_and(|frame| frame.is_some()) {}
     gone(&workspace, &machine);
 }
 

@@ -4,8 +4,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
 mod client;
+mod copies;
 mod machines;
 mod vmm;
+mod wiring;
 
 use std::{
     io::{Read, Write},
@@ -17,9 +19,9 @@ use std::{
 
 use client::{Client, Workspace, alive, one_shot, one_shot_json, request};
 use microagent_protocol::{
-    EndCause, ExecRole, ExitStatus, FrameKind, StartFailure, State,
-    frame::write_frame,
-    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery},
+    EndCause, ExecRole, ExitStatus, FrameKind, ShellFate, ShellOrigin, StartFailure, State,
+    frame::{write_frame, write_json},
+    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery, Request},
 };
 use vmm::{Scripted, wait_for};
 
@@ -39,6 +41,22 @@ fn main() {
         .skip(1)
         .find(|argument| !argument.starts_with('-'));
     let scripted: &[(&str, fn())] = &[
+        (
+            "files_are_copied_both_ways",
+            copies::files_are_copied_both_ways,
+        ),
+        (
+            "a_copy_that_is_cut_is_no_copy",
+            copies::a_copy_that_is_cut_is_no_copy,
+        ),
+        (
+            "a_hostile_guest_ends_with_its_copy",
+            copies::a_hostile_guest_ends_with_its_copy,
+        ),
+        (
+            "nothing_is_copied_where_nothing_runs",
+            copies::nothing_is_copied_where_nothing_runs,
+        ),
         (
             "a_workload_runs_and_its_end_ends_the_machine",
             a_workload_runs_and_its_end_ends_the_machine,
@@ -117,6 +135,14 @@ fn main() {
             a_workload_outlives_its_client_unless_the_machine_is_owned,
         ),
         (
+            "a_machines_own_workload_needs_no_client",
+            a_machines_own_workload_needs_no_client,
+        ),
+        (
+            "a_workspace_has_one_machine_at_a_time",
+            a_workspace_has_one_machine_at_a_time,
+        ),
+        (
             "a_command_ends_with_its_client_and_signals_reach_it",
             a_command_ends_with_its_client_and_signals_reach_it,
         ),
@@ -135,11 +161,23 @@ fn main() {
         ),
         ("a_second_workload_is_refused", a_second_workload_is_refused),
         (
+            "a_line_is_relayed_with_what_became_of_the_shell",
+            a_line_is_relayed_with_what_became_of_the_shell,
+        ),
+        (
+            "who_gave_up_waiting_gets_nothing_run",
+            who_gave_up_waiting_gets_nothing_run,
+        ),
+        (
             "a_terminated_supervisor_ends_its_machine",
             a_terminated_supervisor_ends_its_machine,
         ),
     ];
-    let tests: Vec<_> = scripted.iter().chain(machines::TESTS).collect();
+    let tests: Vec<_> = scripted
+        .iter()
+        .chain(wiring::TESTS)
+        .chain(machines::TESTS)
+        .collect();
     if arguments.iter().any(|argument| argument == "--list") {
         for (name, _) in &tests {
             println!("{name}: test");
@@ -232,6 +270,71 @@ fn a_workload_runs_and_its_end_ends_the_machine() {
         (mode("events.jsonl"), mode("supervisor.log")),
         (0o600, 0o600)
     );
+}
+
+fn a_line_is_relayed_with_what_became_of_the_shell() {
+    let workspace = Workspace::new("normal");
+    let machine = workspace.boot(true);
+    for (line, fate) in [("echo", ShellFate::Kept), ("exit", ShellFate::Ended)] {
+        let mut client = machine.client();
+        assert_eq!(
+            client.line(line),
+            Ok(Answer::Line {
+                pid: 7,
+                shell: ShellOrigin::Restarted
+            })
+        );
+        let (stdout, _, report) = client.finish_line();
+        assert_eq!((stdout.as_str(), report.shell), (line, Some(fate)));
+        assert_eq!(report.exit.status.code(), 3);
+    }
+    let mut client = machine.client();
+    match client.line("busy") {
+        Ok(Answer::FailedToStart { reason, message }) => {
+            assert_eq!(
+                (reason, message.as_str()),
+                (StartFailure::Guest, "the shell is busy")
+            );
+        }
+        other => panic!("{other:?}"),
+    }
+    // The connection takes further requests, and what it became takes signals.
+    assert!(matches!(client.ask(Ask::Console), Err(error) if error.kind == ErrorKind::Unsupported));
+    client.line("wait").unwrap();
+    client.send(FrameKind::Signal, &[2]);
+    assert_eq!(client.finish_line().0, "wait");
+    drop(machine.events);
+    wait_for(SOON, || !alive(machine.launched.supervisor.pid));
+}
+
+fn who_gave_up_waiting_gets_nothing_run() {
+    let workspace = Workspace::new("late");
+    let machine = workspace.boot(false);
+    let marker = workspace.root.path().join("ran");
+    let touch = |name: &std::path::Path| {
+        Ask::Exec(request(
+            ExecRole::Command,
+            false,
+            &["touch", name.to_str().unwrap()],
+        ))
+    };
+    let impatient = machine.client();
+    write_json(
+        &mut impatient.stream(),
+        FrameKind::Request,
+        &Request::new(touch(&marker)),
+    )
+    .unwrap();
+    drop(impatient);
+    std::fs::write(workspace.spec.directory.join("go"), "").unwrap();
+    let mut patient = machine.client();
+    assert!(matches!(
+        patient.ask(touch(&workspace.root.path().join("other"))),
+        Ok(Answer::Started { .. })
+    ));
+    patient.finish();
+    machine.client().ask(Ask::Kill).unwrap();
+    assert!(!marker.exists());
 }
 
 fn a_clean_workload_ends_halted_and_the_next_boot_goes_on_counting() {
@@ -753,6 +856,43 @@ fn a_workload_outlives_its_client_unless_the_machine_is_owned() {
     let (state, cause, _) = machine.end();
     assert_eq!((state, cause), (State::Failed, EndCause::WorkloadFinished));
     assert_eq!(workspace.result().stdout.data, "still here\n");
+    gone(&workspace, &machine);
+}
+
+fn a_machines_own_workload_needs_no_client() {
+    let mut workspace = Workspace::new("normal");
+    workspace.spec.workload = Some(request(
+        ExecRole::Workload,
+        false,
+        &["sh", "-c", "echo by itself; exit 5"],
+    ));
+    let mut machine = workspace.boot(false);
+    let (state, cause, _) = machine.end();
+    assert_eq!((state, cause), (State::Failed, EndCause::WorkloadFinished));
+    assert_eq!(workspace.result().stdout.data, "by itself\n");
+    gone(&workspace, &machine);
+
+    let mut workspace = Workspace::new("normal");
+    workspace.spec.workload = Some(request(ExecRole::Workload, false, &["/no/such/program"]));
+    let mut machine = workspace.boot(false);
+    assert_eq!(machine.end().0, State::Failed);
+    assert_eq!(workspace.result().exit_code, Some(127));
+    gone(&workspace, &machine);
+}
+
+fn a_workspace_has_one_machine_at_a_time() {
+    let workspace = Workspace::new("normal");
+    let mut machine = workspace.boot(false);
+    machine.ready();
+    let mut second = workspace.spec.clone();
+    second.runtime_dir = workspace.root.path().join("run-2");
+    std::fs::create_dir(&second.runtime_dir).unwrap();
+    std::fs::set_permissions(&second.runtime_dir, std::fs::Permissions::from_mode(0o700)).unwrap();
+    let (refused, exited_well) = one_shot(Ask::Launch(Box::new(second)));
+    assert_eq!(refused.unwrap_err().kind, ErrorKind::Conflict);
+    assert!(!exited_well);
+    machine.client().ask(Ask::Kill).unwrap();
+    machine.end();
     gone(&workspace, &machine);
 }
 

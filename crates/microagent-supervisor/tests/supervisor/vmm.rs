@@ -24,8 +24,8 @@ use microagent_hypervisor::{
     Capabilities, Error, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
 };
 use microagent_protocol::{
-    Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, NetworkMode, ProcessIdentity,
-    StartFailure,
+    Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, LineReport, NetworkMode,
+    ProcessIdentity, ShellFate, ShellLine, ShellOrigin, StartFailure,
     exec::ExitReport,
     frame::{write_frame, write_json},
     guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
@@ -81,6 +81,7 @@ impl Hypervisor for Scripted {
             pause: true,
             user_network: true,
             sever: true,
+            console: false,
         }
     }
 
@@ -280,6 +281,10 @@ pub(crate) fn main(arguments: &[String]) -> ! {
         });
         std::process::exit(0);
     }
+    if script == "late" {
+        let go = Path::new(console).with_file_name("go");
+        wait_for(Duration::from_secs(30), || go.exists());
+    }
     send(&GuestMessage::Ready { uptime_ms: 2 });
     let control = link.try_clone().unwrap();
     std::thread::spawn(move || {
@@ -310,6 +315,53 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     }
 }
 
+/// A line of a shell that says what it was told, and ends with it if that is `exit`.
+fn shell(stream: &mut UnixStream, reader: &mut FrameReader<UnixStream>, line: &ShellLine) {
+    if line.line == "busy" {
+        let reply = SessionReply::Failed {
+            reason: StartFailure::Guest,
+            message: "the shell is busy".to_owned(),
+        };
+        return write_json(stream, FrameKind::Header, &reply).unwrap();
+    }
+    let reply = SessionReply::Line {
+        pid: 7,
+        shell: ShellOrigin::Restarted,
+    };
+    write_json(stream, FrameKind::Header, &reply).unwrap();
+    write_frame(stream, FrameKind::Stdout, line.line.as_bytes()).unwrap();
+    if line.line == "wait" {
+        let frame = reader.require().unwrap();
+        assert_eq!((frame.kind, frame.payload), (FrameKind::Signal, &[2][..]));
+    }
+    let report = LineReport {
+        exit: ExitReport {
+            status: ExitStatus::Exited { code: 3 },
+            oom_kills: 0,
+        },
+        shell: Some(if line.line == "exit" {
+            ShellFate::Ended
+        } else {
+            ShellFate::Kept
+        }),
+    };
+    write_json(stream, FrameKind::Exit, &report).unwrap();
+}
+
+/// One forwarded connection; the host's loopback is the guest's.
+fn forward(mut stream: UnixStream, port: u16) {
+    let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
+        let reply = SessionReply::Failed {
+            reason: StartFailure::NotFound,
+            message: format!("nothing answers at \u{1b}[2J{port}"),
+        };
+        write_json(&mut stream, FrameKind::Header, &reply).unwrap();
+        return;
+    };
+    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened).unwrap();
+    let _ = microagent_relay::join(&stream, &server);
+}
+
 /// One exec session, run as a process of the host.
 fn session(mut stream: UnixStream, control: &UnixStream) {
     let mut line = Vec::new();
@@ -321,11 +373,19 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     assert_eq!(line, b"CONNECT 1024\n");
     stream.write_all(b"OK 1234\n").unwrap();
     let mut reader = FrameReader::new(stream.try_clone().unwrap());
-    let SessionRequest::Exec(request) = reader
+    let opening = reader
         .require()
         .unwrap()
         .expect_json(FrameKind::Header, "a header")
         .unwrap();
+    let request = match opening {
+        SessionRequest::Exec(request) => request,
+        SessionRequest::Shell(line) => return shell(&mut stream, &mut reader, &line),
+        copy @ (SessionRequest::CopyOut(_) | SessionRequest::CopyIn(_)) => {
+            return crate::copies::guest(stream, copy);
+        }
+        SessionRequest::Forward { port } => return forward(stream, port),
+    };
     match request.argv[0].as_str() {
         "violate" => {
             write_json(

@@ -11,20 +11,18 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, EndCause, State, Timestamp, TtySize,
+    Backend, EndCause, PublishedPort, State, Timestamp, TtySize,
     exec::{ExecRequest, ExitReport, ExitStatus},
     supervisor::{Event, EventKind},
 };
 
-use super::{
-    Happening,
-    session::{Session, Sinks},
-};
+use super::Happening;
 use crate::{
     config::Config,
     error::{Error, Result},
     event::RunEvent,
     io::{Control, EventSink},
+    session::{Session, Sinks},
     supervisor::client::Supervisor,
 };
 
@@ -53,6 +51,7 @@ pub(crate) struct Driven {
     pub(crate) started_at: Option<Timestamp>,
     pub(crate) exited_at: Option<Timestamp>,
     pub(crate) exit: Option<ExitReport>,
+    pub(crate) ports: Vec<PublishedPort>,
     pub(crate) state: Option<State>,
     pub(crate) end: Option<EndCause>,
     pub(crate) detail: Option<String>,
@@ -78,7 +77,8 @@ pub(crate) struct Drive<'a> {
     events: &'a EventSink,
     sender: &'a Sender<Happening>,
     sinks: &'a Sinks,
-    keep: bool,
+    /// Whether the machine is left to end by itself.
+    clean: bool,
     seen: Driven,
     stage: Stage,
     session: Option<Session>,
@@ -104,7 +104,7 @@ impl<'a> Drive<'a> {
         events: &'a EventSink,
         sender: &'a Sender<Happening>,
         sinks: &'a Sinks,
-        keep: bool,
+        clean: bool,
     ) -> Self {
         Self {
             config,
@@ -112,7 +112,7 @@ impl<'a> Drive<'a> {
             events,
             sender,
             sinks,
-            keep,
+            clean,
             seen: Driven::default(),
             stage: Stage::Over,
             session: None,
@@ -156,15 +156,15 @@ impl<'a> Drive<'a> {
                     gone = true;
                     self.deadline = Some((Instant::now() + DRAIN_LIMIT, Overdue::Machine));
                 }
-                Happening::SessionStarted => self.started(has_setup),
+                Happening::SessionStarted(_) => self.started(has_setup),
                 Happening::SessionEnded(ended) => {
                     self.session = None;
-                    if self.ended(ended) {
+                    if self.ended(ended.map(|report| report.exit)) {
                         self.next(&mut setups, &mut command);
                     }
                 }
                 Happening::OutputFailed(error) => self.output_failed(error),
-                Happening::Prepared(_) => {}
+                Happening::Prepared => {}
             }
         }
         self.seen.shutdown = self.over.map(|over| over.elapsed());
@@ -244,8 +244,10 @@ impl<'a> Drive<'a> {
                 _ if self.over.is_some() => {} // It ended already.
                 _ => self.fail(Error::Cancelled { signal }),
             },
-            Control::Kill if self.running || self.over.is_some() => self.end_machine(),
-            Control::Kill => self.fail(Error::Cancelled { signal: SIGKILL }),
+            Control::Kill | Control::Detach if self.running || self.over.is_some() => {
+                self.end_machine();
+            }
+            Control::Kill | Control::Detach => self.fail(Error::Cancelled { signal: SIGKILL }),
         }
     }
 
@@ -253,6 +255,7 @@ impl<'a> Drive<'a> {
         self.seen.state = Some(event.state);
         match &event.kind {
             EventKind::Starting { backend, .. } => self.seen.backend = Some(*backend),
+            EventKind::PortsPublished { ports } => self.seen.ports.clone_from(ports),
             EventKind::VmmStarted { ms, .. } => self.seen.vmm_ms = Some(*ms),
             EventKind::GuestReady { ms } => self.seen.ready_ms = Some(*ms),
             EventKind::Ended { cause, detail, .. } => {
@@ -299,7 +302,7 @@ impl<'a> Drive<'a> {
             }
             (Stage::Command, Ok(report)) => {
                 self.seen.exit = Some(report);
-                if self.keep {
+                if self.clean {
                     self.expect_end(self.config.timeouts.grace);
                 } else {
                     self.end_machine();

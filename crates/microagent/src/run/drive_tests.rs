@@ -25,10 +25,13 @@ use super::{
     Happening,
     drive::{Drive, Driven, Setup},
     follow,
-    output::Output,
-    session::{Sinks, lock},
 };
-use crate::{Config, Error, RunIo, SupervisorProgram, io::Parts, supervisor::client::Supervisor};
+use crate::{
+    Config, Error, RunIo, SupervisorProgram,
+    io::Parts,
+    session::{Sinks, lock},
+    supervisor::client::Supervisor,
+};
 
 /// What the scripted supervisor does with a process it is asked to run.
 type Script = fn(&ExecRequest, &mut FrameReader<UnixStream>, &mut UnixStream);
@@ -147,14 +150,9 @@ impl Rig {
         });
         let mut parts = io.into_parts();
         follow(machine, parts.sender.clone());
-        let sink = |writer| Arc::new(Mutex::new(Output::new(writer, 1024)));
         let stdout = std::mem::replace(&mut parts.stdout, Box::new(io::sink()));
         let stderr = std::mem::replace(&mut parts.stderr, Box::new(io::sink()));
-        let sinks = Sinks {
-            stdout: sink(stdout),
-            stderr: sink(stderr),
-            own: true,
-        };
+        let sinks = Sinks::new(stdout, stderr, 1024);
         let mut config = Config::new(Path::new("/"), "/", SupervisorProgram::ThisProgram);
         config.timeouts.shutdown = Duration::from_secs(5);
         Self {

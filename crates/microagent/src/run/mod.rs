@@ -1,83 +1,78 @@
 //! The way of a run: image and kernel, workspace, machine, command, and everything away again.
 
-mod drive;
+pub(crate) mod drive;
 #[cfg(test)]
 mod drive_tests;
 mod outcome;
-mod output;
-mod phases;
+pub(crate) mod phases;
 pub(crate) mod prepare;
-mod session;
 
 use std::{
     io,
+    path::Path,
     sync::{
-        Arc, Mutex,
-        mpsc::{Receiver, Sender},
+        Arc,
+        mpsc::{Receiver, Sender, channel},
     },
     thread,
-    time::{Duration, Instant, SystemTime},
+    time::{Duration, Instant},
 };
 
 use microagent_image::Reference;
-use microagent_protocol::{
-    LaunchSpec, VcpuCount, WorkspaceName,
-    exec::{ExecRequest, ExitReport},
-    supervisor::Event,
-};
+use microagent_protocol::{ExtraDisk, LineReport, ShellOrigin, WorkspaceName, supervisor::Event};
 
 use self::{
     drive::{Drive, Setup},
     outcome::Outcome,
-    output::Output,
     prepare::Prepared,
-    session::Sinks,
 };
 use crate::{
     command,
     config::Config,
+    directories::{self, Directory, RuntimeDirectory},
     error::{Error, Result},
     event::RunEvent,
+    hostname,
     io::{Control, EventSink, Parts, RunIo},
     name,
     options::{Resources, RunOptions},
     result::RunResult,
-    supervisor::{
-        client::{Events, Supervisor},
-        program,
+    session::Sinks,
+    supervisor::client::{Events, Supervisor},
+    workspaces::{
+        self,
+        launch::{self, Launch},
     },
-    workspace::{self, Manifest, Workspace},
 };
 
 /// Whatever a run waits for, in the order it happens.
 pub(crate) enum Happening {
     /// The caller steers.
     Control(Control),
-    /// The image and the kernel are ready, or cannot be.
-    Prepared(Box<Result<Prepared>>),
+    /// What was prepared in a thread is ready, or cannot be.
+    Prepared,
     /// The supervisor told of an event.
     Machine(Event),
     /// The supervisor is gone.
     MachineGone,
-    /// The process of the session runs.
-    SessionStarted,
+    /// The process of the session runs; for a line, in this shell.
+    SessionStarted(Option<ShellOrigin>),
     /// The session is over.
-    SessionEnded(Result<ExitReport>),
+    SessionEnded(Result<LineReport>),
     /// The caller's writer failed.
     OutputFailed(io::Error),
 }
 
 /// What was asked for, checked.
-struct Plan {
-    reference: Reference,
-    name: WorkspaceName,
-    hostname: String,
-    resources: Resources,
-    vcpus: VcpuCount,
+pub(crate) struct Plan {
+    pub(crate) reference: Reference,
+    pub(crate) name: WorkspaceName,
+    pub(crate) hostname: String,
+    pub(crate) resources: Resources,
 }
 
 impl Plan {
-    fn new(config: &Config, options: &RunOptions) -> Result<Self> {
+    pub(crate) fn new(config: &Config, options: &RunOptions) -> Result<Self> {
         command::check(options)?;
         if !config.state_dir.is_absolute() {
             let reason = format!("{} is not absolute", config.state_dir.display());
@@ -92,6 +87,7 @@ impl Plan {
         };
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
+        options.wiring.check()?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::invalid(
                 "--timeout",
@@ -99,29 +95,18 @@ impl Plan {
             ));
         }
         let resources = options.resources();
-        let vcpus = VcpuCount::try_from(resources.cpu_count)
-            .map_err(|error| Error::invalid("--cpus", error.to_string()))?;
         Ok(Self {
             reference,
             name,
             hostname,
             resources,
-            vcpus,
         })
     }
 }
 
 /// What Linux and resolvers take as a host name: labels of letters, digits and inner hyphens.
 fn check_hostname(hostname: &str) -> Result<()> {
-    let label = |label: &str| {
-        !label.is_empty()
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-            && label
-                .bytes()
-                .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
-    };
-    if hostname.len() <= 63 && hostname.split('.').all(label) {
+    if hostname::check(hostname) {
         return Ok(());
     }
     Err(Error::invalid(
@@ -142,7 +127,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         sender,
         receiver,
     } = io.into_parts();
-    workspace::sweep(config);
+    directories::sweep(config);
 
     let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
     let workload = command::workload(options, &prepared.image.config, stdin.is_some())?;
@@ -159,33 +144,41 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         .collect::<Result<_>>()?;
 
     let making = Instant::now();
-    let workspace = Workspace::create(config, &plan.name)?;
+    let directory = Directory::create(config, &plan.name)?;
     events(RunEvent::Workspace {
         name: plan.name.to_string(),
     });
-    fill(&workspace, options, &plan, &prepared, &workload)?;
+    let argv = workload.argv.clone();
+    let kept = Some(workload.clone());
+    let mut manifest = workspaces::make_manifest(&plan, options, &prepared, kept, !options.keep)?;
+    manifest.disks = disks_or_cancel(options, directory.path(), &events, &sender, &receiver)?;
+    workspaces::fill(&directory, &manifest)?;
+    let runtime = RuntimeDirectory::make(config)?;
     prepared.phases.add("workspace", making.elapsed());
 
-    let argv = workload.argv.clone();
-    let launched = program::launch(
-        config,
-        launch_spec(config, options, &plan, &prepared, &workspace),
-    )?;
+    let how = Launch {
+        resources: plan.resources,
+        workload: None,
+        owned: true,
+        time_limit: options.timeout,
+    };
+    let launched = launch::launch(config, &manifest, directory.path(), &runtime, how)?;
     let (supervisor, machine) = Supervisor::own(plan.name.as_str(), &launched)?;
     follow(machine, sender.clone());
-    let limit = config.capture_limit;
-    let sinks = Sinks {
-        stdout: Arc::new(Mutex::new(Output::new(stdout, limit))),
-        stderr: Arc::new(Mutex::new(Output::new(stderr, limit))),
-        own: true,
-    };
-    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, options.keep)
+    let sinks = Sinks::new(stdout, stderr, config.capture_limit);
+    // What is to outlive the machine has to be written out by it.
+    let clean = options.keep || options.wiring.writes_outside();
+    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
+    drop(runtime);
     if options.keep {
-        workspace.keep();
+        if driven.started_at.is_some() {
+            launch::setup_is_done(directory.path())?;
+        }
+        directory.keep();
     } else {
-        drop(workspace);
+        drop(directory);
     }
     let Prepared {
         image,
@@ -205,8 +198,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     .into_result(&sinks, phases.clone(), begun)
 }
 
-/// Gets image and kernel ready in a thread, so that the caller can give up meanwhile. The thread
-/// then ends by itself; whatever it does is safe to be left half done.
+/// Gets image and kernel ready.
 fn prepare_or_cancel(
     config: &Config,
     options: &RunOptions,
@@ -216,87 +208,58 @@ fn prepare_or_cancel(
     receiver: &Receiver<Happening>,
 ) -> Result<Prepared> {
     let (config, options, reference) = (config.clone(), options.clone(), plan.reference.clone());
-    let (listener, done) = (Arc::clone(events), sender.clone());
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        prepare::prepare(&config, &options, &reference, &listener)
+    })
+}
+
+/// Gets the extra disks ready.
+fn disks_or_cancel(
+    options: &RunOptions,
+    directory: &Path,
+    events: &EventSink,
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+) -> Result<Vec<ExtraDisk>> {
+    let (wiring, directory) = (options.wiring.clone(), directory.to_owned());
+    if !wiring.has_bundles() {
+        return wiring.disks(&directory, events);
+    }
+    let listener = Arc::clone(events);
+    or_cancel(sender, receiver, move || {
+        wiring.disks(&directory, &listener)
+    })
+}
+
+/// Does what takes time in a thread, so that the caller can give up meanwhile. The thread then
+/// ends by itself; whatever it does is safe to be left half done.
+fn or_cancel<T: Send + 'static>(
+    sender: &Sender<Happening>,
+    receiver: &Receiver<Happening>,
+    work: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let (result, done) = channel();
+    let bell = sender.clone();
     thread::spawn(move || {
-        let prepared = prepare::prepare(&config, &options, &reference, &listener);
         // Nobody waits any more when the run was cancelled.
-        let _ = done.send(Happening::Prepared(Box::new(prepared)));
+        let _ = result.send(work());
+        let _ = bell.send(Happening::Prepared);
     });
     loop {
         match receiver.recv() {
-            Ok(Happening::Prepared(prepared)) => return *prepared,
+            Ok(Happening::Prepared) => {
+                return done.recv().unwrap_or(Err(Error::Cancelled { signal: 15 }));
+            }
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
             }
-            Ok(Happening::Control(Control::Kill)) => return Err(Error::Cancelled { signal: 9 }),
+            Ok(Happening::Control(Control::Kill | Control::Detach)) => {
+                return Err(Error::Cancelled { signal: 9 });
+            }
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }
-    }
-}
-
-/// Puts the scratch disk and the manifest into a new workspace.
-fn fill(
-    workspace: &Workspace,
-    options: &RunOptions,
-    plan: &Plan,
-    prepared: &Prepared,
-    workload: &ExecRequest,
-) -> Result<()> {
-    workspace.write_manifest(&Manifest {
-        format: Manifest::format(),
-        name: plan.name.clone(),
-        ephemeral: !options.keep,
-        created_at: SystemTime::now().into(),
-        image: prepared.image.info.clone(),
-        kernel: prepared.kernel.info.clone(),
-        resources: plan.resources,
-        network: options.network,
-        hostname: plan.hostname.clone(),
-        workload: workload.clone(),
-        runtime_dir: workspace.runtime_dir.clone(),
-    })?;
-    let path = workspace.scratch();
-    microagent_image::disk::create_scratch(&path, plan.resources.size_mib.0.into()).map_err(
-        |error| Error::Scratch {
-            path,
-            reason: error.to_string(),
-        },
-    )
-}
-
-fn launch_spec(
-    config: &Config,
-    options: &RunOptions,
-    plan: &Plan,
-    prepared: &Prepared,
-    workspace: &Workspace,
-) -> LaunchSpec {
-    LaunchSpec {
-        workspace: plan.name.clone(),
-        directory: workspace.directory.clone(),
-        runtime_dir: workspace.runtime_dir.clone(),
-        backend: options.backend,
-        host_cache: Some(config.host_cache_dir()),
-        memory: plan.resources.memory_mib,
-        vcpus: plan.vcpus,
-        kernel: prepared.kernel.kernel.clone(),
-        initramfs: prepared.kernel.initramfs.clone(),
-        base_disk: prepared.image.disk.path.clone(),
-        scratch_disk: workspace.scratch(),
-        disks: Vec::new(),
-        network: options.network,
-        publish: Vec::new(),
-        mediation: Vec::new(),
-        workload: None,
-        artifacts: Vec::new(),
-        hostname: plan.hostname.clone(),
-        boot_timeout_ms: millis(config.timeouts.boot),
-        time_limit_ms: options.timeout.map(millis),
-        owned: true,
-        ephemeral: !options.keep,
-        capture_limit: config.capture_limit,
-        console_limit: config.console_limit,
     }
 }
 

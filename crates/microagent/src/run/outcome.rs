@@ -8,17 +8,14 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport},
 };
 
-use super::{
-    drive::Driven,
-    phases::Phases,
-    session::{Sinks, lock},
-};
+use super::{drive::Driven, phases::Phases};
 use crate::{
     command::SHELL,
     config::Config,
     error::{Error, Result},
     options::RunOptions,
-    result::{ImageInfo, KernelInfo, RunResult, exit_code},
+    result::{ImageInfo, KernelInfo, RunResult, exit_code, start_failure_kind},
+    session::{Sinks, lock},
 };
 
 /// What was seen, and what had been asked for.
@@ -68,6 +65,7 @@ impl Outcome<'_> {
             kernel: self.kernel.clone(),
             resources: self.options.resources(),
             network: self.options.network,
+            ports: driven.ports,
             command: self.argv,
             kept: self.options.keep,
             exit_code: exit_code(exit.as_ref(), end),
@@ -177,13 +175,7 @@ impl Outcome<'_> {
     }
 
     fn start_failure(&self, reason: StartFailure, message: &str) -> ErrorReport {
-        let kind = match reason {
-            StartFailure::NotFound | StartFailure::UnknownUser => ErrorKind::NotFound,
-            StartFailure::Guest => ErrorKind::Transient,
-            StartFailure::NotExecutable | StartFailure::BadWorkdir | StartFailure::Invalid => {
-                ErrorKind::Invalid
-            }
-        };
+        let kind = start_failure_kind(reason);
         if reason == StartFailure::NotFound && self.options.shell.is_some() {
             let image = &self.options.image;
             return ErrorReport::new(kind, format!("{image} has no shell: {message}."))
@@ -209,6 +201,7 @@ fn describe(end: EndCause) -> &'static str {
         EndCause::VmmDied => "the virtual machine monitor ended unexpectedly",
         EndCause::Requested => "it was asked to end",
         EndCause::Killed => "it was killed",
+        EndCause::Unhealthy => "its health probes failed",
         EndCause::TimedOut => "the time limit was over",
         EndCause::OutOfMemory => "the guest ran out of memory",
         EndCause::OwnerGone => "its owner let it go",

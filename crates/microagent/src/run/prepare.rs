@@ -29,6 +29,8 @@ pub(crate) struct PreparedKernel {
     pub(crate) info: KernelInfo,
     pub(crate) kernel: PathBuf,
     pub(crate) initramfs: PathBuf,
+    /// The SHA-256 of the initramfs, in hexadecimal.
+    pub(crate) initramfs_sha256: String,
 }
 
 /// Both.
@@ -116,7 +118,7 @@ pub(crate) fn kernel(
 
 /// An installed kernel with its initramfs.
 pub(crate) fn ready(store: &KernelStore, record: &KernelRecord) -> Result<PreparedKernel> {
-    let initramfs = store.initramfs(record, GUEST_BINARY)?.path;
+    let initramfs = store.initramfs(record, GUEST_BINARY)?;
     let info = KernelInfo {
         id: record.id.clone(),
         release: record.release.clone(),
@@ -125,6 +127,7 @@ pub(crate) fn ready(store: &KernelStore, record: &KernelRecord) -> Result<Prepar
     Ok(PreparedKernel {
         info,
         kernel: store.vmlinux(record),
-        initramfs,
+        initramfs: initramfs.path,
+        initramfs_sha256: initramfs.sha256,
     })
 }

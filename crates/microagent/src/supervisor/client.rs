@@ -8,10 +8,10 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader,
+    FrameError, FrameKind, FrameReader, ShellOrigin,
     exec::{ExecRequest, ExitStatus},
     frame,
-    supervisor::{Answer, Command, Event, Launched, Request, Response},
+    supervisor::{Answer, Command, Event, Launched, Request, Response, Status},
 };
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
@@ -20,6 +20,70 @@ use crate::error::{Error, Result};
 
 /// How long an answer to a control command may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
+
+/// The way to a machine that runs, whoever launched it.
+#[derive(Clone, Debug)]
+pub(crate) struct Control {
+    subject: String,
+    socket: PathBuf,
+}
+
+impl Control {
+    /// Of the workspace `subject`, whose supervisor listens at `socket`.
+    pub(crate) fn new(subject: &str, socket: PathBuf) -> Self {
+        Self {
+            subject: subject.to_owned(),
+            socket,
+        }
+    }
+
+    /// Asks one thing on a connection of its own. `limit` is for the answer.
+    pub(crate) fn ask(&self, command: Command, limit: Duration) -> Result<Answer> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        request(&self.subject, &mut stream, command, Some(limit))
+    }
+
+    /// Asks what is answered with the machine's status.
+    pub(crate) fn status(&self, command: Command, limit: Duration) -> Result<Status> {
+        match self.ask(command, limit)? {
+            Answer::Status(status) => Ok(*status),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// The events of this boot, those that happened already first.
+    pub(crate) fn subscribe(&self) -> Result<Events> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        let command = Command::Subscribe { owner: false };
+        match request(&self.subject, &mut stream, command, Some(ANSWER_LIMIT))? {
+            Answer::Subscribed => Ok(Events(FrameReader::new(stream))),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// Whose machine it is.
+    pub(crate) fn subject(&self) -> &str {
+        &self.subject
+    }
+
+    /// A connection that has become a copy's session. Waits until the guest is ready.
+    pub(crate) fn copy(&self, command: Command) -> Result<UnixStream> {
+        let mut stream = connect(&self.subject, &self.socket)?;
+        match request(&self.subject, &mut stream, command, None)? {
+            Answer::Copying => Ok(stream),
+            _ => Err(unexpected(&self.subject)),
+        }
+    }
+
+    /// A session, to be opened once the guest is ready.
+    pub(crate) fn open(&self, command: Command) -> Result<Opening> {
+        Ok(Opening {
+            subject: self.subject.clone(),
+            stream: connect(&self.subject, &self.socket)?,
+            command,
+        })
+    }
+}
 
 /// One machine's supervisor, owned: when this value goes, so does the machine.
 #[derive(Debug)]
@@ -62,12 +126,8 @@ impl Supervisor {
     }
 
     /// Starts a process in the guest, once the guest is ready.
-    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Exec> {
-        Ok(Exec {
-            subject: self.subject.clone(),
-            stream: connect(&self.subject, &self.socket)?,
-            request: exec,
-        })
+    pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Opening> {
+        Control::new(&self.subject, self.socket.clone()).open(Command::Exec(exec))
     }
 
     /// Ends the machine at once. That it is gone already is fine.
@@ -120,32 +180,39 @@ impl Events {
     }
 }
 
-/// How an exec began.
+/// How a session began.
 pub(crate) enum Begun {
-    /// It runs; the stream is its session.
-    Running(UnixStream),
-    /// It never ran.
+    /// A process runs; the stream is its session.
+    Process(UnixStream),
+    /// A line runs in this shell; the stream is its session.
+    Line(UnixStream, ShellOrigin),
+    /// The stream is the serial console.
+    Console(UnixStream),
+    /// The process or the line never ran.
     Failed(ExitStatus),
 }
 
 /// A session about to be opened.
-pub(crate) struct Exec {
+pub(crate) struct Opening {
     subject: String,
     pub(crate) stream: UnixStream,
-    request: ExecRequest,
+    command: Command,
 }
 
-impl Exec {
-    /// Waits until the process runs, or cannot.
+impl Opening {
+    /// Waits until it has begun, or cannot.
     pub(crate) fn start(mut self) -> Result<Begun> {
-        let command = Command::Exec(self.request);
-        match request(&self.subject, &mut self.stream, command, None)? {
-            Answer::Started { .. } => Ok(Begun::Running(self.stream)),
-            Answer::FailedToStart { reason, message } => {
-                Ok(Begun::Failed(ExitStatus::FailedToStart { reason, message }))
-            }
-            _ => Err(unexpected(&self.subject)),
-        }
+        Ok(
+            match request(&self.subject, &mut self.stream, self.command, None)? {
+                Answer::Started { .. } => Begun::Process(self.stream),
+                Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
+                Answer::Attached => Begun::Console(self.stream),
+                Answer::FailedToStart { reason, message } => {
+                    Begun::Failed(ExitStatus::FailedToStart { reason, message })
+                }
+                _ => return Err(unexpected(&self.subject)),
+            },
+        )
     }
 }
 

@@ -1,17 +1,13 @@
 //! The options of `microagent run`, and what they mean to the library.
 
-use std::{fs, path::PathBuf, str::FromStr, time::Duration};
+use std::time::Duration;
 
 use clap::{Args, error::ErrorKind};
-use microagent::{
-    BackendChoice, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform, Profile,
-    PullPolicy, Reference, RunOptions, TtySize, VcpuCount, WorkspaceName, env_file,
-};
+use microagent::{Error, RunOptions, TtySize, WorkspaceName};
 
 use crate::{
-    cli::run_error,
-    refusals::{self, RefusedFlags},
-    surroundings,
+    cli::usage,
+    options::{Words, WorkspaceArgs, duration},
 };
 
 const EXAMPLES: &str = "\
@@ -50,30 +46,6 @@ pub(crate) struct RunArgs {
     )]
     rest: Vec<String>,
 
-    /// The image, when it does not stand before the command
-    #[arg(long = "image", value_name = "IMAGE", help_heading = "Command")]
-    image: Option<String>,
-    /// Run this string in the image's /bin/sh
-    #[arg(long, value_name = "STRING", help_heading = "Command")]
-    exec: Option<String>,
-    /// Run this program instead of the image's entrypoint ("" for none)
-    #[arg(long, value_name = "PROGRAM", help_heading = "Command")]
-    entrypoint: Option<String>,
-    /// Run this string in the image's /bin/sh first; repeatable, in order
-    #[arg(long, value_name = "STRING", help_heading = "Command")]
-    setup: Vec<String>,
-    /// Set a variable, or take its value from here (-e NAME); repeatable
-    #[arg(long, short, value_name = "NAME[=VALUE]", help_heading = "Command")]
-    env: Vec<EnvArg>,
-    /// Set the variables in this file, a NAME[=VALUE] a line; repeatable, -e goes over it
-    #[arg(long, value_name = "FILE", help_heading = "Command")]
-    env_file: Vec<PathBuf>,
-    /// Run in this directory; made if it is missing
-    #[arg(long, short, value_name = "DIR", help_heading = "Command")]
-    workdir: Option<String>,
-    /// Run as this user: NAME, UID, NAME:GROUP or UID:GID of the guest
-    #[arg(long, short, value_name = "USER", help_heading = "Command")]
-    user: Option<String>,
     /// Pass standard input on
     #[arg(long, short, help_heading = "Command")]
     interactive: bool,
@@ -84,9 +56,6 @@ pub(crate) struct RunArgs {
     /// Name the workspace [default: a readable one is made up]
     #[arg(long, value_name = "NAME", help_heading = "Workspace")]
     name: Option<WorkspaceName>,
-    /// The guest's host name [default: the workspace's name]
-    #[arg(long, value_name = "NAME", help_heading = "Workspace")]
-    hostname: Option<String>,
     /// Remove the workspace afterwards; this is the default
     #[arg(long, conflicts_with = "keep", help_heading = "Workspace")]
     rm: bool,
@@ -97,128 +66,33 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Workspace")]
     timeout: Option<Duration>,
 
-    /// The machine's size: tiny (256 MiB, 1 CPU, 512 MiB of disk), small (512, 2, 1024), medium
-    /// (2048, 2, 8192) or large (4096, 4, 16384)
-    #[arg(
-        long,
-        value_name = "PROFILE",
-        default_value = "small",
-        help_heading = "Machine"
-    )]
-    profile: Profile,
-    /// Memory: MiB, or a number with M or G
-    #[arg(long, short, value_name = "SIZE", help_heading = "Machine")]
-    memory: Option<Mebibytes>,
-    /// Number of vCPUs
-    #[arg(long, value_name = "N", help_heading = "Machine")]
-    cpus: Option<VcpuCount>,
-    /// The most the workspace may write: MiB, or a number with M or G
-    #[arg(long, value_name = "SIZE", help_heading = "Machine")]
-    disk_size: Option<Mebibytes>,
-    /// user (outbound connections) or isolated (loopback only)
-    #[arg(long, visible_alias = "net", value_name = "MODE", default_value = "user",
-          value_parser = refusals::network, help_heading = "Machine")]
-    network: NetworkMode,
-    /// auto, qemu, qemu-kvm or qemu-tcg
-    #[arg(
-        long,
-        value_name = "BACKEND",
-        default_value = "auto",
-        help_heading = "Machine"
-    )]
-    backend: BackendChoice,
-    /// An installed kernel's id, or a kernel file (with a slash in it) [default: the default kernel]
-    #[arg(long, value_name = "KERNEL", help_heading = "Machine")]
-    kernel: Option<String>,
-    /// The modules that belong to a kernel file
-    #[arg(
-        long,
-        value_name = "DIR",
-        requires = "kernel",
-        help_heading = "Machine"
-    )]
-    modules: Option<PathBuf>,
-
-    /// When to pull: missing, always or never
-    #[arg(
-        long,
-        value_name = "WHEN",
-        default_value = "missing",
-        help_heading = "Image"
-    )]
-    pull: PullPolicy,
-    /// Which of a multi-platform image's images, such as linux/amd64 [default: this host's]
-    #[arg(long, value_name = "OS/ARCH", help_heading = "Image")]
-    platform: Option<Platform>,
-    /// Speak plain HTTP to this registry (HOST[:PORT]); repeatable
-    #[arg(long, value_name = "HOST", help_heading = "Image")]
-    pub(super) insecure_registry: Vec<String>,
-
     #[command(flatten)]
-    _refused: RefusedFlags,
-}
-
-/// The value of `-e`: set here, or taken from the environment.
-#[derive(Clone, Debug, PartialEq, Eq)]
-enum EnvArg {
-    Set(EnvVar),
-    FromHost(String),
-}
-
-impl FromStr for EnvArg {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        if text.contains('=') {
-            return text
-                .parse()
-                .map(Self::Set)
-                .map_err(|error: microagent::InvalidEnvVar| error.to_string());
-        }
-        if text.is_empty() || text.contains(char::is_whitespace) {
-            return Err(format!("{text:?} is not a variable's name"));
-        }
-        Ok(Self::FromHost(text.to_owned()))
-    }
+    pub(super) workspace: WorkspaceArgs,
 }
 
 impl RunArgs {
     /// Finds out which words are the image and which the command, and checks what one option
     /// alone does not show.
     pub(crate) fn settle(&mut self) -> Result<(), clap::Error> {
-        // The two hyphens between image and command are neither's.
-        if self.rest.first().is_some_and(|word| word == "--") {
-            self.rest.remove(0);
-        }
-        if self.image.is_some() {
-            if let Some(word) = self.first.take() {
-                self.rest.insert(0, word);
-            }
-        } else {
-            self.image = self.first.take();
-        }
-        let Some(image) = &self.image else {
-            return Err(run_error(
+        let words = Words {
+            first: self.first.take(),
+            rest: std::mem::take(&mut self.rest),
+        };
+        let (image, command) = self.workspace.settle(words)?;
+        if image.is_none() {
+            return Err(usage(
                 ErrorKind::MissingRequiredArgument,
                 "the following required arguments were not provided:\n  <IMAGE>",
             ));
-        };
-        if let Err(error) = image.parse::<Reference>() {
-            return Err(run_error(ErrorKind::ValueValidation, error));
         }
-        if self.exec.is_some() && !self.rest.is_empty() {
-            return Err(run_error(
-                ErrorKind::ArgumentConflict,
-                "--exec and a command after the image cannot be used together",
-            ));
-        }
+        (self.first, self.rest) = (image, command);
         Ok(())
     }
 
     /// The image.
     #[cfg(test)]
     pub(crate) fn image(&self) -> &str {
-        self.image.as_deref().unwrap_or_default()
+        self.first.as_deref().unwrap_or_default()
     }
 
     /// The command and its arguments, if any were given.
@@ -239,138 +113,16 @@ impl RunArgs {
 
     /// The library's options.
     pub(super) fn into_options(self, tty: Option<TtySize>) -> Result<RunOptions, Error> {
-        let mut options = RunOptions::new(self.image.unwrap_or_default())
-            .command(self.rest)
-            .keep(self.keep)
-            .profile(self.profile)
-            .network(self.network)
-            .backend(self.backend)
-            .pull(self.pull)
-            .kernel(kernel(self.kernel, self.modules)?);
-        for path in &self.env_file {
-            for var in read_env_file(path)? {
-                options = options.env(var.name(), var.value());
-            }
-        }
-        for var in self.env {
-            options = match var {
-                EnvArg::Set(var) => options.env(var.name(), var.value()),
-                EnvArg::FromHost(name) => match host_variable(&name) {
-                    Some(value) => options.env(name, value),
-                    // As container engines do: what is not set here is not set there.
-                    None => options.env_remove(name),
-                },
-            };
-        }
-        for script in self.setup {
-            options = options.setup(script);
-        }
-        options = match self.entrypoint {
-            Some(program) if program.is_empty() => options.entrypoint(Vec::<String>::new()),
-            Some(program) => options.entrypoint([program]),
-            None => options,
-        };
+        let mut options = self
+            .workspace
+            .into_options(self.first.unwrap_or_default(), self.rest)?
+            .keep(self.keep);
         macro_rules! set {
             ($($method:ident: $value:expr),* $(,)?) => {
                 $(if let Some(value) = $value { options = options.$method(value); })*
             };
         }
-        set! {
-            shell: self.exec, workdir: self.workdir, user: self.user, hostname: self.hostname,
-            name: self.name.map(String::from), timeout: self.timeout, memory: self.memory, vcpus: self.cpus,
-            disk: self.disk_size, platform: self.platform, tty: tty,
-        }
+        set! { name: self.name.map(String::from), timeout: self.timeout, tty: tty }
         Ok(options)
-    }
-}
-
-fn host_variable(name: &str) -> Option<String> {
-    std::env::var(name).ok()
-}
-
-fn read_env_file(path: &PathBuf) -> Result<Vec<EnvVar>, Error> {
-    let text = fs::read_to_string(path).map_err(|source| Error::Io {
-        doing: "read",
-        path: path.clone(),
-        source,
-    })?;
-    env_file::parse(&text, host_variable).map_err(|error| Error::Invalid {
-        option: "--env-file",
-        reason: format!("{}, {error}", path.display()),
-    })
-}
-
-fn kernel(given: Option<String>, modules: Option<PathBuf>) -> Result<KernelChoice, Error> {
-    Ok(match given {
-        None => KernelChoice::Default,
-        Some(path) if path.contains('/') => KernelChoice::File {
-            kernel: surroundings::absolute(path.as_ref())?,
-            modules: modules
-                .map(|path| surroundings::absolute(&path))
-                .transpose()?,
-        },
-        Some(id) => KernelChoice::Installed(id),
-    })
-}
-
-/// Reads `90`, `90s`, `1.5m`, `2h` or `500ms`.
-fn duration(text: &str) -> Result<Duration, String> {
-    let invalid =
-        || format!("{text:?} is not a time; give seconds, or a number with ms, s, m or h");
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let seconds = match unit {
-        "" | "s" => 1.0,
-        "ms" => 0.001,
-        "m" => 60.0,
-        "h" => 3600.0,
-        _ => return Err(invalid()),
-    };
-    let number: f64 = number.parse().map_err(|_| invalid())?;
-    match Duration::try_from_secs_f64(number * seconds) {
-        Ok(duration) if !duration.is_zero() => Ok(duration),
-        _ => Err(invalid()),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times_are_read_with_their_unit() {
-        for (text, ms) in [
-            ("12", 12_000),
-            ("1.5m", 90_000),
-            ("500ms", 500),
-            ("2h", 7_200_000),
-            ("3s", 3_000),
-        ] {
-            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
-        }
-        for text in ["", "0", "-1", "1d", "s", "1.2.3", "1e999", "inf", "nan"] {
-            assert!(duration(text).is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn variables_are_set_or_taken_from_here() {
-        assert_eq!("A=b=c".parse(), Ok(EnvArg::Set("A=b=c".parse().unwrap())));
-        assert_eq!("HOME".parse(), Ok(EnvArg::FromHost("HOME".into())));
-        for text in ["", "=x", "A B"] {
-            assert!(text.parse::<EnvArg>().is_err(), "{text}");
-        }
-    }
-
-    #[test]
-    fn a_kernel_with_a_slash_is_a_file() {
-        assert_eq!(
-            kernel(Some("6.1-abc".into()), None).unwrap(),
-            KernelChoice::Installed("6.1-abc".into())
-        );
-        let file = kernel(Some("./vmlinuz".into()), None).unwrap();
-        assert!(matches!(file, KernelChoice::File { kernel, .. } if kernel.is_absolute()));
     }
 }

@@ -1,51 +1,32 @@
 //! `microagent run`.
 
-mod args;
+pub(crate) mod args;
 
-use std::{
-    fs::File,
-    io::{self, Read, Write},
-    os::fd::AsFd,
-    process::ExitCode,
-    sync::Arc,
-};
+use std::{io, process::ExitCode, sync::Arc};
 
 use microagent::{
     Backend, EXIT_FAILED, EndCause, Error, Event, EventKind, Microagent, RunController, RunEvent,
     RunIo, RunResult,
 };
 
-use rustix::event::{PollFd, PollFlags, poll};
-
 pub(crate) use self::args::RunArgs;
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
     output::Screen,
     progress::Progress,
-    signals, surroundings,
+    signals,
+    streams::{TerminalInput, unbuffered},
+    surroundings,
     terminal::{self, RawMode},
 };
 
 pub(crate) fn run(args: RunArgs, globals: &Globals, screen: &Screen) -> ExitCode {
-    if args.wants_tty() && !terminal::is_terminal(args.wants_stdin()) {
-        let report = Error::Invalid {
-            option: "--tty",
-            reason: "standard input and output are not a terminal; leave -t out in a pipe"
-                .to_owned(),
-        };
-        screen.error(&report.report());
-        return ExitCode::from(EXIT_USAGE);
-    }
-    if args.wants_tty() && screen.form == Form::Json {
-        let reason =
-            "a terminal's output does not go into JSON; leave one of the two out".to_owned();
-        screen.error(
-            &Error::Invalid {
-                option: "--tty",
-                reason,
-            }
-            .report(),
-        );
+    let refusal = args
+        .wants_tty()
+        .then(|| terminal::refusal("--tty", args.wants_stdin(), screen.form, "leave it out"))
+        .flatten();
+    if let Some(error) = refusal {
+        screen.error(&error.report());
         return ExitCode::from(EXIT_USAGE);
     }
     match try_run(args, globals, screen) {
@@ -63,9 +44,13 @@ pub(crate) fn run(args: RunArgs, globals: &Globals, screen: &Screen) -> ExitCode
 }
 
 fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
-    let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
+    let microagent = Microagent::new(surroundings::config(
+        globals,
+        &args.workspace.insecure_registry,
+    )?);
     let (stdin, tty) = (args.wants_stdin(), args.wants_tty());
     let size = tty.then(terminal::size).flatten();
+    let free_ports = args.workspace.wants_free_ports();
     let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
 
     let progress = Arc::new(Progress::new(screen));
@@ -78,7 +63,7 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         let input = unbuffered(io::stdin())?;
         io = if tty {
             let controller = io.controller();
-            io.stdin(TerminalInput { input, controller })
+            io.stdin(TerminalInput::new(input, controller))
         } else {
             io.stdin(input)
         };
@@ -89,6 +74,7 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
         Arc::clone(&progress),
         controller,
         stdin.then(|| Arc::clone(&raw)),
+        free_ports,
     ));
     let torn_down = signals::forward(io.controller())?;
 
@@ -116,92 +102,24 @@ fn report(result: &RunResult, screen: &Screen) {
     }
 }
 
-/// The stream without a buffer of ours: what the guest writes goes out at once, byte for byte.
-fn unbuffered(stream: impl AsFd) -> Result<Unbuffered, Error> {
-    let copy = stream
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| Error::Io {
-            doing: "use",
-            path: "a standard stream".into(),
-            source,
-        })?;
-    Ok(Unbuffered(File::from(copy)))
-}
-
-/// A standard stream, read and written directly.
-struct Unbuffered(File);
-
-impl Read for Unbuffered {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match self.0.read(buffer) {
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_for(&self.0, PollFlags::IN)?;
-                }
-                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                done => return done,
-            }
-        }
-    }
-}
-
-impl Write for Unbuffered {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        loop {
-            match self.0.write(bytes) {
-                // Somebody else made the shared terminal or pipe non-blocking: wait, lose nothing.
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_for(&self.0, PollFlags::OUT)?;
-                }
-                done => return done,
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
-/// A terminal as input: it has no end but a hang-up, and the command hears of that as it would
-/// from a terminal of its own.
-struct TerminalInput {
-    input: Unbuffered,
-    controller: RunController,
-}
-
-impl Read for TerminalInput {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let read = self.input.read(buffer);
-        if !matches!(read, Ok(1..)) {
-            self.controller.signal(signals::HANG_UP);
-        }
-        read
-    }
-}
-
-fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(file, what)], None) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
-    }
-}
-
 /// Draws progress until the command runs; then the terminal is the command's.
 fn listener(
     screen: Screen,
     progress: Arc<Progress>,
     terminal: Option<RunController>,
     input: Option<Arc<RawMode>>,
+    free_ports: bool,
 ) -> impl Fn(RunEvent) + Send + Sync + 'static {
     move |event| {
         tracing::debug!(?event, "run");
         match event {
             RunEvent::Image(event) => progress.image(&event),
             RunEvent::Kernel(event) => progress.kernel(&event),
+            RunEvent::Bundle { name } => {
+                progress.say(&format!("Making a disk of the bundle {name}"));
+            }
             RunEvent::Workspace { name } => progress.say(&format!("Booting {name}")),
-            RunEvent::Machine(event) => machine(&event, &screen, &progress),
+            RunEvent::Machine(event) => machine(&event, &screen, &progress, free_ports),
             RunEvent::Setup { command } => {
                 progress.note(&format!("Setup: {command}"));
                 // What it prints is next.
@@ -224,12 +142,27 @@ fn listener(
     }
 }
 
-fn machine(event: &Event, screen: &Screen, progress: &Progress) {
+fn machine(event: &Event, screen: &Screen, progress: &Progress, free_ports: bool) {
     match &event.kind {
         EventKind::Starting { backend: Backend::QemuTcg, .. } if screen.lively => progress.note(
             "No hardware virtualisation: software emulation is slower, and a larger attack \
              surface, though the guest still has a kernel of its own (microagent doctor says more).",
         ),
+        EventKind::PortsPublished { ports } => {
+            for port in ports {
+                let words = format!(
+                    "Port {} of the guest is published at {}.",
+                    port.guest_port,
+                    port.host_address()
+                );
+                // Nobody but us knows which one was free.
+                if free_ports {
+                    progress.announce(&words);
+                } else {
+                    progress.note(&words);
+                }
+            }
+        }
         EventKind::BootRetried { reason } => progress.note(&format!("Booting again: {reason}")),
         _ => {}
     }

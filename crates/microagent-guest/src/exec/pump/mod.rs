@@ -4,12 +4,12 @@
 
 mod input;
 mod output;
+mod subject;
 
 use std::{fs::File, os::fd::OwnedFd, time::Duration};
 
 use microagent_protocol::{
-    ExitStatus, Frame, FrameError, FrameKind, TtySize,
-    exec::ExitReport,
+    Frame, FrameError, FrameKind, TtySize,
     frame::{HEADER, MAX_DATA, write_frame, write_json},
     guest::SessionReply,
 };
@@ -19,6 +19,7 @@ use rustix::{
     io::{Errno, ioctl_fionbio, read},
 };
 
+pub(crate) use self::subject::{KILL_LIMIT, Process, Subject};
 use self::{
     input::Input,
     output::{Outgoing, Output},
@@ -26,14 +27,8 @@ use self::{
 use super::terminal;
 use crate::{
     error::{Context, Error},
-    reaper::{Child, Processes},
     vsock,
 };
-
-/// How long a process may take to end after the host hung up.
-const HANGUP_GRACE: Duration = Duration::from_secs(2);
-/// How long the kernel may take to end a killed process.
-const KILL_LIMIT: Duration = Duration::from_secs(5);
 
 /// The agent's ends of a process's streams.
 #[derive(Debug)]
@@ -48,10 +43,9 @@ pub(crate) struct Sides {
 }
 
 /// One session in progress.
-pub(crate) struct Pump<'a> {
+pub(crate) struct Pump<S> {
     stream: File,
-    child: Child,
-    processes: &'a Processes,
+    subject: S,
     terminal: Option<(OwnedFd, OwnedFd)>,
     incoming: Vec<u8>,
     outgoing: Outgoing,
@@ -60,14 +54,13 @@ pub(crate) struct Pump<'a> {
     exited: bool,
 }
 
-impl<'a> Pump<'a> {
-    /// Between `stream` and `child`.
-    pub(crate) fn new(stream: File, child: Child, sides: Sides, processes: &'a Processes) -> Self {
+impl<S: Subject> Pump<S> {
+    /// Between `stream` and `subject`, whose streams are at `sides`.
+    pub(crate) fn new(stream: File, subject: S, sides: Sides) -> Self {
         let outputs = sides.outputs.into_iter();
         Self {
             stream,
-            child,
-            processes,
+            subject,
             terminal: sides.terminal,
             incoming: Vec::new(),
             outgoing: Outgoing::default(),
@@ -77,26 +70,20 @@ impl<'a> Pump<'a> {
         }
     }
 
-    /// Sends `reply`, pumps until the process has ended, and sends what
-    /// `report` makes of its status. If the host hangs up before, the process
-    /// and its group are ended.
-    pub(crate) fn run(
-        mut self,
-        reply: &SessionReply,
-        report: impl FnOnce(&ExitStatus) -> ExitReport,
-    ) -> Result<(), Error> {
-        let result = self.pump(reply, report);
+    /// Sends `reply`, pumps until the subject has ended, and sends its report.
+    /// If the host hangs up before, the subject is made to end. It is given back.
+    pub(crate) fn run(mut self, reply: &SessionReply) -> (S, Result<(), Error>) {
+        let result = self.pump(reply);
         if result.is_err() && !self.exited {
-            self.hang_up();
+            self.input.close();
+            self.outputs.clear();
+            self.terminal = None;
+            self.subject.hang_up();
         }
-        result
+        (self.subject, result)
     }
 
-    fn pump(
-        &mut self,
-        reply: &SessionReply,
-        report: impl FnOnce(&ExitStatus) -> ExitReport,
-    ) -> Result<(), Error> {
+    fn pump(&mut self, reply: &SessionReply) -> Result<(), Error> {
         self.prepare()?;
         write_json(self.outgoing.buffer(), FrameKind::Header, reply)?;
         loop {
@@ -114,9 +101,11 @@ impl<'a> Pump<'a> {
             }
             self.step()?;
         }
-        if let Some(status) = self.child.exit.status() {
-            write_json(self.outgoing.buffer(), FrameKind::Exit, &report(status))?;
-        }
+        write_json(
+            self.outgoing.buffer(),
+            FrameKind::Exit,
+            &self.subject.report(),
+        )?;
         while !self.outgoing.is_empty() {
             wait(&mut [PollFd::new(&self.stream, PollFlags::OUT)], None)?;
             self.outgoing.flush(&self.stream)?;
@@ -137,8 +126,11 @@ impl<'a> Pump<'a> {
     /// Waits until something can go on, and lets it.
     fn step(&mut self) -> Result<(), Error> {
         let ready = self.wait()?;
-        if ready.exited {
+        if ready.event && self.subject.ended() {
             self.note_exit();
+        }
+        if self.subject.due().is_some_and(|left| left.is_zero()) && !self.exited {
+            self.subject.tick();
         }
         if ready.input {
             self.input.feed();
@@ -160,20 +152,18 @@ impl<'a> Pump<'a> {
     fn wait(&self) -> Result<Ready, Error> {
         let writing = !self.outgoing.is_empty();
         let draining = self.exited && !writing;
-        let mut fds = Vec::with_capacity(5);
+        let mut fds = Vec::with_capacity(6);
         let stream_events = if writing {
             PollFlags::IN | PollFlags::OUT
         } else {
             PollFlags::IN
         };
         fds.push(PollFd::new(&self.stream, stream_events));
-        let exit = (!self.exited).then(|| {
-            fds.push(PollFd::from_borrowed_fd(
-                self.child.exit.event(),
-                PollFlags::IN,
-            ));
-            fds.len() - 1
-        });
+        if !self.exited {
+            let events = self.subject.events().into_iter().flatten();
+            fds.extend(events.map(|event| PollFd::from_borrowed_fd(event, PollFlags::IN)));
+        }
+        let events = 1..fds.len();
         let input = self
             .input
             .fd()
@@ -190,13 +180,18 @@ impl<'a> Pump<'a> {
                 indices.push(index);
             }
         }
-        wait(&mut fds, draining.then_some(Duration::ZERO))?;
+        let limit = if draining {
+            Some(Duration::ZERO)
+        } else {
+            self.subject.due().filter(|_| !self.exited)
+        };
+        wait(&mut fds, limit)?;
         let happened = |index: usize| !fds[index].revents().is_empty();
         Ok(Ready {
             stream: fds[0]
                 .revents()
                 .intersects(PollFlags::IN | PollFlags::HUP | PollFlags::ERR),
-            exited: exit.is_some_and(happened),
+            event: events.into_iter().any(happened),
             input: input.is_some_and(happened),
             outputs: indices
                 .iter()
@@ -248,7 +243,7 @@ impl<'a> Pump<'a> {
                 .end(self.terminal.as_ref().map(|(agent, _)| agent)),
             FrameKind::Signal => {
                 if let [number @ 1..=64] = frame.payload {
-                    self.processes.signal(&self.child, (*number).into());
+                    self.subject.signal((*number).into());
                 }
             }
             FrameKind::Resize => {
@@ -265,34 +260,18 @@ impl<'a> Pump<'a> {
         }
         Ok(())
     }
-
-    /// Nobody is listening any more: as a terminal does, and then for sure.
-    fn hang_up(&mut self) {
-        self.input.close();
-        self.outputs.clear();
-        self.terminal = None;
-        for (signal, limit) in [(libc::SIGHUP, HANGUP_GRACE), (libc::SIGKILL, KILL_LIMIT)] {
-            self.processes.signal(&self.child, signal);
-            let event = PollFd::from_borrowed_fd(self.child.exit.event(), PollFlags::IN);
-            // A failure to wait only makes it end sooner.
-            let _ = wait(&mut [event], Some(limit));
-            if self.child.exit.status().is_some() {
-                return;
-            }
-        }
-    }
 }
 
 /// What can go on.
 struct Ready {
     stream: bool,
-    exited: bool,
+    event: bool,
     input: bool,
     /// One bit for each output.
     outputs: u32,
 }
 
-fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Error> {
+pub(crate) fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Error> {
     let limit = limit.and_then(|limit| Timespec::try_from(limit).ok());
     match poll(fds, limit.as_ref()) {
         Ok(_) | Err(Errno::INTR) => Ok(()),
@@ -301,4 +280,4 @@ fn wait(fds: &mut [PollFd<'_>], limit: Option<Duration>) -> Result<(), Error> {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -9,13 +9,14 @@ use std::{
     time::Instant,
 };
 
-use microagent_protocol::{FrameReader, frame::STDIN_WINDOW};
+use microagent_protocol::{ExitStatus, FrameReader, exec::ExitReport, frame::STDIN_WINDOW};
 use rustix::process::Pid;
 
 use super::*;
+use crate::{exec::oom::OomCounter, reaper::Processes};
 
 /// The reaper takes every child of the test program, so one test at a time.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+pub(crate) static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// Runs a shell script below a pump and hands the host's side to `host`.
 fn with_script<T>(
@@ -54,11 +55,10 @@ fn with_script<T>(
     thread::scope(|scope| {
         let session = scope.spawn(|| {
             let stream = File::from(OwnedFd::from(agent));
-            let pump = Pump::new(stream, child, sides.unwrap(), &processes);
-            pump.run(&SessionReply::Started { pid: 1 }, |status| ExitReport {
-                status: status.clone(),
-                oom_kills: 0,
-            })
+            let oom_kills = OomCounter::open();
+            let process = Process::new(child, &processes, oom_kills.watch());
+            let pump = Pump::new(stream, process, sides.unwrap());
+            pump.run(&SessionReply::Started { pid: 1 }).1
         });
         let reaper = scope.spawn(|| {
             while ended.status().is_none() {

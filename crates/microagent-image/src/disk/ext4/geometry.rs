@@ -1,7 +1,7 @@
 //! Which blocks and inodes there are, in how many groups, and the bitmaps that say which are taken.
 
 use super::super::content::BLOCK;
-use super::{DESCRIPTOR_BLOCKS, FIRST_CONTENT_BLOCK, GROUP_BLOCKS, INODES_PER_BLOCK};
+use super::{DESCRIPTOR_BLOCKS, FIRST_CONTENT_BLOCK, GROUP_BLOCKS, Headroom, INODES_PER_BLOCK};
 
 const MAX_GROUP_INODES: u32 = 32768;
 
@@ -17,8 +17,14 @@ pub(super) struct Geometry {
 
 impl Geometry {
     /// More groups need more bitmaps, which may need another group: grows until it holds.
-    pub(super) fn new(content_end: u32, used_inodes: u32) -> Option<Self> {
-        let mut groups = used_inodes
+    pub(super) fn new(
+        content_end: u32,
+        used_inodes: u32,
+        headroom: Option<Headroom>,
+    ) -> Option<Self> {
+        let inodes = used_inodes.checked_add(headroom.map_or(0, |room| room.inodes))?;
+        let spare = headroom.map_or(0, |room| room.bytes.div_ceil(BLOCK as u64));
+        let mut groups = inodes
             .div_ceil(MAX_GROUP_INODES)
             .max(content_end.div_ceil(GROUP_BLOCKS))
             .max(1);
@@ -26,16 +32,15 @@ impl Geometry {
             if groups > DESCRIPTOR_BLOCKS * 128 {
                 return None;
             }
-            let group_inodes = used_inodes
-                .div_ceil(groups)
-                .next_multiple_of(INODES_PER_BLOCK);
+            let group_inodes = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
             let metadata_end = u64::from(content_end)
                 + u64::from(groups) * (2 + u64::from(group_inodes / INODES_PER_BLOCK));
             let metadata_end = u32::try_from(metadata_end).ok()?;
-            let needed = metadata_end.div_ceil(GROUP_BLOCKS);
+            let end = u32::try_from(u64::from(metadata_end) + spare).ok()?;
+            let needed = end.div_ceil(GROUP_BLOCKS);
             if needed <= groups {
                 // Inodes may need more groups than blocks do; the last group then has one block.
-                let blocks = metadata_end.max((groups - 1) * GROUP_BLOCKS + 1);
+                let blocks = end.max((groups - 1) * GROUP_BLOCKS + 1);
                 return Some(Geometry {
                     blocks,
                     groups,

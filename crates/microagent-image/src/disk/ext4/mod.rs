@@ -1,9 +1,10 @@
-//! Writes a merged tree as a read-only ext4 file system behind content that is already in place.
+//! Writes a merged tree as an ext4 file system behind content that is already in place.
 //!
 //! Block 0 and the group descriptors' reserve come first, then the content as it streamed in, then directories, long
 //! symlinks, attribute blocks and extent trees, then all bitmaps and inode tables (`flex_bg` lets them lie anywhere),
-//! and nothing else: no journal, no backup superblocks (`sparse_super2` without any), no free tail. Checksummed
-//! (`metadata_csum`), large directories hashed. It knows blocks and inodes, nothing of layers or archives.
+//! and nothing else: no backup superblocks (`sparse_super2` without any), and a journal and a free tail only where
+//! the disk is to be written to ([`Headroom`]). Checksummed (`metadata_csum`), large directories hashed. It knows
+//! blocks and inodes, nothing of layers or archives.
 //!
 //! Structures and checksums are encoded by `mkext4`; its own builder is not used here because it wants every size
 //! before the first byte (so content would be written twice), always adds a journal, and cannot hold byte names.
@@ -13,6 +14,7 @@ mod directory;
 mod extents;
 mod geometry;
 mod inode;
+mod journal;
 
 use std::collections::HashMap;
 use std::io;
@@ -45,6 +47,15 @@ const SPARSE_SUPER2: u32 = 0x200;
 pub(crate) struct Identity {
     pub(crate) uuid: [u8; 16],
     pub(crate) label: [u8; 16],
+}
+
+/// Room on a disk that is to be written to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Headroom {
+    /// Free bytes, beside those of a journal.
+    pub bytes: u64,
+    /// Free inodes.
+    pub inodes: u32,
 }
 
 /// Why the file system could not be laid out.
@@ -81,6 +92,7 @@ pub(crate) fn write(
     tree: &mut Tree<'_>,
     appender: &mut Appender<'_>,
     identity: &Identity,
+    headroom: Option<Headroom>,
 ) -> Result<Written, LayoutError> {
     let order = number_inodes(tree)?;
     let mut writer = Writer {
@@ -93,8 +105,11 @@ pub(crate) fn write(
         placed: Vec::new(),
         roots: HashMap::new(),
         order: order.order,
+        headroom,
+        journal: None,
     };
     writer.place_blocks()?;
+    writer.place_journal()?;
     writer.finish()
 }
 
@@ -145,6 +160,9 @@ struct Writer<'a, 't, 'o> {
     placed: Vec<Placed>,
     /// Extent roots of the few inodes that need a tree, and the tree's blocks.
     roots: HashMap<NodeId, ([u8; 60], u32)>,
+    headroom: Option<Headroom>,
+    /// The journal's first block.
+    journal: Option<u32>,
 }
 
 impl Writer<'_, '_, '_> {
@@ -165,6 +183,23 @@ impl Writer<'_, '_, '_> {
             self.placed.push(placed);
         }
         Ok(())
+    }
+
+    /// Where there is something to write, there is a journal. Its blocks are zeros, which the file has already.
+    fn place_journal(&mut self) -> Result<(), LayoutError> {
+        if self.headroom.is_none() {
+            return Ok(());
+        }
+        self.journal = Some(self.append(&journal::first_block())?);
+        self.skip(journal::BLOCKS - 1)
+    }
+
+    fn skip(&mut self, blocks: u32) -> Result<(), LayoutError> {
+        if self.appender.skip(blocks)? {
+            Ok(())
+        } else {
+            Err(LayoutError::Full)
+        }
     }
 
     fn place(&mut self, id: NodeId) -> Result<Placed, LayoutError> {
@@ -238,9 +273,10 @@ impl Writer<'_, '_, '_> {
 
     fn finish(mut self) -> Result<Written, LayoutError> {
         let used_inodes = FIRST_INODE - 1 + self.order.len() as u32;
-        let geometry = Geometry::new(self.appender.next_block(), used_inodes).ok_or_else(|| {
-            LayoutError::Impossible("the disk would be larger than 256 GiB".to_owned())
-        })?;
+        let geometry = Geometry::new(self.appender.next_block(), used_inodes, self.headroom)
+            .ok_or_else(|| {
+                LayoutError::Impossible("the disk would be larger than 256 GiB".to_owned())
+            })?;
         let content_end = self.appender.next_block();
         let bitmaps = Bitmaps {
             used_end: geometry.metadata_end,
@@ -301,6 +337,9 @@ impl Writer<'_, '_, '_> {
         for number in 1..=total {
             let raw = match number {
                 ROOT_INODE => self.inode(ROOT, self.order.len()),
+                journal::INODE if self.journal.is_some() => {
+                    journal::inode(self.seed, self.journal.unwrap_or_default())
+                }
                 1..FIRST_INODE => reserved_inode(self.seed, number),
                 _ => {
                     let index = (number - FIRST_INODE) as usize;
@@ -315,7 +354,12 @@ impl Writer<'_, '_, '_> {
             }
             block.extend_from_slice(&raw);
             if block.len() == BLOCK {
-                self.append(&block)?;
+                // Only headroom has whole blocks of inodes that are free.
+                if self.headroom.is_some() && block.iter().all(|byte| *byte == 0) {
+                    self.skip(1)?;
+                } else {
+                    self.append(&block)?;
+                }
                 block.clear();
             }
         }
@@ -368,7 +412,10 @@ impl Writer<'_, '_, '_> {
             block_group_nr: 0,
             feature_compat: mkext4::spec::compat::EXT_ATTR
                 | mkext4::spec::compat::DIR_INDEX
-                | SPARSE_SUPER2,
+                | SPARSE_SUPER2
+                | self
+                    .journal
+                    .map_or(0, |_| mkext4::spec::compat::HAS_JOURNAL),
             feature_incompat: mkext4::spec::incompat::WRITER,
             feature_ro_compat: mkext4::spec::ro_compat::WRITER
                 & !mkext4::spec::ro_compat::SPARSE_SUPER,
@@ -377,17 +424,17 @@ impl Writer<'_, '_, '_> {
             last_mounted: [0; 64],
             reserved_gdt_blocks: 0,
             journal_uuid: [0; 16],
-            journal_inum: 0,
+            journal_inum: self.journal.map_or(0, |_| journal::INODE),
             journal_dev: 0,
             last_orphan: 0,
             hash_seed: self.hash_seed,
             def_hash_version: 1,
-            jnl_backup_type: 0,
+            jnl_backup_type: u8::from(self.journal.is_some()),
             desc_size: 0,
             default_mount_opts: 0x0c,
             first_meta_bg: 0,
             mkfs_time: 0,
-            jnl_blocks: [0; 17],
+            jnl_blocks: self.journal.map_or([0; 17], journal::backup),
             min_extra_isize: 32,
             want_extra_isize: 32,
             // Names are hashed as signed bytes, whatever the guest's architecture.

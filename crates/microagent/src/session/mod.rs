@@ -1,7 +1,9 @@
 //! One process in the guest, seen from outside: its streams go through, its end is reported.
 
+mod output;
+
 use std::{
-    io::{self, Read},
+    io::{self, Read, Write},
     net::Shutdown,
     os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
@@ -9,15 +11,16 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader, TtySize,
+    FrameError, FrameKind, FrameReader, LineReport, TtySize,
     exec::ExitReport,
     frame::{self, STDIN_WINDOW},
 };
 
-use super::{Happening, output::Output};
+use self::output::Output;
 use crate::{
     error::{Error, Result},
-    supervisor::client::{Begun, Exec},
+    run::Happening,
+    supervisor::client::{Begun, Opening},
 };
 
 /// Input is read in pieces of this size.
@@ -35,7 +38,33 @@ pub(crate) struct Sinks {
     pub(crate) own: bool,
 }
 
-/// What the run may do with a session.
+impl Sinks {
+    /// Hands output on to these writers, and keeps the first `limit` bytes of each.
+    pub(crate) fn new(
+        stdout: Box<dyn Write + Send>,
+        stderr: Box<dyn Write + Send>,
+        limit: u32,
+    ) -> Self {
+        let shared = |writer| Arc::new(Mutex::new(Output::new(writer, limit)));
+        Self {
+            stdout: shared(stdout),
+            stderr: shared(stderr),
+            own: true,
+        }
+    }
+
+    /// Hands both streams on to one writer; nothing of it is kept.
+    pub(crate) fn together(output: Box<dyn Write + Send>) -> Self {
+        let output = Arc::new(Mutex::new(Output::new(output, 0)));
+        Self {
+            stdout: Arc::clone(&output),
+            stderr: output,
+            own: false,
+        }
+    }
+}
+
+/// What may be done with a session.
 pub(crate) struct Session {
     stream: Arc<Mutex<UnixStream>>,
     credit: Arc<Credit>,
@@ -44,12 +73,12 @@ pub(crate) struct Session {
 impl Session {
     /// Opens a session in threads of its own, which tell `sender` how it goes.
     pub(crate) fn spawn(
-        exec: Exec,
+        opening: Opening,
         stdin: Option<Box<dyn Read + Send>>,
         sinks: Sinks,
         sender: Sender<Happening>,
     ) -> Result<Self> {
-        let copy = exec
+        let copy = opening
             .stream
             .try_clone()
             .map_err(|error| Error::connection("the session", &error.into()))?;
@@ -60,20 +89,29 @@ impl Session {
             credit: Arc::clone(&credit),
         };
         thread::spawn(move || {
-            let ended = exec.start().and_then(|begun| match begun {
-                Begun::Failed(status) => Ok(ExitReport {
-                    status,
-                    oom_kills: 0,
-                }),
-                Begun::Running(reader) => {
-                    tell(&sender, Happening::SessionStarted);
-                    if let Some(stdin) = stdin {
-                        let credit = Arc::clone(&credit);
-                        thread::spawn(move || send_stdin(stdin, &stream, &credit));
+            let ended = opening.start().and_then(|begun| {
+                let (reader, shell) = match begun {
+                    Begun::Failed(status) => {
+                        let exit = ExitReport {
+                            status,
+                            oom_kills: 0,
+                        };
+                        return Ok(LineReport { exit, shell: None });
                     }
-                    receive(reader, &sinks, &credit, &sender)
-                        .map_err(|error| Error::connection("the session", &error))
+                    Begun::Process(reader) => (reader, None),
+                    Begun::Line(reader, shell) => (reader, Some(shell)),
+                    Begun::Console(reader) => {
+                        credit.lift();
+                        (reader, None)
+                    }
+                };
+                tell(&sender, Happening::SessionStarted(shell));
+                if let Some(stdin) = stdin {
+                    let credit = Arc::clone(&credit);
+                    thread::spawn(move || send_stdin(stdin, &stream, &credit));
                 }
+                receive(reader, &sinks, &credit, &sender)
+                    .map_err(|error| Error::connection("the session", &error))
             });
             credit.close();
             tell(&sender, Happening::SessionEnded(ended));
@@ -122,7 +160,7 @@ fn receive(
     sinks: &Sinks,
     credit: &Credit,
     sender: &Sender<Happening>,
-) -> Result<ExitReport, FrameError> {
+) -> Result<LineReport, FrameError> {
     let mut reader = FrameReader::new(stream);
     loop {
         let frame = reader.require()?;
@@ -185,14 +223,23 @@ fn send_stdin(mut stdin: Box<dyn Read + Send>, stream: &Mutex<UnixStream>, credi
 
 /// How many stdin bytes may still be sent.
 struct Credit {
-    left: Mutex<Option<u32>>,
+    left: Mutex<Left>,
     changed: Condvar,
+}
+
+enum Left {
+    /// So much.
+    Bytes(u32),
+    /// The other side takes what it can and says nothing.
+    Everything,
+    /// The session is over.
+    Closed,
 }
 
 impl Default for Credit {
     fn default() -> Self {
         Self {
-            left: Mutex::new(Some(STDIN_WINDOW)),
+            left: Mutex::new(Left::Bytes(STDIN_WINDOW)),
             changed: Condvar::new(),
         }
     }
@@ -204,14 +251,15 @@ impl Credit {
         let mut left = lock(&self.left);
         loop {
             match &mut *left {
-                None => return None,
-                Some(0) => {
+                Left::Closed => return None,
+                Left::Everything => return Some(wanted),
+                Left::Bytes(0) => {
                     left = self
                         .changed
                         .wait(left)
                         .unwrap_or_else(PoisonError::into_inner);
                 }
-                Some(credit) => {
+                Left::Bytes(credit) => {
                     let granted = u32::try_from(wanted).unwrap_or(u32::MAX).min(*credit);
                     *credit -= granted;
                     return Some(granted as usize);
@@ -222,14 +270,20 @@ impl Credit {
 
     /// A guest that grants more than the window gains nothing by it but its own memory filled.
     fn add(&self, bytes: u32) {
-        if let Some(credit) = &mut *lock(&self.left) {
+        if let Left::Bytes(credit) = &mut *lock(&self.left) {
             *credit = credit.saturating_add(bytes).min(STDIN_WINDOW);
         }
         self.changed.notify_all();
     }
 
+    /// There is no limit here.
+    fn lift(&self) {
+        *lock(&self.left) = Left::Everything;
+        self.changed.notify_all();
+    }
+
     fn close(&self) {
-        *lock(&self.left) = None;
+        *lock(&self.left) = Left::Closed;
         self.changed.notify_all();
     }
 }

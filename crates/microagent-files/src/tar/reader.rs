@@ -4,20 +4,39 @@
 //! records, `SCHILY.xattr.*`, `LIBARCHIVE.xattr.*`, sparse formats 0.0, 0.1 and 1.0). It knows nothing of layers'
 //! whiteouts or of disks: it yields entries as the archive states them.
 
-mod header;
-mod pax;
-mod sparse;
-
 use std::io::BufRead;
 
-use self::header::{BLOCK, Header};
-use self::pax::Overrides;
-use super::error::{EntryFault, LayerFault};
-use super::limits::Limits;
+use super::fault::{EntryFault, TarFault};
+use super::header::{BLOCK, Header};
+use super::pax::Overrides;
+
+/// What a stream may ask of whoever reads it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct TarLimits {
+    /// Apparent size of one file in bytes (holes counted).
+    pub max_file_bytes: u64,
+    /// Bytes of one entry's path or link target.
+    pub max_path_bytes: u64,
+    /// Bytes of one extension header (PAX records, GNU long name).
+    pub max_extension_bytes: u64,
+    /// Segments of one sparse map.
+    pub max_sparse_segments: u64,
+}
+
+impl Default for TarLimits {
+    fn default() -> Self {
+        Self {
+            max_file_bytes: 1 << 44,
+            max_path_bytes: 4096,
+            max_extension_bytes: 1 << 20,
+            max_sparse_segments: 1 << 16,
+        }
+    }
+}
 
 /// What an archive entry is.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) enum EntryKind {
+pub enum EntryKind {
     /// A regular file; its content follows.
     File,
     /// A directory.
@@ -36,28 +55,28 @@ pub(crate) enum EntryKind {
 
 /// One archive entry, extension headers applied.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Entry {
+pub struct Entry {
     /// The name as written, not normalised.
-    pub(crate) path: Vec<u8>,
+    pub path: Vec<u8>,
     /// What it is.
-    pub(crate) kind: EntryKind,
+    pub kind: EntryKind,
     /// Permission bits (`0o7777`).
-    pub(crate) mode: u16,
+    pub mode: u16,
     /// Owner.
-    pub(crate) uid: u32,
+    pub uid: u32,
     /// Group.
-    pub(crate) gid: u32,
+    pub gid: u32,
     /// Modification time: seconds and nanoseconds since 1970.
-    pub(crate) mtime: (i64, u32),
+    pub mtime: (i64, u32),
     /// Apparent size of a file in bytes, holes included.
-    pub(crate) size: u64,
+    pub size: u64,
     /// Extended attributes by full name.
-    pub(crate) xattrs: Vec<(Vec<u8>, Vec<u8>)>,
+    pub xattrs: Vec<(Vec<u8>, Vec<u8>)>,
 }
 
 /// A piece of a file's content, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Content<'a> {
+pub enum Content<'a> {
     /// Bytes.
     Data(&'a [u8]),
     /// That many zero bytes which the archive does not store.
@@ -66,24 +85,24 @@ pub(crate) enum Content<'a> {
 
 /// Reads entries from an uncompressed tar stream.
 #[derive(Debug)]
-pub(crate) struct TarReader<'l, R> {
+pub struct TarReader<R> {
     input: R,
-    limits: &'l Limits,
+    pub(super) limits: TarLimits,
     offset: u64,
     global: Overrides,
     /// Data segments of the current file in logical order, and its apparent size.
-    segments: Vec<(u64, u64)>,
-    logical_size: u64,
+    pub(super) segments: Vec<(u64, u64)>,
+    pub(super) logical_size: u64,
     /// Stored bytes of the current entry not read yet, and the padding behind them.
-    stored: u64,
+    pub(super) stored: u64,
     padding: u64,
     end_marker: bool,
     finished: bool,
 }
 
-impl<'l, R: BufRead> TarReader<'l, R> {
+impl<R: BufRead> TarReader<R> {
     /// Starts at the beginning of a stream.
-    pub(crate) fn new(input: R, limits: &'l Limits) -> Self {
+    pub fn new(input: R, limits: TarLimits) -> Self {
         TarReader {
             input,
             limits,
@@ -99,34 +118,41 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     /// Whether the end-of-archive marker was seen (without it, a cut at an entry's end goes unnoticed).
-    pub(crate) fn saw_end_marker(&self) -> bool {
+    pub fn saw_end_marker(&self) -> bool {
         self.end_marker
     }
 
     /// Uncompressed bytes read so far.
-    pub(crate) fn offset(&self) -> u64 {
+    pub fn offset(&self) -> u64 {
         self.offset
     }
 
-    /// Reads what follows the archive, so that the stream's digest covers all of it.
+    /// Reads what follows the archive, at most `limit` bytes of it.
     ///
     /// # Errors
-    /// The stream's own read error.
-    pub(crate) fn drain(&mut self) -> Result<(), LayerFault> {
+    /// The stream's own read error, and one if there is more.
+    pub fn drain(&mut self, limit: u64) -> Result<(), TarFault> {
+        let end = self.offset.saturating_add(limit);
         loop {
             let available = self.input.fill_buf()?.len();
             if available == 0 {
                 return Ok(());
             }
             self.consume(available);
+            if self.offset > end {
+                return Err(TarFault::Header {
+                    offset: self.offset,
+                    reason: format!("more than {limit} bytes behind the end of the archive"),
+                });
+            }
         }
     }
 
     /// The next entry; unread content of the previous one is skipped. `None` at the end of the archive.
     ///
     /// # Errors
-    /// [`LayerFault`] for anything malformed, truncated or beyond the limits.
-    pub(crate) fn next_entry(&mut self) -> Result<Option<Entry>, LayerFault> {
+    /// [`TarFault`] for anything malformed, truncated or beyond the limits.
+    pub fn next_entry(&mut self) -> Result<Option<Entry>, TarFault> {
         self.skip_content()?;
         if self.finished {
             return Ok(None);
@@ -144,7 +170,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 self.finished = true;
                 return Ok(None);
             };
-            let bad = |reason: String| LayerFault::Header {
+            let bad = |reason: String| TarFault::Header {
                 offset: start,
                 reason,
             };
@@ -199,8 +225,8 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     /// Hands the current file's content to `sink`, in order, holes as holes.
     ///
     /// # Errors
-    /// A [`LayerFault`] of the stream, or whatever `sink` returns.
-    pub(crate) fn read_content<E: From<LayerFault>>(
+    /// A [`TarFault`] of the stream, or whatever `sink` returns.
+    pub fn read_content<E: From<TarFault>>(
         &mut self,
         mut sink: impl FnMut(Content<'_>) -> Result<(), E>,
     ) -> Result<(), E> {
@@ -211,7 +237,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             }
             let mut left = length;
             while left > 0 {
-                let available = self.input.fill_buf().map_err(LayerFault::from)?;
+                let available = self.input.fill_buf().map_err(TarFault::from)?;
                 if available.is_empty() {
                     return Err(self.truncated("a file's content").into());
                 }
@@ -239,8 +265,8 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         mut path: Vec<u8>,
         link: Vec<u8>,
         overrides: Overrides,
-    ) -> Result<Entry, LayerFault> {
-        let bad = |reason: String| LayerFault::Header {
+    ) -> Result<Entry, TarFault> {
+        let bad = |reason: String| TarFault::Header {
             offset: start,
             reason,
         };
@@ -257,14 +283,14 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 ));
             }
         }
-        let fail = |fault| LayerFault::entry(&path, fault);
+        let fail = |fault| TarFault::entry(&path, fault);
         let stored = match overrides.size {
             Some(size) => size,
             None => u64::try_from(header.size().map_err(bad)?)
                 .map_err(|_| fail(EntryFault::Size("it is negative or too large")))?,
         };
         let owner =
-            |from_pax: Option<u64>, from_header: Result<i128, String>| -> Result<u32, LayerFault> {
+            |from_pax: Option<u64>, from_header: Result<i128, String>| -> Result<u32, TarFault> {
                 let id = match from_pax {
                     Some(id) => i128::from(id),
                     None => from_header.map_err(bad)?,
@@ -281,7 +307,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
             }
         };
         let mode = (header.mode().map_err(bad)? & 0o7777) as u16;
-        let device = |block: bool| -> Result<EntryKind, LayerFault> {
+        let device = |block: bool| -> Result<EntryKind, TarFault> {
             let (major, minor) = header.device().map_err(bad)?;
             match (u32::try_from(major), u32::try_from(minor)) {
                 (Ok(major @ 0..=0xfff), Ok(minor @ 0..=0xf_ffff)) if block => {
@@ -347,7 +373,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
     }
 
     /// The next header block, or `None` at the end-of-archive marker or the end of the stream.
-    fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, LayerFault> {
+    fn header_block(&mut self) -> Result<Option<[u8; BLOCK]>, TarFault> {
         if self.input.fill_buf()?.is_empty() {
             return Ok(None);
         }
@@ -365,15 +391,15 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         if block == [0; BLOCK] {
             return Ok(None);
         }
-        Err(LayerFault::Header {
+        Err(TarFault::Header {
             offset: start,
             reason: "a lone zero block in the middle of the archive".to_owned(),
         })
     }
 
-    fn extension(&mut self, size: i128, start: u64) -> Result<Vec<u8>, LayerFault> {
+    fn extension(&mut self, size: i128, start: u64) -> Result<Vec<u8>, TarFault> {
         let limit = self.limits.max_extension_bytes;
-        let size = u64::try_from(size).map_err(|_| LayerFault::Header {
+        let size = u64::try_from(size).map_err(|_| TarFault::Header {
             offset: start,
             reason: "an extension header has an impossible size".to_owned(),
         })?;
@@ -385,7 +411,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
                 limit,
             ));
         }
-        let size = usize::try_from(size).map_err(|_| LayerFault::Header {
+        let size = usize::try_from(size).map_err(|_| TarFault::Header {
             offset: start,
             reason: "an extension header has an impossible size".to_owned(),
         })?;
@@ -407,7 +433,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         Ok(bytes)
     }
 
-    fn skip_content(&mut self) -> Result<(), LayerFault> {
+    fn skip_content(&mut self) -> Result<(), TarFault> {
         let (stored, padding) = (
             std::mem::take(&mut self.stored),
             std::mem::take(&mut self.padding),
@@ -419,7 +445,7 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         self.skip(padding, "a file's padding")
     }
 
-    fn skip(&mut self, mut count: u64, what: &'static str) -> Result<(), LayerFault> {
+    fn skip(&mut self, mut count: u64, what: &'static str) -> Result<(), TarFault> {
         while count > 0 {
             let available = self.input.fill_buf()?.len();
             if available == 0 {
@@ -432,7 +458,11 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         Ok(())
     }
 
-    fn read_exact(&mut self, mut buffer: &mut [u8], what: &'static str) -> Result<(), LayerFault> {
+    pub(super) fn read_exact(
+        &mut self,
+        mut buffer: &mut [u8],
+        what: &'static str,
+    ) -> Result<(), TarFault> {
         while !buffer.is_empty() {
             let available = self.input.fill_buf()?;
             if available.is_empty() {
@@ -451,25 +481,25 @@ impl<'l, R: BufRead> TarReader<'l, R> {
         self.offset += count as u64;
     }
 
-    fn truncated(&self, what: &'static str) -> LayerFault {
-        LayerFault::Truncated {
+    fn truncated(&self, what: &'static str) -> TarFault {
+        TarFault::Truncated {
             offset: self.offset,
             what,
         }
     }
 
-    fn limit(
+    pub(super) fn limit(
         &self,
         path: &[u8],
         what: &'static str,
         field: &'static str,
         limit: u64,
-    ) -> LayerFault {
-        LayerFault::Limit {
+    ) -> TarFault {
+        TarFault::Limit {
             what,
             field,
             limit,
-            entry: super::error::show(path),
+            path: path.to_vec(),
         }
     }
 }

@@ -2,23 +2,23 @@
 
 use std::io::BufRead;
 
-use super::super::error::{EntryFault, LayerFault};
-use super::TarReader;
+use super::fault::{EntryFault, TarFault};
 use super::header::{BLOCK, Dialect, Header, gnu_sparse_extension};
 use super::pax::{Overrides, decimal};
+use super::reader::TarReader;
 
-impl<R: BufRead> TarReader<'_, R> {
+impl<R: BufRead> TarReader<R> {
     pub(super) fn old_gnu_sparse(
         &mut self,
         header: &Header<'_>,
         start: u64,
         path: &[u8],
-    ) -> Result<(), LayerFault> {
-        let bad = |reason: String| LayerFault::Header {
+    ) -> Result<(), TarFault> {
+        let bad = |reason: String| TarFault::Header {
             offset: start,
             reason,
         };
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
+        let fail = |why| TarFault::entry(path, EntryFault::Sparse(why));
         if header.dialect() != Dialect::Gnu {
             return Err(fail("a GNU sparse file in an archive that is not GNU's"));
         }
@@ -55,9 +55,9 @@ impl<R: BufRead> TarReader<'_, R> {
         overrides: &Overrides,
         start: u64,
         path: &[u8],
-    ) -> Result<(), LayerFault> {
+    ) -> Result<(), TarFault> {
         let sparse = &overrides.sparse;
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
+        let fail = |why| TarFault::entry(path, EntryFault::Sparse(why));
         if sparse.map_in_data() {
             if sparse.minor != Some(0) {
                 return Err(fail("an unknown version"));
@@ -81,8 +81,8 @@ impl<R: BufRead> TarReader<'_, R> {
     }
 
     /// Format 1.0: decimal lines in front of the data, padded to whole blocks.
-    fn map_from_data(&mut self, start: u64, path: &[u8]) -> Result<Vec<(u64, u64)>, LayerFault> {
-        let bad = || LayerFault::Header {
+    fn map_from_data(&mut self, start: u64, path: &[u8]) -> Result<Vec<(u64, u64)>, TarFault> {
+        let bad = || TarFault::Header {
             offset: start,
             reason: "its sparse map is not a list of numbers".to_owned(),
         };
@@ -91,7 +91,7 @@ impl<R: BufRead> TarReader<'_, R> {
         let mut line: Vec<u8> = Vec::new();
         loop {
             if self.stored < BLOCK as u64 {
-                return Err(LayerFault::entry(
+                return Err(TarFault::entry(
                     path,
                     EntryFault::Sparse("the map is longer than the data"),
                 ));
@@ -135,13 +135,8 @@ impl<R: BufRead> TarReader<'_, R> {
     }
 
     /// Accepts a map only where it is sorted, inside the real size, and exactly as long as the stored data.
-    fn set_sparse(
-        &mut self,
-        map: Vec<(u64, u64)>,
-        real: u64,
-        path: &[u8],
-    ) -> Result<(), LayerFault> {
-        let fail = |why| LayerFault::entry(path, EntryFault::Sparse(why));
+    fn set_sparse(&mut self, map: Vec<(u64, u64)>, real: u64, path: &[u8]) -> Result<(), TarFault> {
+        let fail = |why| TarFault::entry(path, EntryFault::Sparse(why));
         let (mut end, mut data) = (0u64, 0u64);
         for (offset, length) in &map {
             if *offset < end {

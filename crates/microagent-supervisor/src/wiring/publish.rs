@@ -1,0 +1,109 @@
+//! Published ports: listeners on the host whose connections end at a server in the guest.
+
+use std::{
+    io,
+    net::{SocketAddr, TcpListener, TcpStream},
+    time::{Duration, Instant},
+};
+
+use microagent_hypervisor::vsock;
+use microagent_protocol::{
+    FrameKind, FrameReader, PublishedPort,
+    frame::write_json,
+    guest::{AGENT_PORT, SessionReply, SessionRequest},
+};
+use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger};
+
+use super::{gate::Gate, links::Link};
+use crate::{Error, text::harmless};
+
+/// The most connections of one published port at a time; further ones are reset.
+pub(super) const MAX_CONNECTIONS: u32 = 128;
+
+/// How long the guest may take to accept a connection.
+const CONNECT_LIMIT: Duration = Duration::from_secs(15);
+
+/// How long the guest may take to reach its server.
+const OPEN_LIMIT: Duration = Duration::from_secs(15);
+
+/// Binds `port`; gives it with the host's port that was bound.
+///
+/// # Errors
+/// [`Error::PortUnusable`].
+pub(super) fn bind(port: PublishedPort) -> Result<(TcpListener, PublishedPort), Error> {
+    let unusable = |source| Error::PortUnusable {
+        address: port.host_address(),
+        source,
+    };
+    let listener = TcpListener::bind(port.host_address()).map_err(unusable)?;
+    listener.set_nonblocking(true).map_err(unusable)?;
+    let host_port = listener
+        .local_addr()
+        .map_err(unusable)
+        .map(|address: SocketAddr| address.port())?;
+    Ok((listener, PublishedPort { host_port, ..port }))
+}
+
+/// Carries one connection to `guest_port`, once there is a guest.
+pub(super) fn carry(client: TcpStream, guest_port: u16, gate: &Gate, link: &Link) {
+    let Ok(handle) = client.try_clone() else {
+        return reset(&client);
+    };
+    let Some(client) = link.hold(client) else {
+        return reset(&handle);
+    };
+    // A client that vanished without a word is found out some day.
+    let tuned = set_socket_keepalive(&handle, true)
+        .map_err(io::Error::from)
+        .and_then(|()| handle.set_nodelay(true));
+    if let Err(error) = tuned {
+        tracing::debug!("a connection stays as it is: {error}");
+    }
+    match open(guest_port, gate) {
+        Ok(guest) => {
+            // Only now: nothing is left to be reset but by the relay itself.
+            drop(handle);
+            if let Some(guest) = link.hold(guest)
+                && let Err(error) = microagent_relay::join(&client, &guest)
+            {
+                tracing::debug!("a connection to the guest's port {guest_port} broke: {error}");
+            }
+        }
+        Err(error) => {
+            tracing::debug!(
+                "a connection to the guest's port {guest_port} is refused: {}",
+                harmless(&error.to_string(), 500)
+            );
+            reset(&handle);
+        }
+    }
+}
+
+/// Asks the guest for a connection.
+fn open(port: u16, gate: &Gate) -> io::Result<std::os::unix::net::UnixStream> {
+    let vsock = gate.pass().ok_or(io::ErrorKind::NotConnected)?;
+    let guest = vsock::connect(&vsock, AGENT_PORT, Instant::now() + CONNECT_LIMIT)?;
+    guest.set_read_timeout(Some(OPEN_LIMIT))?;
+    guest.set_write_timeout(Some(OPEN_LIMIT))?;
+    let request = SessionRequest::Forward { port };
+    write_json(&mut &guest, FrameKind::Header, &request).map_err(io::Error::other)?;
+    let mut reader = FrameReader::new(guest);
+    let reply = reader
+        .require()
+        .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
+        .map_err(io::Error::other)?;
+    match reply {
+        SessionReply::Opened => Ok(reader.into_inner()),
+        SessionReply::Failed { message, .. } => Err(io::Error::other(message)),
+        SessionReply::Started { .. } | SessionReply::Line { .. } => {
+            Err(io::Error::other("it started a process instead"))
+        }
+    }
+}
+
+/// Ends a connection so that its client knows it was refused.
+pub(super) fn reset(client: &TcpStream) {
+    if let Err(error) = set_socket_linger(client, Some(Duration::ZERO)) {
+        tracing::debug!("a refused connection ends without a reset: {error}");
+    }
+}

@@ -1,0 +1,380 @@
+//! A workspace's directories: made under its name, removed when they are not kept, and what dead
+//! programs left behind.
+//!
+//! A run holds an advisory lock on its directory for as long as it lives; a directory of a run
+//! that nobody holds was left behind by a program that was killed.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::WorkspaceName;
+use rustix::{
+    fs::{FlockOperation, flock},
+    io::Errno,
+};
+use serde::Serialize;
+
+use crate::{
+    config::Config,
+    error::{Error, IoContext, Result},
+    files, name,
+    workspaces::{history::EVENTS, machine, manifest::Manifest},
+};
+
+/// The workspace's own disk in its directory.
+pub(crate) const SCRATCH: &str = "scratch.ext4";
+const LOCK: &str = ".lock";
+const TRASH: &str = ".trash-";
+
+/// The longest run-time directory that leaves room for `/<8 hex>/` and the sockets' names in the
+/// 107 bytes a socket's path may have.
+const MAX_RUNTIME_DIR: usize = 72;
+
+/// The directory of a new workspace, held by its maker. Dropping it removes it, unless it is kept.
+#[derive(Debug)]
+pub(crate) struct Directory {
+    path: PathBuf,
+    keep: bool,
+    _held: Held,
+}
+
+impl Directory {
+    /// Makes and holds the directory of `name`.
+    pub(crate) fn create(config: &Config, name: &WorkspaceName) -> Result<Self> {
+        let root = config.workspaces_dir();
+        files::private_dir(&root)?;
+        let path = root.join(name.as_str());
+        let gate = gate(&root)?;
+        match DirBuilder::new().mode(0o700).create(&path) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                return Err(Error::NameTaken {
+                    name: name.to_string(),
+                });
+            }
+            Err(source) => {
+                return Err(Error::Io {
+                    doing: "create",
+                    path,
+                    source,
+                });
+            }
+        }
+        let held = Held::now(&path)?.ok_or_else(|| Error::NameTaken {
+            name: name.to_string(),
+        })?;
+        drop(gate);
+        Ok(Self {
+            path,
+            keep: false,
+            _held: held,
+        })
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the scratch disk goes.
+    pub(crate) fn scratch(&self) -> PathBuf {
+        self.path.join(SCRATCH)
+    }
+
+    /// Leaves the workspace where it is.
+    pub(crate) fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if !self.keep {
+            remove_tree(&self.path);
+        }
+    }
+}
+
+/// The right to change a workspace: an advisory lock on its directory. It goes with the process.
+#[derive(Debug)]
+pub(crate) struct Held(#[expect(dead_code, reason = "the lock goes with the file")] File);
+
+impl Held {
+    /// Takes it unless somebody has it.
+    pub(crate) fn now(directory: &Path) -> Result<Option<Self>> {
+        let file = File::open(directory).context("open", directory)?;
+        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => Ok(Some(Self(file))),
+            Err(Errno::WOULDBLOCK) => Ok(None),
+            Err(error) => Err(error).context("lock", directory),
+        }
+    }
+
+    /// Takes it, waiting for others at most `limit`.
+    pub(crate) fn within(directory: &Path, limit: Duration) -> Result<Option<Self>> {
+        let deadline = Instant::now() + limit;
+        loop {
+            if let Some(held) = Self::now(directory)? {
+                return Ok(Some(held));
+            }
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// A private directory for one machine's sockets. Dropping it removes it, unless a supervisor,
+/// which removes it in the end, has taken it over.
+#[derive(Debug)]
+pub(crate) struct RuntimeDirectory {
+    path: PathBuf,
+    handed_over: bool,
+}
+
+impl RuntimeDirectory {
+    /// Makes a new one.
+    pub(crate) fn make(config: &Config) -> Result<Self> {
+        let root = &config.runtime_dir;
+        check_runtime_dir(root)?;
+        loop {
+            files::private_dir(root)?;
+            let path = root.join(name::random_hex()?);
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Ok(()) => {
+                    return Ok(Self {
+                        path,
+                        handed_over: false,
+                    });
+                }
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
+                // Another machine ended just now and took the empty directory with it.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => {
+                    return Err(Error::Io {
+                        doing: "create",
+                        path,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    /// Where it is.
+    pub(crate) fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Leaves it to a supervisor.
+    pub(crate) fn hand_over(mut self) {
+        self.handed_over = true;
+    }
+}
+
+impl Drop for RuntimeDirectory {
+    fn drop(&mut self) {
+        if !self.handed_over {
+            remove_runtime(&self.path);
+        }
+    }
+}
+
+/// Removes the runtime directory of a machine that is gone.
+pub(crate) fn remove_runtime(path: &Path) {
+    remove_tree(path);
+    if let Some(root) = path.parent() {
+        // The last machine takes the directory with it; others still have theirs in it.
+        let _ = fs::remove_dir(root);
+    }
+}
+
+/// Takes the name of a workspace away at once; what it was is removed from where it went.
+pub(crate) fn discard(root: &Path, directory: &Path) -> Result<()> {
+    let gate = gate(root)?;
+    let trash = root.join(format!("{TRASH}{}", name::random_hex()?));
+    fs::rename(directory, &trash).context("rename", directory)?;
+    drop(gate);
+    fs::remove_dir_all(&trash).context("remove", &trash)
+}
+
+fn check_runtime_dir(path: &Path) -> Result<()> {
+    let length = path.as_os_str().len();
+    if length <= MAX_RUNTIME_DIR && path.is_absolute() {
+        return Ok(());
+    }
+    Err(Error::invalid(
+        "the run-time directory",
+        format!(
+            "{} has {length} bytes; sockets need an absolute path of at most {MAX_RUNTIME_DIR}",
+            path.display()
+        ),
+    ))
+}
+
+/// Orders making directories and sweeping them.
+fn gate(root: &Path) -> Result<File> {
+    let file = gate_file(root)?;
+    flock(&file, FlockOperation::LockExclusive).context("lock", root)?;
+    Ok(file)
+}
+
+fn gate_file(root: &Path) -> Result<File> {
+    let path = root.join(LOCK);
+    File::options()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(&path)
+        .context("open", &path)
+}
+
+/// Something that a program left behind when it was killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Leftover {
+    /// Where it is.
+    pub path: PathBuf,
+    /// What it takes on the disk, in bytes.
+    pub bytes: u64,
+    /// What it is.
+    pub what: LeftoverKind,
+}
+
+/// What kind of thing was left behind.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum LeftoverKind {
+    /// A workspace that was half deleted.
+    Deleted,
+    /// A workspace that was half made, or whose run was to remove it.
+    Abandoned,
+    /// The sockets of a machine that is gone.
+    Sockets,
+}
+
+/// Removes what runs left behind whose program was killed. Problems are logged: they are no
+/// reason not to run.
+pub(crate) fn sweep(config: &Config) {
+    if let Err(error) = collect(config, false) {
+        tracing::warn!("leftovers were not removed: {error}");
+    }
+}
+
+/// Finds what was left behind, and removes it unless this is only a look.
+pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
+    let root = config.workspaces_dir();
+    let entries = match fs::read_dir(&root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Io {
+                doing: "list",
+                path: root,
+                source,
+            });
+        }
+    };
+    let gate = gate_file(&root)?;
+    if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_err() {
+        return Ok(Vec::new()); // Somebody else is at it.
+    }
+    let mut found = Vec::new();
+    let mut doomed = Vec::new();
+    for entry in entries {
+        let path = entry.context("list", &root)?.path();
+        let Some(file_name) = path.file_name().and_then(|name| name.to_str()) else {
+            continue;
+        };
+        if file_name.starts_with(TRASH) {
+            found.push(leftover(&path, LeftoverKind::Deleted));
+            doomed.push(path);
+            continue;
+        }
+        if file_name.parse::<WorkspaceName>().is_err() {
+            continue;
+        }
+        let Some(held) = Held::now(&path)? else {
+            continue;
+        };
+        if machine::is_live(&path) {
+            continue;
+        }
+        if let Some(runtime) = machine::dead_runtime(&path) {
+            found.push(leftover(&runtime, LeftoverKind::Sockets));
+            if !dry_run {
+                remove_runtime(&runtime);
+            }
+        }
+        if is_left_behind(&path) {
+            found.push(leftover(&path, LeftoverKind::Abandoned));
+            if !dry_run {
+                // Out of the way at once, removed after the lock is let go.
+                let trash = root.join(format!("{TRASH}{}", name::random_hex()?));
+                fs::rename(&path, &trash).context("rename", &path)?;
+                doomed.push(trash);
+            }
+        }
+        drop(held);
+    }
+    drop(gate);
+    if !dry_run {
+        for path in doomed {
+            remove_tree(&path);
+        }
+    }
+    Ok(found)
+}
+
+fn leftover(path: &Path, what: LeftoverKind) -> Leftover {
+    Leftover {
+        path: path.to_owned(),
+        bytes: bytes_of(path),
+        what,
+    }
+}
+
+/// What a tree takes on the disk; what cannot be looked at counts nothing.
+fn bytes_of(path: &Path) -> u64 {
+    let Ok(metadata) = fs::symlink_metadata(path) else {
+        return 0;
+    };
+    let below = if metadata.is_dir() {
+        fs::read_dir(path)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .map(|entry| bytes_of(&entry.path()))
+            .sum()
+    } else {
+        0
+    };
+    metadata.blocks() * 512 + below
+}
+
+/// Whether the workspace in `directory`, which nobody holds, was not meant to stay.
+fn is_left_behind(directory: &Path) -> bool {
+    match Manifest::read(directory) {
+        Ok(manifest) => manifest.ephemeral,
+        // Killed before it was written, and never booted: a workspace without one is none.
+        Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+            !directory.join(EVENTS).exists()
+        }
+        // Torn, but somebody's: it is theirs to delete.
+        Err(_) => false,
+    }
+}
+
+/// Removes a tree of our own; what is gone already is fine.
+fn remove_tree(path: &Path) {
+    match fs::remove_dir_all(path) {
+        Ok(()) => {}
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!("{} was not removed: {error}", path.display()),
+    }
+}

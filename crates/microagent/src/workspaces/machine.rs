@@ -1,0 +1,114 @@
+//! The machine of a workspace, as seen from its directory: whether it lives, and where it listens.
+
+use std::{
+    fs::{File, TryLockError},
+    io::{self, Read},
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use microagent_protocol::{
+    ProcessIdentity,
+    supervisor::{CONTROL_SOCKET, MACHINE_LOCK},
+};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    error::Result,
+    files::{self, Durability},
+};
+
+/// Where the machine of a workspace is recorded.
+const MACHINE: &str = "machine.json";
+
+/// A record may not be larger, in bytes.
+const MAX: u64 = 64 << 10;
+
+/// Where a machine listens; written before it is launched, so that nobody has to look for one
+/// whose launcher was killed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct MachineRecord {
+    /// The directory of its sockets.
+    pub(crate) runtime_dir: PathBuf,
+    /// Its supervisor, once that answered.
+    #[serde(default)]
+    pub(crate) supervisor: Option<ProcessIdentity>,
+}
+
+impl MachineRecord {
+    /// The record in `directory`; `None` where there is none that can be read.
+    pub(crate) fn read(directory: &Path) -> Option<Self> {
+        let mut bytes = Vec::new();
+        File::open(directory.join(MACHINE))
+            .ok()?
+            .take(MAX)
+            .read_to_end(&mut bytes)
+            .ok()?;
+        serde_json::from_slice(&bytes).ok()
+    }
+
+    /// Records it in `directory`.
+    pub(crate) fn write(&self, directory: &Path) -> Result<()> {
+        files::write_json(&directory.join(MACHINE), self, Durability::Unsynced)
+    }
+
+    /// Its supervisor's control socket.
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.runtime_dir.join(CONTROL_SOCKET)
+    }
+}
+
+/// Whether a supervisor of the workspace in `directory` lives.
+///
+/// A supervisor holds [`MACHINE_LOCK`] for as long as it lives; no process number is guessed from.
+pub(crate) fn is_live(directory: &Path) -> bool {
+    match File::open(directory.join(MACHINE_LOCK)) {
+        // A shared lock for an instant disturbs nobody who asks likewise.
+        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Err(error) => error.kind() != io::ErrorKind::NotFound,
+    }
+}
+
+/// Waits for the supervisor to be gone; false if it did not go in time.
+pub(crate) fn wait_gone(directory: &Path, limit: Duration) -> bool {
+    let deadline = Instant::now() + limit;
+    while is_live(directory) {
+        if Instant::now() >= deadline {
+            return false;
+        }
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    true
+}
+
+/// Kills a supervisor that does not answer; its machine dies with it. Another process that has its
+/// number by now is left alone.
+pub(crate) fn kill(supervisor: &ProcessIdentity) {
+    let pid = i32::try_from(supervisor.pid).ok().and_then(Pid::from_raw);
+    // The handle first: what is compared then is what is killed.
+    let Some(handle) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+        return; // Gone already.
+    };
+    if start_ticks(supervisor.pid) == Some(supervisor.start_ticks)
+        && let Err(error) = pidfd_send_signal(&handle, Signal::KILL)
+    {
+        tracing::warn!("the supervisor {} was not killed: {error}", supervisor.pid);
+    }
+}
+
+/// Field 22 of `/proc/<pid>/stat` (proc(5)). The lock says already that the boot is this one.
+fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    let (_, fields) = stat.rsplit_once(')')?;
+    fields.split_whitespace().nth(19)?.parse().ok()
+}
+
+/// The directory of sockets that a supervisor left behind which was killed.
+pub(crate) fn dead_runtime(directory: &Path) -> Option<PathBuf> {
+    let record = MachineRecord::read(directory)?;
+    let name = record.runtime_dir.file_name()?.to_str()?;
+    // Only what we name like that ourselves, whatever the record says.
+    let ours = name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (ours && record.runtime_dir.join("").is_dir()).then_some(record.runtime_dir)
+}

@@ -1,0 +1,225 @@
+//! How a workspace is: everything that `status` shows.
+
+use std::{
+    fs,
+    os::unix::fs::MetadataExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use microagent_protocol::{
+    Backend, BackendChoice, DeclaredArtifact, ExtraDisk, MediationRoute, NetworkMode,
+    ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal, State, Timestamp,
+    WorkspaceName,
+    supervisor::{Command, Event, EventKind, WorkloadResult},
+};
+use serde::Serialize;
+
+use super::{
+    Workspace, history, launch,
+    verify::{self, Verification, Verify},
+};
+use crate::{
+    directories::SCRATCH,
+    error::{IoContext, Result},
+    options::Resources,
+    result::{ImageInfo, KernelInfo},
+    supervise::{HealthCheck, RestartPolicy},
+};
+
+/// How long a supervisor may take to say how its machine is.
+const ANSWER_LIMIT: Duration = Duration::from_secs(15);
+
+/// Everything there is to know of a workspace.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct WorkspaceStatus {
+    /// Its name.
+    pub workspace: WorkspaceName,
+    /// Its state.
+    pub state: State,
+    /// The last thing that happened to it.
+    pub event: Option<Event>,
+    /// Where it is.
+    pub directory: PathBuf,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// Its image.
+    pub image: ImageInfo,
+    /// Its kernel.
+    pub kernel: KernelInfo,
+    /// What runs it, or ran it last.
+    pub backend: Option<Backend>,
+    /// What was asked to run it.
+    pub backend_choice: BackendChoice,
+    /// What its machine is given.
+    pub resources: Resources,
+    /// What runs at each start; empty if nothing does.
+    pub command: Vec<String>,
+    /// Whether its setup commands are still to be run.
+    pub setup_pending: bool,
+    /// When `supervise` starts it again.
+    pub restart: RestartPolicy,
+    /// What tells `supervise` that it is well.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub health: Option<HealthCheck>,
+    /// Whether it still is what was recorded.
+    pub verification: Verification,
+    /// What it is ready for, signal by signal.
+    pub readiness: ReadinessReport,
+    /// How it is connected.
+    pub network: NetworkStatus,
+    /// Its ways to servers of the host.
+    pub mediation: Vec<MediationRoute>,
+    /// Its disks beside its own.
+    pub disks: Vec<ExtraDisk>,
+    /// How its workload ended, if it did.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub result: Option<WorkloadResult>,
+    /// What it declares to be taken out.
+    pub artifacts: Vec<DeclaredArtifact>,
+    /// What it takes on the host's disk.
+    pub disk_use: DiskUse,
+    /// Its processes on the host, while it is live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub processes: Option<Processes>,
+}
+
+/// How a workspace is connected.
+#[derive(Clone, Debug, Serialize)]
+pub struct NetworkStatus {
+    /// How it was asked to be.
+    pub mode: NetworkMode,
+    /// Its published ports; while it is live those that were really bound.
+    pub ports: Vec<PublishedPort>,
+}
+
+/// What a workspace takes on the host's disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct DiskUse {
+    /// What it may write, in MiB.
+    pub size_mib: u32,
+    /// What its scratch disk takes, in bytes.
+    pub scratch_bytes: u64,
+    /// What its whole directory takes, in bytes.
+    pub total_bytes: u64,
+}
+
+/// The processes of a live workspace.
+#[derive(Clone, Debug, Serialize)]
+pub struct Processes {
+    /// Its supervisor.
+    pub supervisor: ProcessIdentity,
+    /// Its virtual machine monitor.
+    pub vmm: Option<ProcessIdentity>,
+}
+
+impl Workspace<'_> {
+    /// Everything there is to know of it. A machine that is gone without a record is recorded first.
+    ///
+    /// # Errors
+    /// When its own files cannot be read.
+    pub fn status(&self, verify: Verify) -> Result<WorkspaceStatus> {
+        let (state, lost) = history::state(&self.directory)?;
+        if lost {
+            history::bury(&self.directory);
+        }
+        let history = history::read(&self.directory)?;
+        let live = state
+            .is_live()
+            .then(|| {
+                self.connect()
+                    .ok()?
+                    .status(Command::Inspect, ANSWER_LIMIT)
+                    .ok()
+            })
+            .flatten();
+        let state = live.as_ref().map_or(state, |status| status.state);
+        let result = self.result()?;
+        let manifest = &self.manifest;
+        let readiness = live.as_ref().map_or_else(
+            || at_rest(result.as_ref()),
+            |status| status.readiness.clone(),
+        );
+        Ok(WorkspaceStatus {
+            workspace: manifest.name.clone(),
+            state,
+            backend: last_backend(&history.events),
+            event: history.events.last().cloned(),
+            directory: self.directory.clone(),
+            created_at: manifest.created_at,
+            image: manifest.image.clone(),
+            kernel: manifest.kernel.clone(),
+            backend_choice: manifest.backend,
+            resources: manifest.resources,
+            command: manifest
+                .workload
+                .as_ref()
+                .map(|workload| workload.argv.clone())
+                .unwrap_or_default(),
+            setup_pending: launch::setup_is_due(manifest, &self.directory),
+            restart: manifest.restart,
+            health: manifest.health.clone(),
+            verification: verify::verify(self.config, manifest, verify),
+            readiness,
+            network: NetworkStatus {
+                mode: manifest.network,
+                ports: live
+                    .as_ref()
+                    .map_or_else(|| manifest.publish.clone(), |status| status.ports.clone()),
+            },
+            mediation: manifest.mediation.clone(),
+            disks: manifest.disks.clone(),
+            result,
+            artifacts: manifest.artifacts.clone(),
+            disk_use: disk_use(&self.directory, manifest.resources)?,
+            processes: live.map(|status| Processes {
+                supervisor: status.supervisor,
+                vmm: status.vmm,
+            }),
+        })
+    }
+}
+
+/// A workspace without a machine is ready for nothing but to show what it did.
+fn at_rest(result: Option<&WorkloadResult>) -> ReadinessReport {
+    ReadinessSignal::ALL
+        .into_iter()
+        .map(|signal| {
+            let readiness = match (signal, result) {
+                (ReadinessSignal::ResultReady, Some(result)) => Readiness {
+                    ready: true,
+                    observed_at: Some(result.exited_at),
+                    detail: None,
+                    error: None,
+                },
+                _ => Readiness::default(),
+            };
+            (signal, readiness)
+        })
+        .collect()
+}
+
+fn last_backend(events: &[Event]) -> Option<Backend> {
+    events.iter().rev().find_map(|event| match event.kind {
+        EventKind::Starting { backend, .. } => Some(backend),
+        _ => None,
+    })
+}
+
+fn disk_use(directory: &Path, resources: Resources) -> Result<DiskUse> {
+    let mut total = 0;
+    for entry in fs::read_dir(directory).context("list", directory)? {
+        let entry = entry.context("list", directory)?;
+        // What is removed meanwhile takes nothing.
+        total += entry
+            .metadata()
+            .map_or(0, |metadata| metadata.blocks() * 512);
+    }
+    Ok(DiskUse {
+        size_mib: resources.size_mib.0,
+        scratch_bytes: fs::metadata(directory.join(SCRATCH))
+            .map_or(0, |metadata| metadata.blocks() * 512),
+        total_bytes: total,
+    })
+}

@@ -1,0 +1,242 @@
+//! Whether a workspace still is what was recorded when it was made.
+//!
+//! Each part is hashed whole. What was hashed once is not hashed again as long as its device,
+//! inode, size, modification time and change time are the same: a write changes the change time,
+//! which no call can set back, so only root, who could change microagent itself, or a clock that
+//! was set back gets past it. A file that changed within the clock's own step of the hashing is
+//! not trusted either. `Verify::Everything` hashes whatever was known.
+
+use std::{
+    fs::{self, File, Metadata},
+    os::unix::fs::MetadataExt,
+    path::Path,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use microagent_image::Digest;
+use microagent_kernel::GUEST_SHA256;
+use serde::{Deserialize, Serialize};
+
+use super::manifest::{Manifest, Part};
+use crate::{
+    config::Config,
+    error::{Error, IoContext, Result},
+    files::{self, Durability},
+};
+
+/// How long ago a file must have changed for its change time to tell it from a later change.
+const RACY: Duration = Duration::from_secs(2);
+
+/// How thoroughly a workspace is verified.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Verify {
+    /// Hash what may have changed since it was hashed last.
+    #[default]
+    Changed,
+    /// Hash everything.
+    Everything,
+}
+
+/// One difference between what was recorded and what is there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
+#[error("{artifact} has the {field} {actual}, and {expected} was recorded")]
+pub struct Divergence {
+    /// `manifest`, `kernel`, `initramfs` or `base_disk`, with its path where it has one.
+    pub artifact: String,
+    /// What differs, such as `sha256`.
+    pub field: String,
+    /// What was recorded.
+    pub expected: String,
+    /// What is there.
+    pub actual: String,
+}
+
+/// What verification found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Verification {
+    /// Whether nothing differs.
+    pub ok: bool,
+    /// The digest of the image it is made of.
+    pub image_digest: String,
+    /// Each difference.
+    pub divergence: Vec<Divergence>,
+}
+
+/// Compares everything `manifest` names with what is there.
+pub(crate) fn verify(config: &Config, manifest: &Manifest, how: Verify) -> Verification {
+    let parts = &manifest.parts;
+    let mut named = vec![("kernel", &parts.kernel), ("base_disk", &parts.base_disk)];
+    // Another agent is the new microagent's, not the workspace's; it is made from the kernel anew.
+    if parts.guest_sha256 == GUEST_SHA256 {
+        named.push(("initramfs", &parts.initramfs));
+    }
+    let divergence: Vec<Divergence> = named
+        .into_iter()
+        .filter_map(|(artifact, part)| check(config, artifact, part, how))
+        .collect();
+    Verification {
+        ok: divergence.is_empty(),
+        image_digest: manifest.image.digest.clone(),
+        divergence,
+    }
+}
+
+fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Divergence> {
+    let differs = |field: &str, actual: String| {
+        Some(Divergence {
+            artifact: format!("{artifact} {}", part.path.display()),
+            field: field.to_owned(),
+            expected: part.sha256.clone(),
+            actual,
+        })
+    };
+    match sha256_of(config, &part.path, how) {
+        Ok(actual) if actual == part.sha256 => None,
+        Ok(actual) => differs("sha256", actual),
+        Err(Error::Io { source, .. }) => differs("content", format!("an error ({source})")),
+        Err(error) => differs("content", format!("an error ({error})")),
+    }
+}
+
+/// A file's identity at the time it was hashed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            size: metadata.size(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Whether a change from `now` on must show in it.
+    fn is_settled(&self, now: SystemTime) -> bool {
+        let (Ok(seconds), Ok(nanos)) =
+            (u64::try_from(self.changed.0), u32::try_from(self.changed.1))
+        else {
+            return false;
+        };
+        UNIX_EPOCH
+            .checked_add(Duration::new(seconds, nanos))
+            .and_then(|changed| now.duration_since(changed).ok())
+            .is_some_and(|age| age > RACY)
+    }
+}
+
+/// What is known of a file.
+#[derive(Serialize, Deserialize)]
+struct Known {
+    stamp: Stamp,
+    sha256: String,
+}
+
+fn sha256_of(config: &Config, path: &Path, how: Verify) -> Result<String> {
+    let file = File::open(path).context("open", path)?;
+    let before = Stamp::of(&file.metadata().context("look at", path)?);
+    let note = config.verified_dir().join(format!(
+        "{}.json",
+        files::sha256(path.as_os_str().as_encoded_bytes())
+    ));
+    if how == Verify::Changed
+        && let Ok(bytes) = fs::read(&note)
+        && let Ok(known) = serde_json::from_slice::<Known>(&bytes)
+        && known.stamp == before
+    {
+        return Ok(known.sha256);
+    }
+    let begun = SystemTime::now();
+    let sha256 = Digest::of_reader(&file).context("read", path)?.hex();
+    let after = Stamp::of(&file.metadata().context("look at", path)?);
+    if before == after && before.is_settled(begun) {
+        let known = Known {
+            stamp: before,
+            sha256: sha256.clone(),
+        };
+        // Without the note it is hashed again, which is only slower.
+        let noted = files::private_dir(&config.verified_dir())
+            .and_then(|()| files::write_json(&note, &known, Durability::Unsynced));
+        if let Err(error) = noted {
+            tracing::debug!("what was verified is not noted: {error}");
+        }
+    }
+    Ok(sha256)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::SupervisorProgram;
+
+    #[test]
+    fn a_changed_byte_is_found_whatever_was_known() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::new(base.path(), base.path(), SupervisorProgram::ThisProgram);
+        let path = base.path().join("part");
+        fs::write(&path, "content").unwrap();
+        let old = SystemTime::now() - Duration::from_secs(100);
+        let part = Part {
+            path: path.clone(),
+            sha256: files::sha256(b"content"),
+        };
+        assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
+        // Same length and same modification time: the change time tells.
+        let set = |text: &str| {
+            fs::write(&path, text).unwrap();
+            File::options()
+                .write(true)
+                .open(&path)
+                .unwrap()
+                .set_modified(old)
+                .unwrap();
+        };
+        set("content");
+        assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
+        set("c0ntent");
+        let found = check(&config, "kernel", &part, Verify::Changed).unwrap();
+        assert_eq!(
+            (found.field.as_str(), found.expected),
+            ("sha256", part.sha256.clone())
+        );
+        assert_eq!(found.actual, files::sha256(b"c0ntent"));
+        fs::remove_file(&path).unwrap();
+        let found = check(&config, "kernel", &part, Verify::Everything).unwrap();
+        assert!(found.actual.contains("No such file"), "{found}");
+    }
+
+    #[test]
+    fn what_was_hashed_is_known_until_it_changes() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::new(base.path(), base.path(), SupervisorProgram::ThisProgram);
+        let path = base.path().join("part");
+        fs::write(&path, "content").unwrap();
+        let stamp = Stamp::of(&fs::metadata(&path).unwrap());
+        assert!(!stamp.is_settled(SystemTime::now()), "it changed just now");
+        assert!(stamp.is_settled(SystemTime::now() + Duration::from_secs(10)));
+        let known = Known {
+            stamp,
+            sha256: "known".to_owned(),
+        };
+        let note = files::sha256(path.as_os_str().as_encoded_bytes());
+        fs::create_dir(config.verified_dir()).unwrap();
+        fs::set_permissions(
+            config.verified_dir(),
+            std::os::unix::fs::PermissionsExt::from_mode(0o700),
+        )
+        .unwrap();
+        let note = config.verified_dir().join(format!("{note}.json"));
+        files::write_json(&note, &known, Durability::Unsynced).unwrap();
+        assert_eq!(sha256_of(&config, &path, Verify::Changed).unwrap(), "known");
+        let actual = sha256_of(&config, &path, Verify::Everything).unwrap();
+        assert_eq!(actual, files::sha256(b"content"));
+    }
+}
