@@ -648,6 +648,38 @@ fn typos_are_guessed_from_what_the_registry_has() {
     }
 }
 
+/// eStargz is gzip in many members, `zstd:chunked` zstd in many frames with skippable ones between: both
+/// are plain layers to who does not read their tables of content.
+#[test]
+fn layers_made_for_lazy_pulls_are_plain_layers() {
+    use testkit::registry::pack;
+    let bench = Bench::new();
+    let tar = tar_of(&[("a", 0o644, b"first"), ("b", 0o644, b"second")]);
+    let (head, tail) = tar.split_at(1024);
+    let members = [pack(head, Packing::Gzip), pack(tail, Packing::Gzip)].concat();
+    let skippable = [&[0x50, 0x2a, 0x4d, 0x18, 3, 0, 0, 0][..], b"toc"].concat();
+    let frames = [
+        pack(head, Packing::Zstd),
+        skippable.clone(),
+        pack(tail, Packing::Zstd),
+        skippable,
+    ]
+    .concat();
+    let registry = Registry::start().unwrap();
+    for (name, suffix, blob) in [("e:1", "+gzip", members), ("z:1", "+zstd", frames)] {
+        let mut layout = Layout::create(&bench.directory.path().join(&name[..1])).unwrap();
+        let image = TinyImage::new("amd64").packed(&digest_of(&tar), &blob, suffix);
+        layout.add(name, &[image]).unwrap();
+        registry.push(layout.path(), name).unwrap();
+        let record = bench.pull(&registry.reference(name), &options()).unwrap();
+        let disk = bench.store.base_disk(&record, &|_| {}).unwrap();
+        let mut command = std::process::Command::new("/sbin/debugfs");
+        command.args(["-R", "cat /b"]).arg(&disk.path);
+        let content = testkit::registry::run_tool("e2fsprogs", &mut command).unwrap();
+        assert_eq!(content, b"second", "{name}");
+    }
+}
+
 #[test]
 fn a_registry_that_repeats_a_secret_is_not_quoted() {
     use testkit::registry::{Answer, Scripted};

@@ -7,7 +7,7 @@ use std::{
 };
 
 use microagent_files::CopyError;
-use microagent_image::ImageError;
+use microagent_image::{ImageError, Platform};
 use microagent_kernel::KernelError;
 use microagent_protocol::{
     FrameError, State,
@@ -97,6 +97,16 @@ pub enum Error {
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image is for another kind of machine.
+    #[error("{image} for {platform} cannot run here: the machines of this host are {host}.")]
+    ForeignPlatform {
+        /// The image.
+        image: String,
+        /// What was asked for.
+        platform: Platform,
+        /// What there is.
+        host: Platform,
+    },
     /// A settings file is wrong.
     #[error("{} cannot be used: {reason}.", .path.display())]
     Settings {
@@ -331,6 +341,9 @@ impl Error {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
             },
+            Self::ForeignPlatform { host, .. } => {
+                report.remedy(format!("Leave --platform out, or choose {host}."))
+            }
             Self::NotLoggedIn { registry } => {
                 report.remedy(format!("Log in with `microagent login {registry}`."))
             }
@@ -362,6 +375,7 @@ impl Error {
             }
             Self::NoWorkspace { .. } | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
+            Self::ForeignPlatform { .. } => ErrorKind::Unsupported,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,

@@ -80,6 +80,14 @@ fn an_image_for_another_machine() {
         &refused,
         &["it has only: linux/riscv64, linux/s390x", "--platform"],
     );
+    // An image of another kind can be had, and is not run.
+    let sandbox = sandbox();
+    let reference = registry.reference("other:1");
+    let pull = ["images", "pull", "--platform", "s390x", &reference];
+    let _pulled = sandbox.microagent(pull).run().success();
+    let run = ["run", "--platform", "linux/s390x", &reference];
+    let foreign = sandbox.microagent(run).run().exited(125);
+    says(&foreign, &["cannot run here", "Leave --platform out"]);
 }
 
 #[test]
