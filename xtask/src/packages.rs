@@ -47,6 +47,17 @@ pub(crate) const TEST: &[Need] = &[
     need("zstd", "zstd", "zstd layers in test images"),
     need("faketime", "faketime", "a clock that jumps"),
     need("openssl", "openssl", "certificates of test registries"),
+    need(
+        "nginx",
+        "nginx-light",
+        "redirects, ranges, limits and failures in front of a test registry",
+    ),
+    need(
+        "tinyproxy",
+        "tinyproxy",
+        "a proxy between us and a test registry",
+    ),
+    need("faketime", "faketime", "a host whose clock is wrong"),
     need("cpio", "cpio", "reads the initramfs back"),
     need("c++", "g++", "builds the fuzzer"),
 ];

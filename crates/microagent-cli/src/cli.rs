@@ -186,6 +186,12 @@ enum Command {
     Host(commands::host::HostArgs),
     /// Print what programs may rely on
     Contract,
+    /// Log in to a registry
+    Login(commands::login::LoginArgs),
+    /// Forget the login for a registry
+    Logout(commands::logout::LogoutArgs),
+    /// Say who you are to a registry
+    Whoami(commands::whoami::WhoamiArgs),
     /// Print the version
     Version,
 }
@@ -235,6 +241,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Spec { command } => commands::spec::run(&command, &screen),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),
+        Command::Login(args) => commands::login::run(&args, globals, &screen),
+        Command::Logout(args) => commands::logout::run(&args, globals, &screen),
+        Command::Whoami(args) => commands::whoami::run(&args, globals, &screen),
         Command::Version => commands::version::run(&screen),
     }
     .map_or_else(|error| (EXIT_FAILURE, Some(error)), |code| (code, None));

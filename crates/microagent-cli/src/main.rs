@@ -23,5 +23,17 @@ fn main() -> ExitCode {
     // Returns only if this process is not to be a supervisor.
     microagent_supervisor::entry();
     terminal::restore_on_panic();
+    keep_out_of_core_dumps();
     cli::main()
+}
+
+/// This process may hold registry passwords: its memory goes into no core dump and to no debugger of the
+/// same user. Programs it starts are not concerned.
+fn keep_out_of_core_dumps() {
+    #[cfg(target_os = "linux")]
+    if let Err(error) =
+        rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::debug!("core dumps stay on: {error}");
+    }
 }

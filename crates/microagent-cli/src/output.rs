@@ -80,6 +80,23 @@ impl Screen {
         }
     }
 
+    /// A step of `subject`, for programs: one object on a line of standard error.
+    pub(crate) fn event<T: Serialize>(&self, subject: &str, event: &T) {
+        #[derive(Serialize)]
+        struct Step<'s, T> {
+            image: &'s str,
+            #[serde(flatten)]
+            event: &'s T,
+        }
+        if self.form == Form::Json && !self.quiet {
+            let step = Step {
+                image: subject,
+                event,
+            };
+            to_stderr(&json(&step, false));
+        }
+    }
+
     /// An error on standard error: a sentence for people, one object for programs.
     pub(crate) fn error(&self, report: &ErrorReport) {
         let text = match self.form {

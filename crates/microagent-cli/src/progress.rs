@@ -1,5 +1,7 @@
 //! Progress on standard error, drawn only on a terminal and gone when it is over.
 
+mod layers;
+
 use std::{
     collections::HashMap,
     io,
@@ -7,8 +9,12 @@ use std::{
     time::Duration,
 };
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use microagent::{Backend, Error, Event, EventKind, ImageEvent, KernelProgress, RunEvent, RunIo};
+use indicatif::{MultiProgress, ProgressBar, ProgressDrawTarget, ProgressStyle};
+use microagent::{
+    Backend, Digest, Error, Event, EventKind, ImageEvent, KernelProgress, RunEvent, RunIo,
+};
+
+use self::layers::Layers;
 
 use crate::{
     cli::Form,
@@ -18,15 +24,18 @@ use crate::{
 /// One line that says what is being done.
 pub(crate) struct Progress {
     screen: Screen,
+    lines: MultiProgress,
     state: Mutex<State>,
 }
 
 #[derive(Default)]
 struct State {
     bar: Option<ProgressBar>,
+    bars: Layers,
     /// Bytes of each layer so far.
-    layers: HashMap<String, u64>,
-    total: u64,
+    layers: HashMap<Digest, u64>,
+    /// Bytes of each image in all.
+    totals: HashMap<String, u64>,
     announced: bool,
 }
 
@@ -34,6 +43,7 @@ impl Progress {
     pub(crate) fn new(screen: &Screen) -> Self {
         Self {
             screen: *screen,
+            lines: MultiProgress::with_draw_target(ProgressDrawTarget::stderr()),
             state: Mutex::default(),
         }
     }
@@ -50,7 +60,7 @@ impl Progress {
     /// A line that stays, above the progress.
     pub(crate) fn note(&self, text: &str) {
         match &self.state().bar {
-            Some(bar) => bar.suspend(|| self.screen.notice(text)),
+            Some(_) => self.lines.suspend(|| self.screen.notice(text)),
             None => self.screen.notice(text),
         }
     }
@@ -65,8 +75,24 @@ impl Progress {
 
     /// Wipes the line away.
     pub(crate) fn clear(&self) {
-        if let Some(bar) = self.state().bar.take() {
+        let mut state = self.state();
+        state.bars.clear();
+        if let Some(bar) = state.bar.take() {
             bar.finish_and_clear();
+        }
+    }
+
+    /// Something is not as it should be, and work goes on.
+    fn warn(&self, text: &str) {
+        match &self.state().bar {
+            Some(_) => self.lines.suspend(|| self.screen.announce(text)),
+            None => self.screen.announce(text),
+        }
+    }
+
+    fn bar(&self, change: impl FnOnce(&MultiProgress)) {
+        if self.screen.lively {
+            change(&self.lines);
         }
     }
 
@@ -75,7 +101,7 @@ impl Progress {
             return;
         }
         let bar = state.bar.get_or_insert_with(|| {
-            let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+            let bar = self.lines.insert(0, ProgressBar::no_length());
             let style = ProgressStyle::with_template("{spinner} {wide_msg} {elapsed}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_spinner()));
             bar.enable_steady_tick(Duration::from_millis(120));
@@ -118,15 +144,45 @@ impl Progress {
         let mut state = self.state();
         let text = match event {
             ImageEvent::Resolving { reference } => format!("Looking for {reference}"),
-            ImageEvent::Resolved { bytes, .. } => {
-                state.layers.clear();
-                state.total = *bytes;
+            ImageEvent::Resolved {
+                reference, bytes, ..
+            } => {
+                state.totals.insert(reference.clone(), *bytes);
                 pulled(&state)
             }
-            ImageEvent::LayerExists { digest, bytes }
-            | ImageEvent::LayerProgress { digest, bytes, .. } => {
-                state.layers.insert(digest.to_string(), *bytes);
+            ImageEvent::LayerExists { digest, bytes } => {
+                state.layers.insert(*digest, *bytes);
+                self.bar(|lines| state.bars.here(lines, *digest, *bytes));
                 pulled(&state)
+            }
+            ImageEvent::LayerResumed {
+                digest,
+                bytes,
+                total,
+            } => {
+                state.layers.insert(*digest, *bytes);
+                self.bar(|lines| state.bars.resumed(lines, *digest, *bytes, *total));
+                pulled(&state)
+            }
+            ImageEvent::LayerProgress {
+                digest,
+                bytes,
+                total,
+            } => {
+                state.layers.insert(*digest, *bytes);
+                self.bar(|lines| state.bars.came(lines, *digest, *bytes, *total));
+                pulled(&state)
+            }
+            ImageEvent::FromMirror { .. } => return,
+            ImageEvent::MirrorFailed { mirror, reason } => {
+                drop(state);
+                self.warn(&format!("The mirror {mirror} was passed over: {reason}"));
+                return;
+            }
+            ImageEvent::NoCredentials { registry, reason } => {
+                drop(state);
+                self.warn(&format!("{registry} is asked anonymously: {reason}."));
+                return;
             }
             ImageEvent::Retrying { doing, reason, .. } => {
                 format!("Trying again: {doing} ({reason})")
@@ -136,6 +192,10 @@ impl Progress {
             }
             ImageEvent::Waiting { .. } => {
                 "Waiting for another process with the same image".to_owned()
+            }
+            ImageEvent::BuildingDisk { bytes: 0, .. } if state.totals.len() == 1 => {
+                state.bars.clear();
+                return;
             }
             ImageEvent::BuildingDisk {
                 finishing: true, ..
@@ -168,7 +228,7 @@ impl Progress {
             state.announced = true;
             let line = "Installing a kernel for the machines (it is not installed on this host).";
             match &state.bar {
-                Some(bar) => bar.suspend(|| self.screen.announce(line)),
+                Some(_) => self.lines.suspend(|| self.screen.announce(line)),
                 None => self.screen.announce(line),
             }
         }
@@ -178,7 +238,9 @@ impl Progress {
 
 fn pulled(state: &State) -> String {
     let bytes: u64 = state.layers.values().sum();
-    format!("Pulling: {} of {}", size(bytes), size(state.total))
+    let total: u64 = state.totals.values().sum();
+    // Layers that images share count once.
+    format!("Pulling: {} of {}", size(bytes), size(total.max(bytes)))
 }
 
 /// Does something that takes a [`RunIo`] only to tell how it goes: progress is drawn, and what setup

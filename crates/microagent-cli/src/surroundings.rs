@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use microagent::{Config, Error, SupervisorProgram};
+use microagent::{Config, Error, ProxyOptions, SupervisorProgram};
 
 use crate::cli::Globals;
 
@@ -36,12 +36,15 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
         None => SupervisorProgram::ThisProgram,
     };
     let runtime = runtime_dir(variable("XDG_RUNTIME_DIR").map(PathBuf::from).as_deref());
-    let mut config = Config::new(&state, runtime, supervisor).auth_file(state.join("auth.json"));
-    let docker = variable("DOCKER_CONFIG")
-        .map(PathBuf::from)
-        .or_else(|| home.map(|home| home.join(".docker")));
-    if let Some(directory) = docker {
-        config = config.auth_file(directory.join("config.json"));
+    let mut config = Config::new(&state, runtime, supervisor).proxy(proxy(&variable));
+    for file in credential_files(&variable, home.as_deref()) {
+        config = config.auth_file(absolute(&file)?);
+    }
+    if let Some(path) = variable("PATH") {
+        config = config.helper_path(path);
+    }
+    if let Some(file) = registries_file(&state)? {
+        config = config.registries_file(file);
     }
     for registry in insecure {
         config = config.insecure_registry(registry);
@@ -87,6 +90,60 @@ pub(crate) fn unit_environment() -> Vec<(String, String)> {
         .collect()
 }
 
+/// Where other programs keep registry credentials: Docker, then the containers tools. The variables that
+/// name such a place name it instead of the usual one, as they do for those programs.
+fn credential_files(
+    variable: &dyn Fn(&str) -> Option<OsString>,
+    home: Option<&Path>,
+) -> Vec<PathBuf> {
+    let directory = |name: &str| variable(name).map(PathBuf::from);
+    let below_home = |path: &str| home.map(|home| home.join(path));
+    let docker = directory("DOCKER_CONFIG").or_else(|| below_home(".docker"));
+    let containers = match directory("REGISTRY_AUTH_FILE") {
+        Some(file) => vec![file],
+        None => [
+            directory("XDG_RUNTIME_DIR"),
+            directory("XDG_CONFIG_HOME").or_else(|| below_home(".config")),
+        ]
+        .into_iter()
+        .flatten()
+        .map(|directory| directory.join("containers/auth.json"))
+        .collect(),
+    };
+    docker
+        .map(|directory| directory.join("config.json"))
+        .into_iter()
+        .chain(containers)
+        .collect()
+}
+
+/// The proxies, by the variables most programs know, in both cases.
+fn proxy(variable: &dyn Fn(&str) -> Option<OsString>) -> ProxyOptions {
+    let either = |name: &str| {
+        variable(name)
+            .or_else(|| variable(&name.to_ascii_lowercase()))?
+            .into_string()
+            .ok()
+    };
+    ProxyOptions::new(
+        either("HTTP_PROXY"),
+        either("HTTPS_PROXY"),
+        &either("NO_PROXY").unwrap_or_default(),
+    )
+}
+
+/// What is particular to some registries: by variable, of this user, or of this host.
+fn registries_file(state: &Path) -> Result<Option<PathBuf>, Error> {
+    if let Some(file) = variable("MICROAGENT_REGISTRIES") {
+        return absolute(Path::new(&file)).map(Some);
+    }
+    let usual = [
+        state.join("registries.toml"),
+        PathBuf::from("/etc/microagent/registries.toml"),
+    ];
+    Ok(usual.into_iter().find(|file| file.exists()))
+}
+
 fn state_dir(globals: &Globals, home: Option<&Path>) -> Result<PathBuf, Error> {
     let given = globals
         .state_dir
@@ -130,6 +187,42 @@ fn runtime_dir(base: Option<&Path>) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn files(variables: &[(&str, &str)], home: Option<&str>) -> Vec<String> {
+        let variable = |name: &str| {
+            let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
+            Some(OsString::from(value))
+        };
+        credential_files(&variable, home.map(Path::new))
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect()
+    }
+
+    #[test]
+    fn credentials_are_where_other_programs_keep_them() {
+        assert_eq!(
+            files(&[("XDG_RUNTIME_DIR", "/run/user/7")], Some("/home/me")),
+            [
+                "/home/me/.docker/config.json",
+                "/run/user/7/containers/auth.json",
+                "/home/me/.config/containers/auth.json"
+            ]
+        );
+        let named = [
+            ("DOCKER_CONFIG", "/d"),
+            ("REGISTRY_AUTH_FILE", "/r.json"),
+            ("XDG_RUNTIME_DIR", "/run/user/7"),
+        ];
+        assert_eq!(
+            files(&named, Some("/home/me")),
+            ["/d/config.json", "/r.json"]
+        );
+        assert_eq!(
+            files(&[("XDG_CONFIG_HOME", "/c")], None),
+            ["/c/containers/auth.json"]
+        );
+    }
 
     #[test]
     fn sockets_go_where_their_paths_stay_short() {

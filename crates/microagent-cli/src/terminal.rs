@@ -1,12 +1,16 @@
 //! The user's terminal: its size, its raw mode, and giving it back as it was, whatever happens.
 
 use std::{
-    io::{self, IsTerminal},
+    io::{self, BufRead, IsTerminal, Read},
     sync::{Mutex, PoisonError},
 };
 
-use microagent::{Error, TtySize};
+use microagent::{Error, Secret, TtySize};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
+use zeroize::Zeroizing;
+
+/// The longest line that is read at a prompt.
+const MAX_LINE: u64 = 4096;
 
 use crate::cli::Form;
 
@@ -112,4 +116,92 @@ pub(crate) fn restore_on_panic() {
         restore();
         default(panic);
     }));
+}
+
+/// What a person typed at a prompt.
+#[derive(Debug)]
+pub(crate) enum Typed<T> {
+    /// A line, without its end.
+    Text(T),
+    /// Ctrl-C, or the end of input before anything was typed.
+    Interrupted,
+}
+
+/// Asks for a line.
+pub(crate) fn ask(prompt: &str) -> Result<Typed<String>, Error> {
+    crate::output::to_stderr(prompt);
+    let mut line = String::new();
+    match io::stdin().lock().take(MAX_LINE).read_line(&mut line) {
+        Ok(0) => Ok(Typed::Interrupted),
+        Ok(_) => Ok(Typed::Text(line.trim_end_matches(['\r', '\n']).to_owned())),
+        Err(source) => Err(unreadable(source)),
+    }
+}
+
+/// Asks for a line that is not shown. The terminal is raw meanwhile, so that Ctrl-C comes here as a key
+/// and cannot leave the terminal without its echo.
+pub(crate) fn ask_secretly(prompt: &str) -> Result<Typed<Secret>, Error> {
+    crate::output::to_stderr(prompt);
+    let raw = RawMode::default();
+    raw.enter();
+    let typed = read_secret(io::stdin().lock());
+    raw.restore();
+    crate::output::to_stderr("\n");
+    typed.map_err(unreadable)
+}
+
+fn read_secret(keys: impl BufRead) -> io::Result<Typed<Secret>> {
+    const CTRL_C: u8 = 0x03;
+    const CTRL_D: u8 = 0x04;
+    const CTRL_U: u8 = 0x15;
+    // As large as it may become, so that no copy is left behind when it grows.
+    let mut line = Zeroizing::new(Vec::with_capacity(MAX_LINE as usize));
+    for key in keys.bytes().take(MAX_LINE as usize) {
+        match key? {
+            b'\r' | b'\n' => break,
+            CTRL_C => return Ok(Typed::Interrupted),
+            CTRL_D if line.is_empty() => return Ok(Typed::Interrupted),
+            CTRL_U => line.clear(),
+            0x7f | 0x08 => {
+                // A character may have several bytes.
+                while line.pop().is_some_and(|byte| byte & 0xc0 == 0x80) {}
+            }
+            other => line.push(other),
+        }
+    }
+    let text = std::str::from_utf8(&line)
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not UTF-8"))?;
+    Ok(Typed::Text(Secret::from(text)))
+}
+
+fn unreadable(source: io::Error) -> Error {
+    Error::Io {
+        doing: "read from",
+        path: "the terminal".into(),
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn keys_edit_a_secret() {
+        for (keys, expect) in [
+            (&b"secret\r"[..], Some("secret")),
+            (b"sef\x7fcret\nmore", Some("secret")),
+            ("caf\u{e9}\u{7f}e\r".as_bytes(), Some("cafe")),
+            (b"wrong\x15right\r", Some("right")),
+            (b"a\x04\r", Some("a\x04")),
+            (b"\x04", None),
+            (b"abc\x03", None),
+        ] {
+            let typed = match read_secret(keys).unwrap() {
+                Typed::Text(secret) => Some(secret.expose().to_owned()),
+                Typed::Interrupted => None,
+            };
+            assert_eq!(typed.as_deref(), expect);
+        }
+    }
 }

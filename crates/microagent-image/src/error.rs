@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use crate::digest::Digest;
 use crate::platform::Platform;
@@ -13,6 +14,14 @@ pub enum ImageError {
     /// The text is not an image reference.
     #[error("`{input}` is not an image reference: {reason}.")]
     BadReference {
+        /// What was given.
+        input: String,
+        /// The fault in it.
+        reason: String,
+    },
+    /// The text names no registry.
+    #[error("`{input}` is not a registry: {reason}.")]
+    BadRegistry {
         /// What was given.
         input: String,
         /// The fault in it.
@@ -55,15 +64,17 @@ pub enum ImageError {
         available: String,
     },
     /// The registry does not have the image.
-    #[error("{image} was not found on {registry}; check the name and the tag.")]
+    #[error("{image} was not found on {registry}. {hint}")]
     NotFound {
         /// The image.
         image: String,
         /// The registry that was asked.
         registry: String,
+        /// What was probably meant, as a sentence.
+        hint: String,
     },
     /// The registry wants credentials, or other ones.
-    #[error("{registry} refused access to {image}: {reason}")]
+    #[error("{registry} refused access to {image}: {reason}.")]
     Unauthorized {
         /// The image.
         image: String,
@@ -71,6 +82,94 @@ pub enum ImageError {
         registry: String,
         /// What the registry said, and what to do.
         reason: String,
+    },
+    /// The registry does not accept a user name and password.
+    #[error("{registry} does not accept this user name and password. Nothing was stored.")]
+    LoginRefused {
+        /// The registry.
+        registry: String,
+    },
+    /// The configuration says that nothing is pulled from there.
+    #[error("{image} cannot be pulled: {registry} is blocked in registries.toml.")]
+    Blocked {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+    },
+    /// The registry was asked too often.
+    #[error("{registry} limits how often it may be asked, and the limit is reached: {reason}{}.", until(.wait))]
+    RateLimited {
+        /// The registry.
+        registry: String,
+        /// What it said.
+        reason: String,
+        /// How long it asked to wait.
+        wait: Option<Duration>,
+    },
+    /// A name could not be turned into an address.
+    #[error(
+        "There is no host `{host}` to reach {registry} by: {reason}. Check the name, and this host's DNS and proxy settings."
+    )]
+    NoSuchHost {
+        /// The host that was looked up.
+        host: String,
+        /// The registry that was asked.
+        registry: String,
+        /// What the resolver said.
+        reason: String,
+    },
+    /// The proxy could not be reached, or will not serve.
+    #[error("The proxy {proxy} did not connect to {registry}: {reason}.")]
+    Proxy {
+        /// The proxy, without credentials.
+        proxy: String,
+        /// The registry that was asked.
+        registry: String,
+        /// What happened.
+        reason: String,
+    },
+    /// The certificate is of another time than this host's clock.
+    #[error(
+        "The certificate of {registry} {reason}, and this host's clock shows {now}. Check the clock; if it is right, the registry's certificate is to be renewed."
+    )]
+    Clock {
+        /// The registry.
+        registry: String,
+        /// From or until when it is valid.
+        reason: String,
+        /// What this host's clock showed.
+        now: String,
+    },
+    /// Plain HTTP was spoken to a server that wants TLS.
+    #[error(
+        "{registry} failed while {doing}: a server that speaks TLS was asked in plain HTTP. Whoever runs the registry gave an http:// address where https:// belongs."
+    )]
+    WantsTls {
+        /// The registry.
+        registry: String,
+        /// What was being done.
+        doing: String,
+    },
+    /// What the configuration says of a registry cannot be used.
+    #[error("The settings for {registry} cannot be used: {reason}.")]
+    Settings {
+        /// The registry.
+        registry: String,
+        /// Why.
+        reason: String,
+    },
+    /// The disk is full, or would be.
+    #[error("There is no space for {what} in {}: {}.", path.display(), space(*.needed, *.available))]
+    NoSpace {
+        /// What was to be written.
+        what: String,
+        /// Where.
+        path: PathBuf,
+        /// How many bytes are missing or were to be written, where that is known.
+        needed: Option<u64>,
+        /// How many bytes are free.
+        available: u64,
     },
     /// The registry answered with an error, or not as a registry does.
     #[error("{registry} failed while {doing}: {reason}.")]
@@ -106,7 +205,7 @@ pub enum ImageError {
     },
     /// The certificate was not accepted.
     #[error(
-        "The TLS connection to {registry} was refused: {reason}. If its certificate comes from a private authority, add that authority's certificate to the system's store."
+        "The TLS connection to {registry} was refused: {reason}. If its certificate comes from a private authority, name that authority's certificate as `ca` in registries.toml, or add it to the system's store."
     )]
     Tls {
         /// The registry.
@@ -198,6 +297,28 @@ pub enum ImageError {
     },
 }
 
+fn until(wait: &Option<Duration>) -> String {
+    match wait {
+        Some(wait) => format!(
+            "; it may be asked again in {}",
+            humantime::format_duration(Duration::from_secs(wait.as_secs()))
+        ),
+        None => String::new(),
+    }
+}
+
+fn space(needed: Option<u64>, available: u64) -> String {
+    let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+    match needed {
+        Some(needed) => format!(
+            "{} MiB are needed and {} MiB are free",
+            mib(needed),
+            available >> 20
+        ),
+        None => format!("{} MiB are free", available >> 20),
+    }
+}
+
 /// The result of this crate's operations.
 pub type Result<T> = std::result::Result<T, ImageError>;
 
@@ -208,10 +329,25 @@ pub(crate) trait IoContext<T> {
 
 impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     fn context(self, doing: &'static str, path: &Path) -> Result<T> {
-        self.map_err(|source| ImageError::Io {
-            doing,
-            path: path.to_owned(),
-            source: source.into(),
+        self.map_err(|source| {
+            let source = source.into();
+            if matches!(
+                source.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            ) {
+                let directory = path.parent().unwrap_or(path);
+                return ImageError::NoSpace {
+                    what: "the image".into(),
+                    path: directory.to_owned(),
+                    needed: None,
+                    available: crate::store::files::free_space(directory).unwrap_or(0),
+                };
+            }
+            ImageError::Io {
+                doing,
+                path: path.to_owned(),
+                source,
+            }
         })
     }
 }

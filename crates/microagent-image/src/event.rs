@@ -1,9 +1,12 @@
 //! What is happening to an image, as typed events, so that any front end can draw it.
 
+use serde::Serialize;
+
 use crate::digest::Digest;
 
 /// A step of a pull, an import or a disk build. Events of one layer come in order; layers interleave.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "event", rename_all = "snake_case")]
 #[non_exhaustive]
 pub enum ImageEvent {
     /// A reference is being resolved to a digest.
@@ -21,6 +24,45 @@ pub enum ImageEvent {
         layers: usize,
         /// The sum of the layers' sizes as stored (compressed), in bytes.
         bytes: u64,
+    },
+    /// The image comes from a mirror of its registry.
+    FromMirror {
+        /// The reference, in its familiar form.
+        reference: String,
+        /// The mirror.
+        mirror: String,
+    },
+    /// A mirror could not give the image; the next place is asked.
+    MirrorFailed {
+        /// The mirror.
+        mirror: String,
+        /// Why.
+        reason: String,
+    },
+    /// The credentials for a registry could not be had; it is asked anonymously.
+    NoCredentials {
+        /// The registry.
+        registry: String,
+        /// Why.
+        reason: String,
+    },
+    /// The tag stands for another image than the one in the store.
+    TagMoved {
+        /// The reference, in its familiar form.
+        reference: String,
+        /// The manifest it stood for.
+        from: Digest,
+        /// The manifest it stands for now.
+        to: Digest,
+    },
+    /// So much of this layer was left by an earlier pull and need not come again.
+    LayerResumed {
+        /// The layer.
+        digest: Digest,
+        /// Bytes that are there.
+        bytes: u64,
+        /// Bytes in all.
+        total: u64,
     },
     /// This layer is already in the store.
     LayerExists {

@@ -28,6 +28,7 @@ mod error;
 mod event;
 mod import;
 pub mod manifest;
+mod outdated;
 mod platform;
 mod pull;
 mod reference;
@@ -40,10 +41,14 @@ pub use digest::Digest;
 pub use error::{ImageError, Result};
 pub use event::ImageEvent;
 pub use import::ImportOptions;
+pub use outdated::Freshness;
 pub use platform::Platform;
 pub use pull::{PullOptions, PullPolicy};
 pub use reference::Reference;
-pub use registry::{Credential, Credentials, RegistryOptions};
+pub use registry::{
+    ClientCertificate, Credential, Credentials, HostOptions, LoginCheck, ProxyOptions,
+    RegistryOptions, RegistryScope, Secret, check_login,
+};
 pub use store::{
     BaseDisk, BaseDiskGuard, ImageDetails, ImageRecord, ImageStore, Reclaimed, Removed,
 };

@@ -52,6 +52,15 @@ impl Platform {
         Self::new("linux", std::env::consts::ARCH, None)
     }
 
+    /// Whether a machine of `self` runs the programs of `other`: its own kind in any variant, and what its
+    /// kernel takes besides.
+    #[must_use]
+    pub fn runs(&self, other: &Self) -> bool {
+        let same = self.architecture == other.architecture;
+        let besides = self.architecture == "amd64" && other.architecture == "386";
+        self.os == other.os && (same || besides)
+    }
+
     /// How well an image for `self` serves a request for `wanted`: `None` does not run, smaller is better.
     #[must_use]
     pub(crate) fn fit(&self, wanted: &Self) -> Option<u8> {
@@ -133,6 +142,23 @@ mod tests {
         for bad in ["", "a/b/c/d", "linux/", "linux/am d64"] {
             assert!(bad.parse::<Platform>().is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn a_machine_runs_its_own_kind() {
+        let platform = |text: &str| text.parse::<Platform>().unwrap();
+        for (host, image, expect) in [
+            ("amd64", "amd64/v3", true),
+            ("amd64", "386", true),
+            ("amd64", "arm64", false),
+            ("arm64", "arm64/v8", true),
+            ("arm64", "arm/v7", false),
+            ("arm64", "amd64", false),
+        ] {
+            let image = platform(&format!("linux/{image}"));
+            assert_eq!(platform(host).runs(&image), expect, "{host} {image}");
+        }
+        assert!(!platform("amd64").runs(&platform("windows/amd64")));
     }
 
     #[test]

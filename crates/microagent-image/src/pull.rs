@@ -12,8 +12,8 @@ use crate::event::ImageEvent;
 use crate::manifest::{Descriptor, Layer, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::registry::{Client, Credentials, RegistryOptions};
-use crate::store::{self, Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
+use crate::registry::{Blob, Client, Credentials, RegistryOptions, RegistryScope};
+use crate::store::{self, Entry, ImageRecord, ImageStore, Partial, StagedBlob, Transaction};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
@@ -108,12 +108,16 @@ impl ImageStore {
         options: &PullOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
-        if policy != PullPolicy::Always {
+        // A digest cannot move: what is here is what is there.
+        if policy != PullPolicy::Always || reference.digest().is_some() {
             match self.resolve(reference, &options.platform) {
+                Ok(Some(record)) if policy == PullPolicy::Always => {
+                    return self.name(&record, reference);
+                }
                 Ok(Some(record)) => return Ok(record),
                 Ok(None) => {}
                 // What is damaged here can be had again there.
-                Err(ImageError::Damaged { .. }) if policy == PullPolicy::Missing => {}
+                Err(ImageError::Damaged { .. }) if policy != PullPolicy::Never => {}
                 Err(error) => return Err(error),
             }
         }
@@ -126,8 +130,9 @@ impl ImageStore {
         }
     }
 
-    /// Pulls an image from its registry. Everything is verified before it is named in the store; a
-    /// pull that fails leaves nothing.
+    /// Pulls an image from its registry, or from a mirror of it. Everything is verified before it is
+    /// named in the store; a pull that fails leaves only layers to go on with, which count for nothing
+    /// and are removed after a week or with the next removal of an image.
     ///
     /// # Errors
     /// Any of [`ImageError`] that speaks of registries, manifests, digests or files.
@@ -141,8 +146,47 @@ impl ImageStore {
         events(ImageEvent::Resolving {
             reference: name.clone(),
         });
+        let origin = RegistryScope::of(reference);
+        let mirrors = options.registry.mirrors_of(&origin);
+        if !mirrors.is_empty() {
+            options.registry.refuse_blocked(&origin, &name)?;
+        }
+        for mirror in mirrors {
+            let options = options.clone().registry(options.registry.for_mirror());
+            match self.pull_from(reference, &mirror, &options, events) {
+                Ok(record) => {
+                    events(ImageEvent::FromMirror {
+                        reference: name,
+                        mirror: mirror.registry().to_owned(),
+                    });
+                    return Ok(record);
+                }
+                // What is wrong here is wrong there, too.
+                Err(
+                    error @ (ImageError::Io { .. }
+                    | ImageError::NoSpace { .. }
+                    | ImageError::Damaged { .. }),
+                ) => return Err(error),
+                Err(error) => events(ImageEvent::MirrorFailed {
+                    mirror: mirror.registry().to_owned(),
+                    reason: error.to_string(),
+                }),
+            }
+        }
+        self.pull_from(reference, &origin, options, events)
+    }
+
+    fn pull_from(
+        &self,
+        reference: &Reference,
+        place: &RegistryScope,
+        options: &PullOptions,
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<ImageRecord> {
+        let name = reference.to_string();
         let client = Client::new(
             reference,
+            place,
             &options.registry,
             options.credentials.as_deref(),
             events,
@@ -163,30 +207,39 @@ impl ImageStore {
             bytes: manifest.layers.iter().map(|layer| layer.size).sum(),
         });
         let _lock = self.lock_image(&transaction, digest, events)?;
-        let mut blobs = download(
-            self,
-            &client,
+        let download = Layers {
+            store: self,
+            client: &client,
             manifest,
-            &transaction,
-            options,
-            &name,
+            transaction: &transaction,
+            image: &name,
             events,
-        )?;
+        };
+        let mut blobs = download.run(options.registry.parallel)?;
         blobs.push(store::stage_bytes(&transaction, &chosen.config_bytes)?);
         blobs.push(store::stage_bytes(&transaction, &chosen.manifest_bytes)?);
-        let record = self.publish(
-            &transaction,
-            &blobs,
-            Entry {
-                reference: reference.clone(),
-                platform: chosen.config.platform,
-                manifest: digest,
-                media_type: manifest.media_type.to_owned(),
-                manifest_size: chosen.manifest_bytes.len() as u64,
-                index_digest: chosen.index_digest,
-                pulled_at: store::now(),
-            },
-        )?;
+        let entry = Entry {
+            reference: reference.clone(),
+            platform: chosen.config.platform,
+            manifest: digest,
+            media_type: manifest.media_type.to_owned(),
+            manifest_size: chosen.manifest_bytes.len() as u64,
+            index_digest: chosen.index_digest,
+            pulled_at: store::now(),
+            pulled_from: Some(place.registry().to_owned()),
+        };
+        let before = self.resolve(reference, &entry.platform);
+        let record = self.publish(&transaction, &blobs, entry)?;
+        if let Ok(Some(before)) = before
+            && before.digest != digest
+            && before.platform == record.platform
+        {
+            events(ImageEvent::TagMoved {
+                reference: name.clone(),
+                from: before.digest,
+                to: digest,
+            });
+        }
         events(ImageEvent::Done {
             reference: name,
             digest,
@@ -196,10 +249,10 @@ impl ImageStore {
 }
 
 /// The registry as a place to choose from.
-struct Remote<'a> {
-    client: &'a Client<'a>,
-    reference: &'a Reference,
-    transaction: &'a Transaction,
+pub(crate) struct Remote<'a> {
+    pub(crate) client: &'a Client<'a>,
+    pub(crate) reference: &'a Reference,
+    pub(crate) transaction: &'a Transaction,
 }
 
 impl Documents for Remote<'_> {
@@ -211,87 +264,171 @@ impl Documents for Remote<'_> {
         let path = self
             .transaction
             .path(&format!("config-{}", descriptor.digest.hex()));
-        self.client.blob(
-            descriptor.digest,
-            descriptor.size,
-            &format!("the configuration of {}", self.reference),
-            &path,
-            &|_| {},
-            &AtomicBool::new(false),
-        )?;
+        let mut file = store::files::create_new(&path)?;
+        let blob = Blob {
+            digest: descriptor.digest,
+            size: descriptor.size,
+            what: &format!("the configuration of {}", self.reference),
+            progress: &|_| {},
+            cancelled: &AtomicBool::new(false),
+        };
+        self.client.blob(&blob, &mut file, &path)?;
         let bytes = store::files::read_bounded(&path, MAX_CONFIG)?.unwrap_or_default();
         store::files::remove_file(&path)?;
         Ok(bytes)
     }
 }
 
-/// Downloads the layers the store does not have, several at once; the first failure ends the others.
-fn download(
-    store: &ImageStore,
-    client: &Client<'_>,
-    manifest: &Manifest,
-    transaction: &Transaction,
-    options: &PullOptions,
-    image: &str,
-    events: &(dyn Fn(ImageEvent) + Sync),
-) -> Result<Vec<StagedBlob>> {
-    let mut wanted: Vec<(usize, &Layer)> = Vec::new();
-    for (at, layer) in manifest.layers.iter().enumerate() {
-        if store.has_blob(layer.digest, layer.size) {
-            events(ImageEvent::LayerExists {
-                digest: layer.digest,
-                bytes: layer.size,
-            });
-        } else if wanted.iter().all(|(_, other)| other.digest != layer.digest) {
-            wanted.push((at, layer));
+/// The layers of one image on their way into the store.
+struct Layers<'a> {
+    store: &'a ImageStore,
+    client: &'a Client<'a>,
+    manifest: &'a Manifest,
+    transaction: &'a Transaction,
+    image: &'a str,
+    events: &'a (dyn Fn(ImageEvent) + Sync),
+}
+
+impl Layers<'_> {
+    /// Downloads the layers the store does not have, several at once; the first failure ends the
+    /// others. What came stays where a later pull finds it.
+    fn run(&self, parallel: usize) -> Result<Vec<StagedBlob>> {
+        let mut wanted: Vec<(usize, &Layer)> = Vec::new();
+        for (at, layer) in self.manifest.layers.iter().enumerate() {
+            if self.store.has_blob(layer.digest, layer.size) {
+                self.exists(layer);
+            } else if wanted.iter().all(|(_, other)| other.digest != layer.digest) {
+                wanted.push((at, layer));
+            }
+        }
+        self.check_space(&wanted)?;
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let failure = Mutex::new(None);
+        let staged = Mutex::new(Vec::new());
+        let work = || {
+            while let Some((at, layer)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if failed.load(Ordering::Relaxed) {
+                    return;
+                }
+                match self.one(*at, layer, &failed) {
+                    Ok(None) => {}
+                    Ok(Some(blob)) => lock(&staged).push(blob),
+                    Err(error) => {
+                        // Only the first is kept: the others failed because of it.
+                        if !failed.swap(true, Ordering::Relaxed) {
+                            *lock(&failure) = Some(error);
+                        }
+                        return;
+                    }
+                }
+            }
+        };
+        let threads = parallel.clamp(1, 16).min(wanted.len());
+        std::thread::scope(|scope| {
+            for _ in 1..threads {
+                scope.spawn(work);
+            }
+            work();
+        });
+        match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => Err(error),
+            None => Ok(staged.into_inner().unwrap_or_else(PoisonError::into_inner)),
         }
     }
-    let next = AtomicUsize::new(0);
-    let failed = AtomicBool::new(false);
-    let failure = Mutex::new(None);
-    let count = manifest.layers.len();
-    let work = || {
-        while let Some((at, layer)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-            if failed.load(Ordering::Relaxed) {
-                return;
-            }
-            let what = format!("layer {} of {count} ({}) of {image}", at + 1, layer.digest);
-            let last = Mutex::new(Instant::now());
-            let progress = |bytes| {
-                let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
-                if bytes == layer.size || last.elapsed() >= PROGRESS_EVERY {
-                    *last = Instant::now();
-                    events(ImageEvent::LayerProgress {
-                        digest: layer.digest,
-                        bytes,
-                        total: layer.size,
-                    });
-                }
-            };
-            let path = transaction.path(&layer.digest.hex());
-            if let Err(error) =
-                client.blob(layer.digest, layer.size, &what, &path, &progress, &failed)
-            {
-                // Only the first is kept: the others failed because of it.
-                if !failed.swap(true, Ordering::Relaxed) {
-                    *failure.lock().unwrap_or_else(PoisonError::into_inner) = Some(error);
-                }
-                return;
-            }
-        }
-    };
-    let threads = options.registry.parallel.clamp(1, 16).min(wanted.len());
-    std::thread::scope(|scope| {
-        for _ in 1..threads {
-            scope.spawn(work);
-        }
-        work();
-    });
-    match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-        Some(error) => Err(error),
-        None => Ok(wanted
+
+    fn exists(&self, layer: &Layer) {
+        (self.events)(ImageEvent::LayerExists {
+            digest: layer.digest,
+            bytes: layer.size,
+        });
+    }
+
+    /// Says at once what would otherwise be known when the disk is full.
+    fn check_space(&self, wanted: &[(usize, &Layer)]) -> Result<()> {
+        let missing = wanted
             .iter()
-            .map(|(_, layer)| (layer.digest, transaction.path(&layer.digest.hex())))
-            .collect()),
+            .map(|(_, layer)| layer.size - self.store.partial_bytes(layer.digest).min(layer.size))
+            .fold(0u64, u64::saturating_add);
+        let directory = self.store.root();
+        match store::files::free_space(directory) {
+            Some(available) if available < missing => Err(ImageError::NoSpace {
+                what: format!("the layers of {}", self.image),
+                path: directory.to_owned(),
+                needed: Some(missing),
+                available,
+            }),
+            _ => Ok(()),
+        }
     }
+
+    /// Downloads one layer; `None` if another pull brought it meanwhile.
+    fn one(&self, at: usize, layer: &Layer, failed: &AtomicBool) -> Result<Option<StagedBlob>> {
+        let mut partial = self.store.partial(self.transaction, layer.digest, &|| {
+            (self.events)(ImageEvent::Waiting {
+                digest: layer.digest,
+            });
+        })?;
+        if self.store.has_blob(layer.digest, layer.size) {
+            partial.discard()?;
+            self.exists(layer);
+            return Ok(None);
+        }
+        let there = self.store.partial_bytes(layer.digest);
+        if there == layer.size {
+            self.exists(layer);
+        } else if there > 0 && there < layer.size {
+            (self.events)(ImageEvent::LayerResumed {
+                digest: layer.digest,
+                bytes: there,
+                total: layer.size,
+            });
+        }
+        let last = Mutex::new(Instant::now());
+        let progress = |bytes| {
+            let mut last = lock(&last);
+            if bytes == layer.size || last.elapsed() >= PROGRESS_EVERY {
+                *last = Instant::now();
+                (self.events)(ImageEvent::LayerProgress {
+                    digest: layer.digest,
+                    bytes,
+                    total: layer.size,
+                });
+            }
+        };
+        let count = self.manifest.layers.len();
+        let blob = Blob {
+            digest: layer.digest,
+            size: layer.size,
+            what: &format!(
+                "layer {} of {count} ({}) of {}",
+                at + 1,
+                layer.digest,
+                self.image
+            ),
+            progress: &progress,
+            cancelled: failed,
+        };
+        let Partial { file, path } = &mut partial;
+        match self.client.blob(&blob, file, path) {
+            Ok(()) => Ok(Some((layer.digest, partial.path))),
+            Err(error) => {
+                // Lies are not gone on with, and a full disk is to have room again.
+                if matches!(
+                    error,
+                    ImageError::DigestMismatch { .. }
+                        | ImageError::SizeMismatch { .. }
+                        | ImageError::NoSpace { .. }
+                ) {
+                    partial.discard()?;
+                }
+                Err(error)
+            }
+        }
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is set under these locks is set in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -9,7 +9,7 @@ use crate::digest::Digest;
 use crate::error::ImageError;
 
 /// The registry a name without one belongs to.
-const DEFAULT_REGISTRY: &str = "docker.io";
+pub(crate) const DEFAULT_REGISTRY: &str = "docker.io";
 /// The repository prefix of one-word names in the default registry.
 const OFFICIAL: &str = "library/";
 const DEFAULT_TAG: &str = "latest";
@@ -86,6 +86,24 @@ impl Reference {
             digest: Some(digest),
             ..self.clone()
         }
+    }
+
+    /// The short form with another tag.
+    pub(crate) fn with_tag(&self, tag: &str) -> String {
+        let other = Self {
+            tag: Some(tag.to_owned()),
+            ..self.clone()
+        };
+        other.familiar()
+    }
+
+    /// The short form in another repository of the same registry.
+    pub(crate) fn with_repository(&self, repository: &str) -> String {
+        let other = Self {
+            repository: repository.to_owned(),
+            ..self.clone()
+        };
+        other.familiar()
     }
 
     fn with_suffix(&self, mut text: String) -> String {
@@ -189,7 +207,7 @@ fn split_registry(name: &str) -> (Option<&str>, &str) {
     }
 }
 
-fn check_registry(registry: &str) -> Result<(), String> {
+pub(crate) fn check_registry(registry: &str) -> Result<(), String> {
     let fault = |why: &str| Err(format!("its registry `{registry}` {why}"));
     let (host, port) = if let Some(rest) = registry.strip_prefix('[') {
         let Some((host, port)) = rest.split_once(']') else {
@@ -251,7 +269,7 @@ fn check_tag(tag: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn check_repository(repository: &str) -> Result<(), String> {
+pub(crate) fn check_repository(repository: &str) -> Result<(), String> {
     if repository.is_empty() {
         return Err("its repository name is empty".into());
     }

@@ -2,8 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -12,103 +11,18 @@ use microagent_image::{
     RegistryOptions,
 };
 use serde_json::json;
-use testkit::registry::{Packing, digest_of, pack, tar_of};
+use testkit::registry::{Answer, Packing, Request, Scripted, digest_of, pack, tar_of};
 
 const MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 
-/// A request as a scripted registry sees it.
-struct Request {
-    target: String,
-    headers: Vec<(String, String)>,
-}
-
-impl Request {
-    fn header(&self, name: &str) -> Option<&str> {
-        self.headers
-            .iter()
-            .find(|(key, _)| key.eq_ignore_ascii_case(name))
-            .map(|(_, value)| value.as_str())
-    }
-}
-
-/// An answer: status line, headers, body.
-struct Answer(&'static str, Vec<(&'static str, String)>, Vec<u8>);
-
 fn ok(content_type: &str, body: &[u8]) -> Answer {
-    Answer(
-        "200 OK",
-        vec![("Content-Type", content_type.into())],
-        body.to_vec(),
-    )
+    Answer::new("200 OK")
+        .header("Content-Type", content_type)
+        .body(body)
 }
 
 fn status(status: &'static str) -> Answer {
-    Answer(status, Vec::new(), Vec::new())
-}
-
-/// An HTTP server on a free loopback port that answers by a function.
-struct Scripted {
-    port: u16,
-}
-
-impl Scripted {
-    fn start(answer: impl Fn(&Request) -> Answer + Send + Sync + 'static) -> Self {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-        let port = listener.local_addr().unwrap().port();
-        let answer = Arc::new(answer);
-        std::thread::spawn(move || {
-            for stream in listener.incoming().map_while(Result::ok) {
-                let answer = Arc::clone(&answer);
-                std::thread::spawn(move || serve(stream, &*answer));
-            }
-        });
-        Self { port }
-    }
-
-    fn name(&self) -> String {
-        format!("127.0.0.1:{}", self.port)
-    }
-}
-
-fn serve(stream: TcpStream, answer: &dyn Fn(&Request) -> Answer) {
-    let mut reader = BufReader::new(stream.try_clone().unwrap());
-    let mut writer = stream;
-    let mut first = Vec::new();
-    // A TLS hello has no line end for long: answer as HTTP servers do.
-    if reader.by_ref().take(1).read_to_end(&mut first).is_err() || first.first() == Some(&0x16) {
-        let _ = writer.write_all(b"HTTP/1.0 400 Bad Request\r\n\r\n");
-        return;
-    }
-    let mut line = String::new();
-    if reader.read_line(&mut line).unwrap_or(0) == 0 {
-        return;
-    }
-    let target = line.split(' ').nth(1).unwrap_or("").to_owned();
-    let mut headers = Vec::new();
-    loop {
-        let mut line = String::new();
-        if reader.read_line(&mut line).unwrap_or(0) == 0 {
-            return;
-        }
-        let Some((name, value)) = line.trim_end().split_once(':') else {
-            break;
-        };
-        headers.push((name.to_owned(), value.trim().to_owned()));
-    }
-    let Answer(status, extra, body) = answer(&Request { target, headers });
-    let mut head = format!("HTTP/1.1 {status}\r\nConnection: close\r\n");
-    if !extra
-        .iter()
-        .any(|(name, _)| *name == "Transfer-Encoding" || *name == "Content-Length")
-    {
-        head.push_str(&format!("Content-Length: {}\r\n", body.len()));
-    }
-    for (name, value) in extra {
-        head.push_str(&format!("{name}: {value}\r\n"));
-    }
-    head.push_str("\r\n");
-    let _ = writer.write_all(head.as_bytes());
-    let _ = writer.write_all(&body);
+    Answer::new(status)
 }
 
 /// The three parts of a small image.
@@ -205,7 +119,7 @@ fn a_token_is_fetched_once_and_only_the_token_service_sees_the_password() {
     let registry = Scripted::start(move |request| match request.header("authorization") {
         Some("Bearer t0ken") => parts.answer(request),
         Some(other) => panic!("the registry was sent {other}"),
-        None => Answer(
+        None => Answer::of(
             "401 Unauthorized",
             vec![(
                 "WWW-Authenticate",
@@ -246,14 +160,14 @@ fn a_redirect_to_another_host_gets_no_credentials() {
             "Bearer fixed"
         );
         if request.header("authorization").is_none() {
-            return Answer(
+            return Answer::of(
                 "401 Unauthorized",
                 vec![("WWW-Authenticate", "Basic realm=x".into())],
                 Vec::new(),
             );
         }
         if request.target.contains("/blobs/") {
-            return Answer(
+            return Answer::of(
                 "307 Temporary Redirect",
                 vec![("Location", format!("http://{target}{}", request.target))],
                 Vec::new(),
@@ -274,7 +188,7 @@ fn redirects_that_lead_astray() {
         ("http://u:p@127.0.0.1/", "no URL"),
     ] {
         let registry = Scripted::start(move |_| {
-            Answer("302 Found", vec![("Location", location.into())], Vec::new())
+            Answer::of("302 Found", vec![("Location", location.into())], Vec::new())
         });
         let error = pull(&format!("{}/a:1", registry.name()), &options())
             .0
@@ -295,7 +209,7 @@ fn back_pressure_is_waited_out_and_ends() {
             let body =
                 br#"{"errors":[{"code":"TOOMANYREQUESTS","message":"slow \u001b[31mdown"}]}"#
                     .to_vec();
-            return Answer(
+            return Answer::of(
                 "429 Too Many Requests",
                 vec![("Retry-After", "0".into())],
                 body,
@@ -341,7 +255,7 @@ fn lies_are_found() {
             request
                 .target
                 .contains("/manifests/")
-                .then(|| Answer("200 OK", wrong, parts.manifest.clone()))
+                .then(|| Answer::of("200 OK", wrong, parts.manifest.clone()))
         }),
         ("larger than", |_, request| {
             request
@@ -374,7 +288,7 @@ fn lies_are_found() {
             let endless = format!("{:x}\r\n", parts.layer.len() + 4).into_bytes();
             let body = [endless, parts.layer.clone(), b"more\r\n0\r\n\r\n".to_vec()].concat();
             request.target.ends_with(&digest_of(&parts.layer)).then(|| {
-                Answer(
+                Answer::of(
                     "200 OK",
                     vec![("Transfer-Encoding", "chunked".into())],
                     body,
@@ -383,7 +297,7 @@ fn lies_are_found() {
         }),
         ("Connection", |parts, request| {
             request.target.ends_with(&digest_of(&parts.layer)).then(|| {
-                Answer(
+                Answer::of(
                     "200 OK",
                     vec![("Content-Length", parts.layer.len().to_string())],
                     parts.layer[..20].to_vec(),
@@ -457,7 +371,7 @@ fn nobody_there() {
 fn plain_http_only_where_it_is_named() {
     let parts = Parts::new();
     let registry = Scripted::start(move |request| parts.answer(request));
-    let host = format!("0.0.0.0:{}", registry.port);
+    let host = format!("0.0.0.0:{}", registry.port());
     let image = format!("{host}/a:1");
     let error = pull(&image, &options()).0.unwrap_err();
     assert!(matches!(error, ImageError::PlainHttp { .. }), "{error:?}");

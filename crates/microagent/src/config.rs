@@ -2,10 +2,12 @@
 //! no environment, no home directory, no terminal.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     path::{Path, PathBuf},
     time::Duration,
 };
+
+use microagent_image::ProxyOptions;
 
 use crate::error::Error;
 
@@ -52,7 +54,7 @@ impl SupervisorProgram {
     }
 }
 
-fn is_executable(path: &Path) -> bool {
+pub(crate) fn is_executable(path: &Path) -> bool {
     path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
@@ -104,11 +106,17 @@ pub struct Config {
     pub timeouts: Timeouts,
     /// Registries (`host[:port]`) that are spoken to in plain HTTP.
     pub insecure_registries: Vec<String>,
-    /// Files in the form of Docker's `config.json` to take registry credentials from, the first
-    /// that has some for a registry wins.
+    /// Files in the form of Docker's `config.json` to take registry credentials from, after the own
+    /// one (`auth.json` in the state directory); the first that has some for a registry wins.
     pub auth_files: Vec<PathBuf>,
-    /// A proxy for all requests to registries: `http://host:port`.
-    pub proxy: Option<String>,
+    /// Where the credential helpers that these files name are looked for, in the form of `PATH`.
+    pub helper_path: Option<OsString>,
+    /// How long a credential helper may take; it may ask a person.
+    pub helper_timeout: Duration,
+    /// What is particular to some registries: the file `registries.toml`, if there is one.
+    pub registries_file: Option<PathBuf>,
+    /// Which requests to registries go through a proxy.
+    pub proxy: ProxyOptions,
     /// The most bytes of each output stream kept in a result.
     pub capture_limit: u32,
     /// The most bytes of console log kept (and as much again in one older file).
@@ -130,7 +138,10 @@ impl Config {
             timeouts: Timeouts::default(),
             insecure_registries: Vec::new(),
             auth_files: Vec::new(),
-            proxy: None,
+            helper_path: None,
+            helper_timeout: Duration::from_secs(60),
+            registries_file: None,
+            proxy: ProxyOptions::default(),
             capture_limit: 1024 * 1024,
             console_limit: 1024 * 1024,
         }
@@ -150,6 +161,27 @@ impl Config {
         self
     }
 
+    /// The same with credential helpers from the directories of `path`.
+    #[must_use]
+    pub fn helper_path(mut self, path: impl Into<OsString>) -> Self {
+        self.helper_path = Some(path.into());
+        self
+    }
+
+    /// The same with the settings of registries in this file, which must exist when it is used.
+    #[must_use]
+    pub fn registries_file(mut self, path: impl Into<PathBuf>) -> Self {
+        self.registries_file = Some(path.into());
+        self
+    }
+
+    /// The same with these proxies.
+    #[must_use]
+    pub fn proxy(mut self, proxy: ProxyOptions) -> Self {
+        self.proxy = proxy;
+        self
+    }
+
     /// The same with other timeouts.
     #[must_use]
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
@@ -162,6 +194,18 @@ impl Config {
     pub fn capture_limit(mut self, bytes: u32) -> Self {
         self.capture_limit = bytes;
         self
+    }
+
+    /// The own credential file, which logins are kept in.
+    pub(crate) fn own_auth_file(&self) -> PathBuf {
+        self.state_dir.join("auth.json")
+    }
+
+    /// Every credential file, in the order in which they are looked into.
+    pub(crate) fn credential_files(&self) -> Vec<PathBuf> {
+        std::iter::once(self.own_auth_file())
+            .chain(self.auth_files.iter().cloned())
+            .collect()
     }
 
     pub(crate) fn images_dir(&self) -> PathBuf {

@@ -7,7 +7,7 @@ use std::{
 };
 
 use microagent_files::CopyError;
-use microagent_image::ImageError;
+use microagent_image::{ImageError, Platform};
 use microagent_kernel::KernelError;
 use microagent_protocol::{
     FrameError, State,
@@ -105,6 +105,40 @@ pub enum Error {
     /// The image could not be had.
     #[error(transparent)]
     Image(#[from] ImageError),
+    /// The image is for another kind of machine.
+    #[error("{image} for {platform} cannot run here: the machines of this host are {host}.")]
+    ForeignPlatform {
+        /// The image.
+        image: String,
+        /// What was asked for.
+        platform: Platform,
+        /// What there is.
+        host: Platform,
+    },
+    /// A settings file is wrong.
+    #[error("{} cannot be used: {reason}.", .path.display())]
+    Settings {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// Credentials could not be had, kept or removed.
+    #[error("The credentials for {registry} could not be {what}: {reason}.")]
+    Credentials {
+        /// The registry.
+        registry: String,
+        /// What was being done with them: `read`, `stored`, `removed`.
+        what: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// There are no credentials.
+    #[error("No credentials for {registry} are known.")]
+    NotLoggedIn {
+        /// The registry.
+        registry: String,
+    },
     /// The kernel could not be had.
     #[error(transparent)]
     Kernel(#[from] KernelError),
@@ -319,6 +353,12 @@ impl Error {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
             },
+            Self::ForeignPlatform { host, .. } => {
+                report.remedy(format!("Leave --platform out, or choose {host}."))
+            }
+            Self::NotLoggedIn { registry } => {
+                report.remedy(format!("Log in with `microagent login {registry}`."))
+            }
             _ => report,
         };
         ErrorReport {
@@ -338,12 +378,16 @@ impl Error {
     #[must_use]
     pub fn kind(&self) -> ErrorKind {
         match self {
-            Self::Invalid { .. } | Self::NoCommand { .. } | Self::Spec(_) => ErrorKind::Invalid,
+            Self::Invalid { .. }
+            | Self::NoCommand { .. }
+            | Self::Settings { .. }
+            | Self::Spec(_) => ErrorKind::Invalid,
             Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
                 ErrorKind::Conflict
             }
-            Self::NoWorkspace { .. } | Self::NoResult { .. } => ErrorKind::NotFound,
+            Self::NoWorkspace { .. } | Self::NoResult { .. } | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
+            Self::ForeignPlatform { .. } => ErrorKind::Unsupported,
             Self::Image(error) => image_kind(error),
             Self::Kernel(error) => kernel_kind(error),
             Self::SupervisorMissing { .. } => ErrorKind::NotFound,
@@ -356,6 +400,7 @@ impl Error {
             | Self::Cancelled { .. } => ErrorKind::Transient,
             Self::SupervisorFailed { .. } => ErrorKind::Internal,
             Self::SupervisorStart { .. }
+            | Self::Credentials { .. }
             | Self::SetupFailed { .. }
             | Self::Untrusted { .. }
             | Self::Damaged { .. }
@@ -371,36 +416,73 @@ impl Error {
 fn image_kind(error: &ImageError) -> ErrorKind {
     match error {
         ImageError::BadReference { .. }
+        | ImageError::BadRegistry { .. }
         | ImageError::BadDigest { .. }
         | ImageError::BadPlatform { .. }
+        | ImageError::Settings { .. }
         | ImageError::Ambiguous { .. } => ErrorKind::Invalid,
         ImageError::NotFound { .. } | ImageError::NotLocal { .. } | ImageError::Unknown { .. } => {
             ErrorKind::NotFound
         }
         ImageError::NoSuchPlatform { .. } => ErrorKind::Unsupported,
-        ImageError::Connection { .. } => ErrorKind::Transient,
+        ImageError::Connection { .. } | ImageError::RateLimited { .. } => ErrorKind::Transient,
         _ => ErrorKind::Permanent,
     }
 }
 
 /// What to do, in the words of the command line.
-fn image_remedy(error: &ImageError) -> Option<&'static str> {
-    Some(match error {
+fn image_remedy(error: &ImageError) -> Option<String> {
+    let fixed = match error {
         ImageError::NotLocal { .. } => {
             "`microagent images list` shows what is there; `images pull` and `images import` get more."
         }
-        ImageError::NotFound { .. } => "Check the registry, the name and the tag.",
-        ImageError::Unauthorized { .. } => {
-            "Put credentials for the registry into auth.json of the state directory."
+        ImageError::Unauthorized { registry, .. } | ImageError::LoginRefused { registry } => {
+            return Some(format!(
+                "`microagent login {registry}` logs in; `microagent whoami {registry}` says as whom you ask now."
+            ));
+        }
+        ImageError::RateLimited { registry, .. } => {
+            return Some(format!(
+                "Wait; or log in with `microagent login {registry}`, which often raises the limit; or name a mirror in registries.toml."
+            ));
         }
         ImageError::NoSuchPlatform { .. } => "Choose another with --platform.",
-        ImageError::Connection { .. } => "Check the network and try again.",
-        ImageError::PlainHttp { .. } => "Name it with --insecure-registry if that is meant.",
+        ImageError::Connection { .. } => {
+            "Try again: what came is kept, and the pull goes on there."
+        }
+        ImageError::PlainHttp { .. } => {
+            "Name it with --insecure-registry, or as `insecure` in registries.toml, if that is meant."
+        }
+        ImageError::Proxy { .. } => {
+            "The proxy comes from HTTPS_PROXY or HTTP_PROXY; hosts in NO_PROXY are asked directly."
+        }
+        ImageError::NoSpace { .. } => NO_SPACE,
         ImageError::Unknown { .. } | ImageError::Ambiguous { .. } => {
             "`microagent images list` shows what is there."
         }
-        _ => return None,
-    })
+        other => return is_full(other).then(|| NO_SPACE.to_owned()),
+    };
+    Some(fixed.to_owned())
+}
+
+const NO_SPACE: &str =
+    "Remove images with `microagent images rm`, or choose another place with --state-dir.";
+
+/// Whether a full disk is behind an error.
+fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(io) = error.downcast_ref::<io::Error>()
+            && matches!(
+                io.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            )
+        {
+            return true;
+        }
+        next = error.source();
+    }
+    false
 }
 
 fn kernel_kind(error: &KernelError) -> ErrorKind {

@@ -3,11 +3,58 @@
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use microagent_image::{
-    Credential, Credentials, Digest, ImageDetails, ImageEvent, ImageRecord, ImageStore,
-    ImportOptions, Platform, PullOptions, PullPolicy, Reference, RegistryOptions, Removed,
+    Digest, Freshness, ImageDetails, ImageEvent, ImageRecord, ImageStore, ImportOptions, Platform,
+    PullOptions, PullPolicy, Reference, Removed,
 };
 
-use crate::{auth, config::Config, error::Result, workspaces::manifest::Manifest};
+use microagent_protocol::supervisor::ErrorReport;
+use serde::Serialize;
+
+use crate::{
+    auth::FromConfig,
+    config::Config,
+    error::{Error, Result},
+    parallel, registries,
+    workspaces::manifest::Manifest,
+};
+
+/// How many images are pulled at once; each downloads several layers at once.
+const PULLS_AT_ONCE: usize = 3;
+/// How many registries are asked at once about the state of an image.
+const ASKED_AT_ONCE: usize = 4;
+
+/// An image of the store, and what its tag stands for now.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct OutdatedImage {
+    /// Its name.
+    pub reference: Reference,
+    /// What it was built for.
+    pub platform: Platform,
+    /// What is here.
+    pub digest: Digest,
+    /// What is there.
+    #[serde(flatten)]
+    pub state: OutdatedState,
+}
+
+/// What a registry says about an image.
+#[derive(Clone, Debug, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum OutdatedState {
+    /// The tag stands for what is here.
+    Current,
+    /// The tag stands for something else.
+    Outdated {
+        /// For this.
+        remote_digest: Digest,
+    },
+    /// The registry could not be asked.
+    Unknown {
+        /// Why not.
+        error: ErrorReport,
+    },
+}
 
 /// The images of a state directory.
 #[derive(Clone, Copy, Debug)]
@@ -40,6 +87,59 @@ impl<'a> Images<'a> {
         let record = store.ensure(&reference, PullPolicy::Always, &options, events)?;
         store.base_disk(&record, events)?;
         Ok(record)
+    }
+
+    /// Pulls several images, some at a time; layers that they share come once. One that fails does not
+    /// keep the others. `events` hears which of `references` each event is about.
+    pub fn pull_all(
+        &self,
+        references: &[String],
+        platform: Option<&Platform>,
+        events: &(dyn Fn(&str, ImageEvent) + Sync),
+    ) -> Vec<Result<ImageRecord>> {
+        parallel::map(references, PULLS_AT_ONCE, |reference| {
+            self.pull(reference, platform.cloned(), &|event| {
+                events(reference, event);
+            })
+        })
+    }
+
+    /// Asks the registries what the tags of the images here stand for now; only documents are
+    /// downloaded. What was imported, and what is named by a digest, is left out.
+    ///
+    /// # Errors
+    /// When the store or the settings cannot be read, or one of `only` is not there. A registry that
+    /// does not answer is a state of its images.
+    pub fn outdated(&self, only: &[String]) -> Result<Vec<OutdatedImage>> {
+        let store = self.store()?;
+        let options = pull_options(self.config, Platform::host())?;
+        let mut records = store.list()?;
+        if !only.is_empty() {
+            let mut wanted = BTreeSet::new();
+            for name in only {
+                wanted.insert(store.inspect(name)?.record.digest);
+            }
+            records.retain(|record| wanted.contains(&record.digest));
+        }
+        let asked = parallel::map(&records, ASKED_AT_ONCE, |record| {
+            let state = match store.freshness(record, &options, &|_| {}) {
+                Ok(Freshness::Pinned) => return None,
+                Ok(Freshness::Current) => OutdatedState::Current,
+                Ok(Freshness::Outdated { remote_digest }) => {
+                    OutdatedState::Outdated { remote_digest }
+                }
+                Err(error) => OutdatedState::Unknown {
+                    error: Error::from(error).report(),
+                },
+            };
+            Some(OutdatedImage {
+                reference: record.reference.clone(),
+                platform: record.platform.clone(),
+                digest: record.digest,
+                state,
+            })
+        });
+        Ok(asked.into_iter().flatten().collect())
     }
 
     /// Brings in a root file system's tar, an OCI archive or layout, or what `docker save` writes.
@@ -94,27 +194,8 @@ fn in_use(config: &Config) -> BTreeSet<Digest> {
 
 /// How registries are reached and who asks, by the configuration.
 pub(crate) fn pull_options(config: &Config, platform: Platform) -> Result<PullOptions> {
-    let mut registry = RegistryOptions::default();
-    registry
-        .insecure_registries
-        .clone_from(&config.insecure_registries);
-    registry.proxy.clone_from(&config.proxy);
-    let options = PullOptions::new().platform(platform).registry(registry);
-    if config.auth_files.is_empty() {
-        return Ok(options);
-    }
-    Ok(options.credentials(Arc::new(FromFiles {
-        files: config.auth_files.clone(),
-    })))
-}
-
-/// Credentials from the files the caller named, read when a registry asks.
-struct FromFiles {
-    files: Vec<std::path::PathBuf>,
-}
-
-impl Credentials for FromFiles {
-    fn credential(&self, registry: &str) -> std::result::Result<Option<Credential>, String> {
-        auth::find(&self.files, registry)
-    }
+    Ok(PullOptions::new()
+        .platform(platform)
+        .registry(registries::registry_options(config)?)
+        .credentials(Arc::new(FromConfig(config.clone()))))
 }

@@ -37,6 +37,8 @@ mod io;
 mod kernels;
 mod name;
 mod options;
+mod parallel;
+mod registries;
 mod result;
 mod run;
 mod session;
@@ -57,12 +59,13 @@ pub use event::RunEvent;
 pub use exec::{
     ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
 };
-pub use images::Images;
+pub use images::{Images, OutdatedImage, OutdatedState};
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
 pub use microagent_image::{
-    Digest, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord, ImportOptions,
-    Platform, PullPolicy, Reclaimed, Reference, Removed,
+    Digest, Freshness, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord,
+    ImportOptions, Platform, ProxyOptions, PullPolicy, Reclaimed, Reference, RegistryScope,
+    Removed, Secret,
 };
 pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
@@ -82,6 +85,7 @@ pub use microagent_protocol::{
     },
 };
 pub use options::{HostFile, KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
+pub use registries::{CredentialKind, Identity, Login, LoginOptions, Logout, Registries};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
 pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
@@ -154,6 +158,12 @@ impl Microagent {
         Images::new(&self.config)
     }
 
+    /// The registries, and who we are to them.
+    #[must_use]
+    pub fn registries(&self) -> Registries<'_> {
+        Registries::new(&self.config)
+    }
+
     /// The kernels.
     #[must_use]
     pub fn kernels(&self) -> Kernels<'_> {
@@ -175,5 +185,15 @@ impl Microagent {
     /// None at present: what is wrong is in the report.
     pub fn doctor(&self, options: &DoctorOptions) -> Result<DoctorReport> {
         doctor::run(&self.config, options)
+    }
+}
+
+/// Reads `data` as a credential file, or after a `t` as `registries.toml`, for fuzzing: whatever the bytes
+/// are, it returns.
+#[doc(hidden)]
+pub fn fuzz_registry_files(data: &[u8]) {
+    match data.strip_prefix(b"t") {
+        Some(text) => registries::fuzz(&String::from_utf8_lossy(text)),
+        None => auth::fuzz(data),
     }
 }

@@ -278,6 +278,12 @@ impl Finished {
         self
     }
 
+    /// Whether it left a core dump.
+    #[must_use]
+    pub fn core_dumped(&self) -> bool {
+        std::os::unix::process::ExitStatusExt::core_dumped(&self.status)
+    }
+
     /// Its standard output as text.
     #[must_use]
     pub fn out(&self) -> String {

@@ -3,6 +3,10 @@
 mod bytes;
 mod certificates;
 mod layout;
+mod nginx;
+mod proxy;
+mod scripted;
+mod tokens;
 mod tool;
 mod wire;
 
@@ -20,6 +24,10 @@ use tempfile::TempDir;
 pub use self::bytes::{Packing, damage, digest_of, noise, pack, tar_of};
 pub use self::certificates::Certificates;
 pub use self::layout::{Layout, TinyImage};
+pub use self::nginx::Nginx;
+pub use self::proxy::Proxy;
+pub use self::scripted::{Answer, Request, Scripted};
+pub use self::tokens::{Asked, TokenSetup, Tokens};
 use self::tool::missing;
 pub use self::tool::run_tool;
 pub use self::wire::Wire;
@@ -33,6 +41,10 @@ pub struct Setup {
     pub login: Option<(String, String)>,
     /// Certificate and key (PEM files) to speak TLS with; plain HTTP without.
     pub tls: Option<(PathBuf, PathBuf)>,
+    /// The authority (PEM file) whose certificates clients must show, besides.
+    pub clients: Option<PathBuf>,
+    /// The token service it sends everybody to.
+    pub tokens: Option<Tokens>,
 }
 
 /// Debian's `docker-registry` on a free loopback port, storing into a directory of its own; killed when
@@ -93,8 +105,14 @@ impl Registry {
         if self.setup.login.is_some() {
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": root.join("htpasswd")}});
         }
+        if let Some(tokens) = &self.setup.tokens {
+            config["auth"] = tokens.section();
+        }
         if let Some((certificate, key)) = &self.setup.tls {
             config["http"]["tls"] = json!({"certificate": certificate, "key": key});
+        }
+        if let Some(authority) = &self.setup.clients {
+            config["http"]["tls"]["clientcas"] = json!([authority]);
         }
         // JSON is YAML.
         let path = root.join("config.yml");
@@ -139,6 +157,16 @@ impl Registry {
             std::thread::sleep(Duration::from_millis(10));
         }
         Ok(())
+    }
+
+    /// Starts it again with other settings, and the same content. (A login that was not there before
+    /// cannot be added.)
+    ///
+    /// # Errors
+    /// As [`restart`](Self::restart).
+    pub fn reconfigure(&mut self, setup: Setup) -> Result<()> {
+        self.setup = setup;
+        self.restart()
     }
 
     /// Kills it with SIGKILL; what it stored stays.

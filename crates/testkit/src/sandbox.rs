@@ -143,6 +143,17 @@ impl Sandbox {
         .args(arguments)
     }
 
+    /// Another program, with everything else as microagent would have it here.
+    #[must_use]
+    pub fn program(&self, program: &str) -> Invocation {
+        Invocation::new(
+            Path::new(program),
+            &self.state,
+            self.runtime.path(),
+            &self.marker,
+        )
+    }
+
     /// `microagent run --name <unique> ARGUMENTS` in this sandbox.
     #[must_use]
     pub fn run<const N: usize>(&self, arguments: [&str; N]) -> Invocation {

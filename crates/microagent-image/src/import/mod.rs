@@ -234,6 +234,7 @@ impl Import<'_> {
                 manifest_size: chosen.manifest_bytes.len() as u64,
                 index_digest: chosen.index_digest,
                 pulled_at: crate::store::now(),
+                pulled_from: None,
             },
         )
     }

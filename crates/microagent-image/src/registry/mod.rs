@@ -2,63 +2,87 @@
 //!
 //! Knows nothing of the store: it writes where it is told and says what it did.
 
-mod auth;
+mod challenge;
+mod check;
+mod credential;
+mod download;
 mod options;
+mod proxy;
+mod retry;
+mod scope;
+mod suggest;
 mod transport;
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::Read;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 
-use ureq::http::{Response, StatusCode, header};
+use ureq::http::{Response, StatusCode};
 
-pub use auth::{Credential, Credentials};
-pub use options::RegistryOptions;
-pub(crate) use transport::Failure;
+pub use check::{LoginCheck, check_login};
+pub use credential::{Credential, Credentials, Secret};
+pub(crate) use download::Blob;
+pub use options::{ClientCertificate, HostOptions, RegistryOptions};
+pub use proxy::ProxyOptions;
+pub use scope::RegistryScope;
 
 use crate::choose::Fetched;
-use crate::digest::{Digest, Hasher};
-use crate::error::{ImageError, IoContext, Result};
+use crate::digest::Digest;
+use crate::error::{ImageError, Result};
 use crate::event::ImageEvent;
 use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
-use crate::store::files;
-use transport::Transport;
+use download::Download;
+use retry::LONGEST_WAIT;
+use transport::{Ask, Failure, Passing, PassingKind, Transport};
 
 /// However much a broken transfer gains each time, it is not resumed more often than this.
 const MAX_RESUMES: u32 = 64;
 /// Bytes that must have come for a broken transfer to count as progress.
 const PROGRESS: u64 = 1 << 20;
 
-/// A connection to one repository of one registry.
+/// A connection to the repository of an image, at its registry or at a mirror of that.
 pub(crate) struct Client<'a> {
     transport: Transport<'a>,
     reference: Reference,
-    events: &'a (dyn Fn(ImageEvent) + Sync),
+    /// Where the image's repository is.
+    repository: String,
 }
 
 impl<'a> Client<'a> {
+    /// A connection to `at`, where the content of `reference` is expected.
     pub(crate) fn new(
         reference: &Reference,
+        at: &RegistryScope,
         options: &'a RegistryOptions,
         credentials: Option<&'a dyn Credentials>,
         events: &'a (dyn Fn(ImageEvent) + Sync),
     ) -> Result<Self> {
         Ok(Self {
-            transport: Transport::new(reference, options, credentials)?,
+            transport: Transport::new(
+                at.clone(),
+                reference.to_string(),
+                options,
+                credentials,
+                events,
+            )?,
             reference: reference.clone(),
-            events,
+            repository: at.path().unwrap_or_default().to_owned(),
         })
     }
 
     /// Fetches what the reference's digest, else its tag, names.
     pub(crate) fn manifest(&self) -> Result<Fetched> {
-        match (self.reference.digest(), self.reference.tag()) {
-            (Some(digest), _) => self.manifest_named(&digest.to_string(), Some(digest)),
-            (None, Some(tag)) => self.manifest_named(tag, None),
-            (None, None) => self.manifest_named("latest", None),
+        let found = self.manifest_named(&self.name(), self.reference.digest());
+        match found {
+            Err(ImageError::NotFound {
+                image, registry, ..
+            }) => Err(ImageError::NotFound {
+                image,
+                registry,
+                hint: suggest::hint(&self.transport, &self.reference),
+            }),
+            other => other,
         }
     }
 
@@ -67,18 +91,58 @@ impl<'a> Client<'a> {
         self.manifest_named(&digest.to_string(), Some(digest))
     }
 
-    fn manifest_named(&self, name: &str, expected: Option<Digest>) -> Result<Fetched> {
-        let doing = format!("fetching the manifest of {}", self.reference);
-        let path = format!("/v2/{}/manifests/{name}", self.reference.repository());
-        let (bytes, content_type, declared) = self.retrying(&doing, |_| {
-            let response = self.transport.get(&path, Some(manifest::ACCEPT), None)?;
-            let response = self.expect(response, &doing, &[StatusCode::OK])?;
-            let field = |name: &str| {
-                let value = response.headers().get(name)?;
-                value.to_str().ok().map(str::to_owned)
+    /// What the reference stands for now, without fetching it where the registry says so much.
+    pub(crate) fn current_digest(&self) -> Result<Digest> {
+        let doing = self.doing();
+        let path = self.manifest_path(&self.name());
+        let said = self.retrying(&doing, |_| {
+            let ask = Ask {
+                accept: Some(manifest::ACCEPT),
+                head: true,
+                ..Ask::default()
             };
-            let content_type = field("content-type");
-            let declared = field("docker-content-digest");
+            let response = self.transport.get(&path, ask)?;
+            let response = self.expect(response, &doing, &[StatusCode::OK])?;
+            Ok(declared_digest(&response))
+        })?;
+        match said {
+            Some(digest) => Ok(digest),
+            None => Ok(self.manifest()?.digest),
+        }
+    }
+
+    fn name(&self) -> String {
+        match (self.reference.digest(), self.reference.tag()) {
+            (Some(digest), _) => digest.to_string(),
+            (None, Some(tag)) => tag.to_owned(),
+            (None, None) => "latest".to_owned(),
+        }
+    }
+
+    fn doing(&self) -> String {
+        format!("fetching the manifest of {}", self.reference)
+    }
+
+    fn manifest_path(&self, name: &str) -> String {
+        format!("/v2/{}/manifests/{name}", self.repository)
+    }
+
+    fn manifest_named(&self, name: &str, expected: Option<Digest>) -> Result<Fetched> {
+        let doing = self.doing();
+        let path = self.manifest_path(name);
+        let (bytes, content_type, declared) = self.retrying(&doing, |_| {
+            let ask = Ask {
+                accept: Some(manifest::ACCEPT),
+                ..Ask::default()
+            };
+            let response = self.transport.get(&path, ask)?;
+            let response = self.expect(response, &doing, &[StatusCode::OK])?;
+            let content_type = response
+                .headers()
+                .get("content-type")
+                .and_then(|value| value.to_str().ok())
+                .map(str::to_owned);
+            let declared = declared_digest(&response);
             let bytes = read_bounded(response, MAX_MANIFEST)?;
             if bytes.len() as u64 > MAX_MANIFEST {
                 return Err(Failure::Final(ImageError::BadManifest {
@@ -89,8 +153,6 @@ impl<'a> Client<'a> {
             Ok((bytes, content_type, declared))
         })?;
         let digest = Digest::of(&bytes);
-        // A header of another algorithm says nothing about this digest.
-        let declared = declared.and_then(|text| text.parse::<Digest>().ok());
         if let Some(expected) = expected.or(declared)
             && expected != digest
         {
@@ -115,36 +177,42 @@ impl<'a> Client<'a> {
         })
     }
 
-    /// Downloads a blob into the new file `to`, resuming after broken connections, and syncs it.
-    /// `what` names it in messages; `progress` hears how many bytes are there.
-    pub(crate) fn blob(
-        &self,
-        digest: Digest,
-        size: u64,
-        what: &str,
-        to: &Path,
-        progress: &dyn Fn(u64),
-        cancelled: &AtomicBool,
-    ) -> Result<()> {
-        let mut file = files::create_new(to)?;
-        let mut download = Download {
-            file: &mut file,
-            to,
-            hasher: Hasher::default(),
-            have: 0,
-            size,
-            what,
-        };
-        let doing = format!("downloading {what}");
-        let path = format!("/v2/{}/blobs/{digest}", self.reference.repository());
-        let mut last = 0;
+    /// Downloads a blob into `file`, going on with what is there, after broken connections too, and
+    /// syncs it. `path` names the file in messages.
+    pub(crate) fn blob(&self, blob: &Blob<'_>, file: &mut File, path: &Path) -> Result<()> {
+        let mut download = Download::resume(blob, file, path)?;
+        let mut resumed = download.have() > 0;
+        loop {
+            self.fill(&mut download, blob)?;
+            match download.finish() {
+                // What was left of an earlier attempt may have been damaged since.
+                Err(ImageError::DigestMismatch { .. }) if resumed => {
+                    resumed = false;
+                    download.restart()?;
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn fill(&self, download: &mut Download<'_>, blob: &Blob<'_>) -> Result<()> {
+        if download.is_complete() && blob.size > 0 {
+            (blob.progress)(blob.size);
+            return Ok(());
+        }
+        let doing = format!("downloading {}", blob.what);
+        let path = format!("/v2/{}/blobs/{}", self.repository, blob.digest);
+        let mut last = download.have();
         self.retrying(&doing, |attempts| {
-            if download.have >= last + PROGRESS {
+            if download.have() >= last + PROGRESS {
                 *attempts = 0;
             }
-            last = download.have;
-            let resume = (download.have > 0).then_some(download.have);
-            let response = self.transport.get(&path, None, resume)?;
+            last = download.have();
+            let ask = Ask {
+                from: (download.have() > 0).then_some(download.have()),
+                ..Ask::default()
+            };
+            let response = self.transport.get(&path, ask)?;
             let response = self.expect(
                 response,
                 &doing,
@@ -154,17 +222,8 @@ impl<'a> Client<'a> {
                     StatusCode::RANGE_NOT_SATISFIABLE,
                 ],
             )?;
-            download.receive(response, progress, cancelled)
-        })?;
-        let actual = download.hasher.finish();
-        if actual != digest {
-            return Err(ImageError::DigestMismatch {
-                what: what.to_owned(),
-                expected: digest,
-                actual,
-            });
-        }
-        file.sync_data().context("sync", to)
+            download.receive(response)
+        })
     }
 
     fn expect(
@@ -180,143 +239,71 @@ impl<'a> Client<'a> {
         }
     }
 
-    /// Runs `attempt` until it succeeds, fails for good, or has failed too often in a row. It gets
-    /// the count of failures so far and may clear it when it sees progress.
     fn retrying<T>(
         &self,
         doing: &str,
-        mut attempt: impl FnMut(&mut u32) -> std::result::Result<T, Failure>,
+        attempt: impl FnMut(&mut u32) -> std::result::Result<T, Failure>,
     ) -> Result<T> {
-        let mut failures = 0;
-        for total in 1.. {
-            let (reason, wait) = match attempt(&mut failures) {
-                Ok(value) => return Ok(value),
-                Err(Failure::Final(error)) => return Err(error),
-                Err(Failure::Passing { reason, wait }) => (reason, wait),
-            };
-            failures += 1;
-            if failures >= self.transport.options().attempts.max(1) || total >= MAX_RESUMES {
-                return Err(ImageError::Connection {
-                    registry: self.reference.registry().to_owned(),
-                    doing: doing.to_owned(),
-                    attempts: total,
-                    reason,
-                });
-            }
-            let delay = wait.unwrap_or_else(|| self.transport.options().delay_after(failures));
-            (self.events)(ImageEvent::Retrying {
-                doing: doing.to_owned(),
-                reason,
-                delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
-            });
-            std::thread::sleep(delay);
-        }
-        unreachable!("the loop above ends only by returning")
+        retrying(&self.transport, doing, attempt)
     }
 }
 
-/// A blob on its way into a file.
-struct Download<'f> {
-    file: &'f mut File,
-    to: &'f Path,
-    hasher: Hasher,
-    have: u64,
-    size: u64,
-    what: &'f str,
+/// Runs `attempt` until it succeeds, fails for good, or has failed too often in a row. It gets
+/// the count of failures so far and may clear it when it sees progress.
+fn retrying<T>(
+    transport: &Transport<'_>,
+    doing: &str,
+    mut attempt: impl FnMut(&mut u32) -> std::result::Result<T, Failure>,
+) -> Result<T> {
+    let mut failures = 0;
+    for total in 1.. {
+        let failed = match attempt(&mut failures) {
+            Ok(value) => return Ok(value),
+            Err(Failure::Final(error)) => return Err(error),
+            Err(Failure::Passing(failed)) => failed,
+        };
+        failures += 1;
+        let too_long = failed.wait.is_some_and(|wait| wait > LONGEST_WAIT);
+        let attempts = transport.options().attempts.max(1);
+        if too_long || failures >= attempts || total >= MAX_RESUMES {
+            return Err(given_up(transport, doing, total, failed));
+        }
+        let delay = failed
+            .wait
+            .unwrap_or_else(|| transport.options().delay_after(failures));
+        transport.tell(ImageEvent::Retrying {
+            doing: doing.to_owned(),
+            reason: failed.reason,
+            delay_ms: u64::try_from(delay.as_millis()).unwrap_or(u64::MAX),
+        });
+        std::thread::sleep(delay);
+    }
+    unreachable!("the loop above ends only by returning")
 }
 
-impl Download<'_> {
-    fn receive(
-        &mut self,
-        response: Response<ureq::Body>,
-        progress: &dyn Fn(u64),
-        cancelled: &AtomicBool,
-    ) -> std::result::Result<(), Failure> {
-        match response.status() {
-            StatusCode::PARTIAL_CONTENT if starts_at(&response, self.have) => {}
-            StatusCode::OK => self.restart()?,
-            _ => {
-                self.restart()?;
-                return Err(Failure::passing("the registry did not resume where asked"));
-            }
-        }
-        if let Some(length) = response.body().content_length()
-            && self.have.saturating_add(length) != self.size
-        {
-            return Err(self.wrong_size(self.have.saturating_add(length)));
-        }
-        let mut body = response.into_body().into_reader();
-        let mut buffer = vec![0u8; 256 << 10];
-        while self.have < self.size || self.size == 0 {
-            if cancelled.load(Ordering::Relaxed) {
-                return Err(Failure::Final(ImageError::Registry {
-                    registry: String::new(),
-                    doing: format!("downloading {}", self.what),
-                    reason: "another download failed first".into(),
-                }));
-            }
-            let count = match body.read(&mut buffer) {
-                Ok(0) if self.size == 0 => return Ok(()),
-                Ok(0) => {
-                    return Err(Failure::passing(format!(
-                        "the connection ended after {} of {} bytes",
-                        self.have, self.size
-                    )));
-                }
-                Ok(count) => count,
-                Err(error) => return Err(Failure::passing(error.to_string())),
-            };
-            if self.have + count as u64 > self.size {
-                return Err(self.wrong_size(self.have + count as u64));
-            }
-            self.file
-                .write_all(&buffer[..count])
-                .context("write", self.to)?;
-            self.hasher.update(&buffer[..count]);
-            self.have += count as u64;
-            progress(self.have);
-        }
-        // Without a declared length, more may follow than was promised. With one, the connection
-        // goes back to the pool only when its end has been seen.
-        match body.read(&mut buffer[..1]) {
-            Ok(0) => Ok(()),
-            Ok(_) => Err(self.wrong_size(self.have + 1)),
-            // All bytes are here; how the connection ends does not matter.
-            Err(_) => Ok(()),
-        }
-    }
-
-    fn restart(&mut self) -> Result<()> {
-        if self.have > 0 {
-            self.file.set_len(0).context("truncate", self.to)?;
-            self.file
-                .seek(SeekFrom::Start(0))
-                .context("rewind", self.to)?;
-            self.hasher = Hasher::default();
-            self.have = 0;
-        }
-        Ok(())
-    }
-
-    fn wrong_size(&self, actual: u64) -> Failure {
-        Failure::Final(ImageError::SizeMismatch {
-            what: self.what.to_owned(),
-            expected: self.size,
-            actual,
-        })
+fn given_up(transport: &Transport<'_>, doing: &str, attempts: u32, failed: Passing) -> ImageError {
+    let registry = transport.registry().to_owned();
+    let Passing { reason, wait, kind } = failed;
+    match kind {
+        PassingKind::Limited => ImageError::RateLimited {
+            registry,
+            reason,
+            wait,
+        },
+        PassingKind::LookUp(host) => transport.no_such_host(&host, &reason),
+        PassingKind::Connection => ImageError::Connection {
+            registry,
+            doing: doing.to_owned(),
+            attempts,
+            reason,
+        },
     }
 }
 
-/// Whether a partial answer begins at byte `at` (`Content-Range: bytes 5-9/10`).
-fn starts_at(response: &Response<ureq::Body>, at: u64) -> bool {
-    response
-        .headers()
-        .get(header::CONTENT_RANGE)
-        .and_then(|value| value.to_str().ok())
-        .and_then(|value| value.trim().strip_prefix("bytes "))
-        .and_then(|range| range.split_once('-'))
-        .and_then(|(start, _)| start.trim().parse::<u64>().ok())
-        == Some(at)
+/// What a registry says the digest of its answer is; one of another algorithm says nothing.
+fn declared_digest(response: &Response<ureq::Body>) -> Option<Digest> {
+    let value = response.headers().get("docker-content-digest")?;
+    value.to_str().ok()?.parse().ok()
 }
 
 /// Reads a body up to one byte more than `limit`, so that the caller can tell too long from just right.
@@ -332,10 +319,4 @@ fn read_bounded(
         .read_to_end(&mut bytes)
         .map_err(|error| Failure::passing(error.to_string()))?;
     Ok(bytes)
-}
-
-/// The wait before attempt `failures + 1`: doubling, bounded.
-fn backoff(base: Duration, failures: u32) -> Duration {
-    base.saturating_mul(1 << failures.saturating_sub(1).min(6))
-        .min(Duration::from_secs(20))
 }

@@ -1,9 +1,14 @@
-//! How registries are reached, and which of them without TLS.
+//! How registries are reached: which without TLS, which with what certificates, which through others.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::time::Duration;
 
-use super::backoff;
+use super::credential::Secret;
+use super::proxy::ProxyOptions;
+use super::retry::backoff;
+use super::scope::RegistryScope;
+use crate::error::{ImageError, Result};
 
 /// How registries are reached.
 #[derive(Clone, Debug)]
@@ -14,8 +19,10 @@ pub struct RegistryOptions {
     pub insecure_registries: Vec<String>,
     /// Certificates of private authorities, PEM, accepted besides those of the operating system.
     pub extra_roots: Vec<Vec<u8>>,
-    /// A proxy for all requests: `http://host:port`.
-    pub proxy: Option<String>,
+    /// What is particular to some hosts, by `host` (any port) or `host:port`.
+    pub hosts: BTreeMap<String, HostOptions>,
+    /// Which requests go through a proxy.
+    pub proxy: ProxyOptions,
     /// How often a request that fails in a way that may pass is made, the first time included.
     pub attempts: u32,
     /// The wait after the first failure; it doubles each time, up to 20 s.
@@ -28,12 +35,40 @@ pub struct RegistryOptions {
     pub parallel: usize,
 }
 
+/// What is particular to one host.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct HostOptions {
+    /// Where its images are looked for first, in this order: `mirror.example` or
+    /// `mirror.example/docker`, below which the same repositories are.
+    pub mirrors: Vec<RegistryScope>,
+    /// Nothing is pulled from it.
+    pub blocked: bool,
+    /// It may be spoken to in plain HTTP where it does not speak TLS.
+    pub insecure: bool,
+    /// Certificates of private authorities, PEM, accepted for this host besides those of the
+    /// operating system.
+    pub roots: Vec<Vec<u8>>,
+    /// The certificate by which this host knows us.
+    pub client: Option<ClientCertificate>,
+}
+
+/// A certificate to show, and its key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClientCertificate {
+    /// The certificate and what is between it and its authority, PEM.
+    pub chain: Vec<u8>,
+    /// The private key, PEM.
+    pub key: Secret,
+}
+
 impl Default for RegistryOptions {
     fn default() -> Self {
         Self {
             insecure_registries: Vec::new(),
             extra_roots: Vec::new(),
-            proxy: None,
+            hosts: BTreeMap::new(),
+            proxy: ProxyOptions::default(),
             attempts: 4,
             backoff: Duration::from_millis(500),
             connect_timeout: Duration::from_secs(15),
@@ -52,14 +87,57 @@ impl RegistryOptions {
     /// Whether `authority` may be spoken to in plain HTTP.
     pub(super) fn may_be_plain(&self, authority: &str) -> bool {
         is_loopback(host_of(authority))
+            || self.host(authority).is_some_and(|(_, host)| host.insecure)
             || self
                 .insecure_registries
                 .iter()
                 .any(|named| named == authority || named == host_of(authority))
     }
+
+    /// Where the repository `origin` is looked for first.
+    pub(crate) fn mirrors_of(&self, origin: &RegistryScope) -> Vec<RegistryScope> {
+        let mirrors = self.host(origin.registry()).map(|(_, host)| &host.mirrors);
+        mirrors
+            .into_iter()
+            .flatten()
+            .map(|mirror| mirror.join(origin.path().unwrap_or_default()))
+            .collect()
+    }
+
+    /// A mirror that does not answer is not asked for long: there is another place.
+    pub(crate) fn for_mirror(&self) -> Self {
+        Self {
+            attempts: self.attempts.min(2),
+            ..self.clone()
+        }
+    }
+
+    /// Whether `image` may be asked for at `scope` at all.
+    pub(crate) fn refuse_blocked(&self, scope: &RegistryScope, image: &str) -> Result<()> {
+        match self.host(scope.registry()) {
+            Some((_, host)) if host.blocked => Err(ImageError::Blocked {
+                image: image.to_owned(),
+                registry: scope.registry().to_owned(),
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    /// What is particular to `authority`, and the name it is kept under.
+    pub(crate) fn host(&self, authority: &str) -> Option<(&str, &HostOptions)> {
+        let authority = match authority {
+            "registry-1.docker.io" => "docker.io",
+            other => other,
+        };
+        self.hosts
+            .get_key_value(authority)
+            .or_else(|| self.hosts.get_key_value(host_of(authority)))
+            .map(|(name, host)| (name.as_str(), host))
+    }
 }
 
-fn host_of(authority: &str) -> &str {
+/// The host of `host`, `host:port`, `[address]` or `[address]:port`.
+pub(super) fn host_of(authority: &str) -> &str {
     match authority
         .strip_prefix('[')
         .and_then(|rest| rest.split_once(']'))
@@ -71,10 +149,77 @@ fn host_of(authority: &str) -> &str {
     }
 }
 
-fn is_loopback(host: &str) -> bool {
+pub(super) fn is_loopback(host: &str) -> bool {
     host == "localhost"
         || host.ends_with(".localhost")
         || host
             .parse::<IpAddr>()
             .is_ok_and(|address| address.is_loopback())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_and_named_hosts_may_be_plain() {
+        let insecure = HostOptions {
+            insecure: true,
+            ..HostOptions::default()
+        };
+        let options = RegistryOptions {
+            insecure_registries: vec!["lab:5000".into(), "box".into()],
+            hosts: BTreeMap::from([("shed:5000".to_owned(), insecure)]),
+            ..RegistryOptions::default()
+        };
+        for good in [
+            "localhost",
+            "localhost:5000",
+            "127.0.0.1:1",
+            "127.9.9.9",
+            "[::1]:5",
+            "lab:5000",
+            "box:77",
+            "shed:5000",
+        ] {
+            assert!(options.may_be_plain(good), "{good}");
+        }
+        for bad in [
+            "lab",
+            "lab:5001",
+            "shed",
+            "localhost.example",
+            "127.0.0.1.example",
+            "example",
+            "[::2]:5",
+        ] {
+            assert!(!options.may_be_plain(bad), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_port_is_more_particular_than_its_host() {
+        let blocked = |blocked| HostOptions {
+            blocked,
+            ..HostOptions::default()
+        };
+        let options = RegistryOptions {
+            hosts: BTreeMap::from([
+                ("r.example".to_owned(), blocked(true)),
+                ("r.example:5000".to_owned(), blocked(false)),
+                ("docker.io".to_owned(), blocked(true)),
+            ]),
+            ..RegistryOptions::default()
+        };
+        for (authority, expect) in [
+            ("r.example", Some(true)),
+            ("r.example:1", Some(true)),
+            ("r.example:5000", Some(false)),
+            ("registry-1.docker.io", Some(true)),
+            ("other.example", None),
+        ] {
+            let found = options.host(authority).map(|(_, host)| host.blocked);
+            assert_eq!(found, expect, "{authority}");
+        }
+    }
 }

@@ -1,96 +1,90 @@
-//! One GET to a registry: scheme, TLS, redirects, authorization, and whether a failure may pass.
+//! One request to a registry: scheme, TLS, redirects, authorization, and whether a failure may pass.
 
 mod agent;
+mod failure;
 mod login;
 
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use ureq::http::{Request, Response, StatusCode, Uri, header};
-use ureq::{Agent, Body};
+use ureq::Body;
+use ureq::http::{Method, Request, Response, StatusCode, Uri, header};
 
-use self::agent::{agent, tls_error};
-use super::auth::{Credential, Credentials};
+use self::agent::Agents;
+pub(crate) use self::failure::{Failure, Passing, PassingKind};
+use super::credential::{Credential, Credentials, Secret};
 use super::options::RegistryOptions;
-use super::read_bounded;
+use super::scope::RegistryScope;
 use crate::error::{ImageError, Result, clip};
-use crate::reference::Reference;
+use crate::event::ImageEvent;
 
 const MAX_REDIRECTS: usize = 8;
-const MAX_ERROR: u64 = 64 << 10;
 /// How long a registry that may speak plain HTTP is given to show that it speaks TLS.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// Why a request failed.
-pub(crate) enum Failure {
-    /// It may go well the next time.
-    Passing {
-        reason: String,
-        /// How long the registry asked to wait.
-        wait: Option<Duration>,
-    },
-    /// It will not.
-    Final(ImageError),
-}
-
-impl Failure {
-    pub(super) fn passing(reason: impl Into<String>) -> Self {
-        Self::Passing {
-            reason: clip(&reason.into()),
-            wait: None,
-        }
-    }
-}
-
-impl From<ImageError> for Failure {
-    fn from(error: ImageError) -> Self {
-        Self::Final(error)
-    }
-}
-
 type Attempt<T> = std::result::Result<T, Failure>;
 
+/// What is asked for, besides the path.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ask<'r> {
+    pub(super) accept: Option<&'r str>,
+    /// From this byte on.
+    pub(super) from: Option<u64>,
+    /// The headers only.
+    pub(super) head: bool,
+}
+
 pub(super) struct Transport<'a> {
-    agent: Agent,
+    agents: Agents<'a>,
     options: &'a RegistryOptions,
     credentials: Option<&'a dyn Credentials>,
-    /// As in references.
-    registry: String,
-    image: String,
-    repository: String,
-    /// Where its API is: differs from `registry` for the default registry only.
+    events: &'a (dyn Fn(ImageEvent) + Sync),
+    /// The repository, or the whole registry.
+    scope: RegistryScope,
+    /// What is asked for, in messages.
+    what: String,
+    /// Where its API is: differs from the registry's name for the default registry only.
     authority: String,
     scheme: OnceLock<&'static str>,
     authorization: Mutex<Authorization>,
+    /// Whose turn it is to answer a challenge.
+    turn: Mutex<()>,
 }
 
 #[derive(Default)]
 struct Authorization {
-    header: Option<String>,
+    header: Option<Secret>,
+    /// What the caller had, once asked.
     credential: Option<Option<Credential>>,
+    /// Why the caller had none.
+    fault: Option<String>,
 }
 
 impl<'a> Transport<'a> {
     pub(super) fn new(
-        reference: &Reference,
+        scope: RegistryScope,
+        what: String,
         options: &'a RegistryOptions,
         credentials: Option<&'a dyn Credentials>,
+        events: &'a (dyn Fn(ImageEvent) + Sync),
     ) -> Result<Self> {
-        let registry = reference.registry();
+        let registry = scope.registry();
+        options.refuse_blocked(&scope, &what)?;
         let authority = match registry {
             "docker.io" => "registry-1.docker.io",
             other => other,
         };
         Ok(Self {
-            agent: agent(registry, options)?,
+            agents: Agents::new(options),
             options,
             credentials,
-            registry: registry.to_owned(),
-            image: reference.to_string(),
-            repository: reference.repository().to_owned(),
+            events,
             authority: authority.to_owned(),
+            scope,
+            what,
             scheme: OnceLock::new(),
             authorization: Mutex::default(),
+            turn: Mutex::default(),
         })
     }
 
@@ -98,57 +92,65 @@ impl<'a> Transport<'a> {
         self.options
     }
 
-    /// Gets `path` from the registry, from byte `from` on. Any answer that is no redirect and no
-    /// challenge is returned, whatever its status.
-    pub(super) fn get(
-        &self,
-        path: &str,
-        accept: Option<&str>,
-        from: Option<u64>,
-    ) -> Attempt<Response<Body>> {
+    /// As in references.
+    pub(super) fn registry(&self) -> &str {
+        self.scope.registry()
+    }
+
+    pub(super) fn tell(&self, event: ImageEvent) {
+        (self.events)(event);
+    }
+
+    /// Whether the registry wanted to know who asks, and was told.
+    pub(super) fn has_proved_itself(&self) -> bool {
+        self.lock().header.is_some()
+    }
+
+    /// Gets `path` from the registry. Any answer that is no redirect and no challenge is returned,
+    /// whatever its status.
+    pub(super) fn get(&self, path: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
         let scheme = self.scheme()?;
         let url = format!("{scheme}://{}{path}", self.authority);
         let mut challenged = false;
         loop {
             let authorization = self.lock().header.clone();
-            let (response, at_home) = self.follow(&url, accept, from, authorization.as_deref())?;
+            let (response, at_home) = self.follow(&url, ask, authorization.as_ref())?;
             // A challenge of another host is none of ours: our credentials are not for it.
             if response.status() != StatusCode::UNAUTHORIZED || challenged || !at_home {
                 return Ok(response);
             }
             challenged = true;
-            self.authorize(&response, authorization.as_deref())?;
+            self.authorize(&response, authorization.as_ref())?;
         }
     }
 
+    /// Asks `url` and wherever it redirects to; only the first origin ever sees `authorization`.
     fn follow(
         &self,
         url: &str,
-        accept: Option<&str>,
-        from: Option<u64>,
-        authorization: Option<&str>,
+        ask: Ask<'_>,
+        authorization: Option<&Secret>,
     ) -> Attempt<(Response<Body>, bool)> {
         let home: Uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
         let mut uri = home.clone();
         for _ in 0..=MAX_REDIRECTS {
             let at_home = same_origin(&uri, &home);
-            let mut request = Request::get(&uri);
-            if let Some(accept) = accept {
+            let method = if ask.head { Method::HEAD } else { Method::GET };
+            let mut request = Request::builder().method(method).uri(&uri);
+            if let Some(accept) = ask.accept {
                 request = request.header(header::ACCEPT, accept);
             }
-            if let Some(from) = from {
+            // No `If-Range`: the content is named by its digest, so it is that or it is refused.
+            if let Some(from) = ask.from {
                 request = request.header(header::RANGE, format!("bytes={from}-"));
             }
             if let Some(authorization) = authorization.filter(|_| at_home) {
-                request = request.header(header::AUTHORIZATION, authorization);
+                request = request.header(header::AUTHORIZATION, authorization.expose());
             }
             let request = request
                 .body(())
                 .map_err(|error| self.odd(&format!("the request is malformed: {error}")))?;
-            let response = self
-                .agent
-                .run(request)
-                .map_err(|error| self.failure(error))?;
+            let response = self.send(&uri, |agent| agent.run(request))?;
             if !response.status().is_redirection() {
                 return Ok((response, at_home));
             }
@@ -184,127 +186,74 @@ impl<'a> Transport<'a> {
         }
     }
 
+    /// Sends a request by the way there is to `uri`.
+    fn send(
+        &self,
+        uri: &Uri,
+        request: impl FnOnce(&ureq::Agent) -> std::result::Result<Response<Body>, ureq::Error>,
+    ) -> Attempt<Response<Body>> {
+        let way = self.agents.to(uri)?;
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        request(&way.agent).map_err(|error| self.failure(&error, authority, way.proxy.as_deref()))
+    }
+
     /// `https`, or `http` where that is allowed and the registry does not speak TLS.
     fn scheme(&self) -> Attempt<&'static str> {
         if let Some(scheme) = self.scheme.get() {
             return Ok(scheme);
         }
         let scheme = if self.options.may_be_plain(&self.authority) {
-            let probe = self
-                .agent
-                .get(format!("https://{}/v2/", self.authority))
-                .config()
-                .timeout_global(Some(PROBE))
-                .build()
-                .call();
-            match probe {
-                Ok(_) => "https",
-                Err(ureq::Error::Timeout(_)) => "http",
-                Err(error) => match self.failure(error) {
-                    Failure::Final(ImageError::PlainHttp { .. }) => "http",
-                    other => return Err(other),
-                },
-            }
+            self.probe()?
         } else {
             "https"
         };
         Ok(self.scheme.get_or_init(|| scheme))
     }
 
-    /// Turns an answer nobody wanted into an error, with the registry's own words.
-    pub(super) fn refusal(&self, response: Response<Body>, doing: &str) -> Failure {
-        let status = response.status();
-        let wait = response
-            .headers()
-            .get(header::RETRY_AFTER)
-            .and_then(|value| value.to_str().ok()?.trim().parse::<u64>().ok())
-            .map(|seconds| Duration::from_secs(seconds.min(60)));
-        let says = read_bounded(response, MAX_ERROR)
-            .ok()
-            .and_then(|body| words(&body));
-        let reason = match &says {
-            Some(says) => format!("it answered {status}: {says}"),
-            None => format!("it answered {status}"),
-        };
-        match status {
-            StatusCode::NOT_FOUND if doing.contains("manifest") => {
-                Failure::Final(ImageError::NotFound {
-                    image: self.image.clone(),
-                    registry: self.registry.clone(),
-                })
-            }
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                let known = matches!(self.lock().credential, Some(Some(_)));
-                Failure::Final(self.unauthorized(denied(known)))
-            }
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::INTERNAL_SERVER_ERROR
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Failure::Passing { reason, wait },
-            _ => Failure::Final(ImageError::Registry {
-                registry: self.registry.clone(),
-                doing: doing.to_owned(),
-                reason,
-            }),
-        }
-    }
-
-    fn failure(&self, error: ureq::Error) -> Failure {
-        if let Some(tls) = tls_error(&error) {
-            return Failure::Final(match tls {
-                // What came was no TLS record: plain HTTP, most likely.
-                rustls::Error::InvalidMessage(_) => ImageError::PlainHttp {
-                    registry: self.registry.clone(),
-                },
-                tls => ImageError::Tls {
-                    registry: self.registry.clone(),
-                    reason: clip(&tls.to_string()),
-                },
-            });
-        }
-        match error {
-            ureq::Error::Io(_)
-            | ureq::Error::Timeout(_)
-            | ureq::Error::HostNotFound
-            | ureq::Error::ConnectionFailed
-            | ureq::Error::ConnectProxyFailed(_) => Failure::passing(error.to_string()),
-            // A server that closes before it answers looks like this.
-            ureq::Error::Protocol(_) => Failure::passing(error.to_string()),
-            other => Failure::Final(self.odd(&clip(&other.to_string()))),
+    fn probe(&self) -> Attempt<&'static str> {
+        let uri: Uri = format!("https://{}/v2/", self.authority)
+            .parse()
+            .map_err(|_| self.odd("the URL is malformed"))?;
+        let mut silent = false;
+        let probe = self.send(&uri, |agent| {
+            let answer = agent
+                .get(&uri)
+                .config()
+                .timeout_global(Some(PROBE))
+                .build()
+                .call();
+            silent = matches!(answer, Err(ureq::Error::Timeout(_)));
+            answer
+        });
+        match probe {
+            Ok(_) => Ok("https"),
+            Err(Failure::Final(ImageError::PlainHttp { .. })) => Ok("http"),
+            Err(_) if silent => Ok("http"),
+            Err(other) => Err(other),
         }
     }
 
     fn odd(&self, reason: &str) -> ImageError {
         ImageError::Registry {
-            registry: self.registry.clone(),
-            doing: format!("asked for {}", self.image),
+            registry: self.registry().to_owned(),
+            doing: format!("asked for {}", self.what),
             reason: reason.to_owned(),
         }
     }
 
     fn unauthorized(&self, reason: String) -> ImageError {
         ImageError::Unauthorized {
-            image: self.image.clone(),
-            registry: self.registry.clone(),
+            image: self.what.clone(),
+            registry: self.registry().to_owned(),
             reason,
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, Authorization> {
+    fn lock(&self) -> MutexGuard<'_, Authorization> {
         // A thread that panicked here left a whole value: each field is set in one step.
         self.authorization
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-fn denied(with_credential: bool) -> String {
-    if with_credential {
-        "the credentials were not accepted, or do not allow this; log in again.".into()
-    } else {
-        "the image does not exist there, or needs a login; check the name, or log in first.".into()
     }
 }
 
@@ -341,29 +290,6 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
     // `user:password@host` would be sent as credentials nobody asked for.
     let authority = uri.authority()?.as_str();
     (!authority.contains('@') && uri.scheme().is_some()).then_some(uri)
-}
-
-/// The messages of a registry's error document, for people.
-fn words(body: &[u8]) -> Option<String> {
-    #[derive(serde::Deserialize)]
-    struct Answer {
-        errors: Vec<Fault>,
-    }
-    #[derive(serde::Deserialize)]
-    struct Fault {
-        #[serde(default)]
-        code: String,
-        #[serde(default)]
-        message: String,
-    }
-    let answer: Answer = serde_json::from_slice(body).ok()?;
-    let fault = answer.errors.into_iter().next()?;
-    let text = if fault.message.is_empty() {
-        fault.code
-    } else {
-        fault.message
-    };
-    (!text.is_empty()).then(|| clip(&text))
 }
 
 #[cfg(test)]

@@ -40,6 +40,12 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     sync_dir(directory)
 }
 
+/// How many bytes this user may still write to the file system of `path`; `None` where it does not say.
+pub(crate) fn free_space(path: &Path) -> Option<u64> {
+    let told = rustix::fs::statvfs(path).ok()?;
+    Some(told.f_bavail.saturating_mul(told.f_frsize))
+}
+
 /// Reads a file of at most `limit` bytes; `None` where there is none.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
     let file = match File::open(path) {
@@ -126,6 +132,7 @@ impl Transaction {
         if try_lock(&activity, &path)? {
             // Nobody is at work, so whatever lies there was left by a crash.
             sweep(root)?;
+            super::partial::sweep(root, false)?;
             activity.unlock().context("unlock", &path)?;
         }
         activity.lock_shared().context("lock", &path)?;

@@ -19,6 +19,7 @@ use crate::reference::Reference;
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const PULLED_AT: &str = "microagent.pulled-at";
 const INDEX_DIGEST: &str = "microagent.index-digest";
+const PULLED_FROM: &str = "microagent.pulled-from";
 /// `index.json` is ours and small; more than this is damage.
 const MAX_INDEX: u64 = 64 << 20;
 
@@ -32,6 +33,8 @@ pub(crate) struct Entry {
     pub(crate) manifest_size: u64,
     pub(crate) index_digest: Option<Digest>,
     pub(crate) pulled_at: SystemTime,
+    /// The registry it was pulled from; none of what was imported.
+    pub(crate) pulled_from: Option<String>,
 }
 
 /// Now, to the second: what the index holds.
@@ -90,6 +93,7 @@ impl Entry {
             pulled_at: UNIX_EPOCH
                 .checked_add(Duration::from_secs(seconds.unwrap_or(0)))
                 .unwrap_or(UNIX_EPOCH),
+            pulled_from: notes.get(PULLED_FROM).cloned(),
         })
     }
 
@@ -104,6 +108,9 @@ impl Entry {
         ]);
         if let Some(digest) = self.index_digest {
             notes.insert(INDEX_DIGEST.to_owned(), digest.to_string());
+        }
+        if let Some(registry) = &self.pulled_from {
+            notes.insert(PULLED_FROM.to_owned(), registry.clone());
         }
         Descriptor {
             media_type: self.media_type.clone(),

@@ -3,6 +3,7 @@
 //! ```text
 //! <root>/oci-layout, index.json, blobs/sha256/<hex>     an OCI image layout
 //! <root>/disks/<hex>.<format>.ext4 (0444), .json        base disks by manifest digest
+//! <root>/partial/<hex>                                   layers that did not come whole yet
 //! <root>/tmp/op-…                                        operations under way
 //! <root>/locks/<hex>, index.lock, activity.lock          advisory locks
 //! ```
@@ -13,9 +14,11 @@
 mod disks;
 pub(crate) mod files;
 mod index;
+mod partial;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -32,6 +35,7 @@ pub use disks::{BaseDisk, BaseDiskGuard};
 pub(crate) use disks::{build, layer_source};
 pub(crate) use files::Transaction;
 pub(crate) use index::{Entry, now};
+pub(crate) use partial::Partial;
 
 /// The `oci-layout` file every OCI layout has.
 const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -66,6 +70,8 @@ pub struct ImageRecord {
     /// When it was pulled or imported.
     #[serde(serialize_with = "rfc3339")]
     pub pulled_at: SystemTime,
+    /// The registry or mirror it was pulled from; `None` for what was imported.
+    pub pulled_from: Option<String>,
     /// When its base disk was last asked for.
     #[serde(serialize_with = "rfc3339_or_null")]
     pub last_used: Option<SystemTime>,
@@ -136,7 +142,7 @@ impl ImageStore {
     /// When directories cannot be made, or `root` is an OCI layout of an unknown version.
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let store = Self { root: root.into() };
-        for folder in ["blobs/sha256", "disks", "locks", "tmp"] {
+        for folder in ["blobs/sha256", "disks", "locks", "partial", "tmp"] {
             files::make_dir(&store.root.join(folder))?;
         }
         let marker = store.root.join("oci-layout");
@@ -284,6 +290,9 @@ impl ImageStore {
             std::thread::sleep(Duration::from_millis(10));
         }
         files::sweep(&self.root)?;
+        for bytes in partial::sweep(&self.root, true)? {
+            reclaimed.count(Some(bytes));
+        }
         let mut blobs = BTreeSet::new();
         let mut images = BTreeSet::new();
         for entry in self.entries()? {
@@ -372,6 +381,7 @@ impl ImageStore {
             size_bytes: layers + manifest.config.size + entry.manifest_size,
             layers: manifest.layers,
             pulled_at: entry.pulled_at,
+            pulled_from: entry.pulled_from.clone(),
             last_used: used.ok(),
             disk: disk.exists().then_some(disk),
         })
@@ -450,7 +460,11 @@ impl ImageStore {
     ) -> Result<ImageRecord> {
         for (digest, staged) in blobs {
             let path = self.blob_path(*digest);
-            fs::rename(staged, &path).context("publish", &path)?;
+            match fs::rename(staged, &path) {
+                // Another image has this layer too, and was first.
+                Err(error) if error.kind() == io::ErrorKind::NotFound && path.exists() => {}
+                renamed => renamed.context("publish", &path)?,
+            }
         }
         files::sync_dir(&self.blobs())?;
         let record = self.record(&entry)?;
@@ -461,6 +475,36 @@ impl ImageStore {
             Ok(())
         })?;
         Ok(record)
+    }
+
+    /// Makes an image known under `reference` too.
+    pub(crate) fn name(&self, record: &ImageRecord, reference: &Reference) -> Result<ImageRecord> {
+        if record.reference == *reference {
+            return Ok(record.clone());
+        }
+        let transaction = self.begin()?;
+        let mut named = None;
+        self.change_index(&transaction, |entries| {
+            let found = entries.iter().find(|entry| {
+                entry.reference == record.reference && entry.platform == record.platform
+            });
+            if let Some(entry) = found {
+                let entry = Entry {
+                    reference: reference.clone(),
+                    ..entry.clone()
+                };
+                named = Some(entry.clone());
+                entries.push(entry);
+            }
+            Ok(())
+        })?;
+        match named {
+            Some(entry) => self.record(&entry),
+            // It was removed this instant.
+            None => Err(ImageError::Unknown {
+                name: reference.to_string(),
+            }),
+        }
     }
 
     /// Inside a transaction, so that no sweep takes the new index for the rest of a crash.

@@ -8,7 +8,7 @@ use microagent_kernel::{GUEST_BINARY, KernelRecord, KernelSource, KernelStore};
 use super::phases::Phases;
 use crate::{
     config::Config,
-    error::Result,
+    error::{Error, Result},
     event::RunEvent,
     images,
     io::EventSink,
@@ -67,8 +67,16 @@ fn image(
     reference: &Reference,
     events: &EventSink,
 ) -> Result<PreparedImage> {
-    let store = ImageStore::open(config.images_dir())?;
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
+    // Before anything is downloaded: the guest's kernel is the host's kind, and emulates no other.
+    if !Platform::host().runs(&platform) {
+        return Err(Error::ForeignPlatform {
+            image: reference.to_string(),
+            platform,
+            host: Platform::host(),
+        });
+    }
+    let store = ImageStore::open(config.images_dir())?;
     let listener = Arc::clone(events);
     let progress = move |event| listener(RunEvent::Image(event));
     let pull = images::pull_options(config, platform)?;

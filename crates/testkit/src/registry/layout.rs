@@ -14,7 +14,16 @@ use super::bytes::{Packing, digest_of, pack};
 pub struct TinyImage {
     architecture: String,
     config: Value,
-    layers: Vec<(Vec<u8>, Packing)>,
+    layers: Vec<Content>,
+}
+
+/// A layer: the digest of its tar stream, and the blob that holds it.
+#[derive(Clone, Debug)]
+struct Content {
+    diff_id: String,
+    blob: Vec<u8>,
+    /// What its media type ends with.
+    suffix: String,
 }
 
 impl TinyImage {
@@ -30,8 +39,23 @@ impl TinyImage {
 
     /// Adds a layer: a tar stream and how it is packed.
     #[must_use]
-    pub fn layer(mut self, tar: Vec<u8>, packing: Packing) -> Self {
-        self.layers.push((tar, packing));
+    pub fn layer(self, tar: Vec<u8>, packing: Packing) -> Self {
+        let suffix = match packing {
+            Packing::Plain => "",
+            Packing::Gzip => "+gzip",
+            Packing::Zstd => "+zstd",
+        };
+        self.packed(&digest_of(&tar), &pack(&tar, packing), suffix)
+    }
+
+    /// Adds a layer that was packed in some other way; `suffix` ends its media type (`+gzip`).
+    #[must_use]
+    pub fn packed(mut self, diff_id: &str, blob: &[u8], suffix: &str) -> Self {
+        self.layers.push(Content {
+            diff_id: diff_id.to_owned(),
+            blob: blob.to_vec(),
+            suffix: suffix.to_owned(),
+        });
         self
     }
 
@@ -46,16 +70,11 @@ impl TinyImage {
     fn write(&self, layout: &Layout) -> Result<Value> {
         let mut diff_ids = Vec::new();
         let mut layers = Vec::new();
-        for (tar, packing) in &self.layers {
-            diff_ids.push(digest_of(tar));
-            let suffix = match packing {
-                Packing::Plain => "",
-                Packing::Gzip => "+gzip",
-                Packing::Zstd => "+zstd",
-            };
+        for layer in &self.layers {
+            diff_ids.push(&layer.diff_id);
             layers.push(layout.blob(
-                &format!("application/vnd.oci.image.layer.v1.tar{suffix}"),
-                &pack(tar, *packing),
+                &format!("application/vnd.oci.image.layer.v1.tar{}", layer.suffix),
+                &layer.blob,
             )?);
         }
         let config = json!({

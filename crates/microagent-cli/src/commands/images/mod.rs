@@ -3,6 +3,7 @@
 mod import;
 mod inspect;
 mod list;
+mod outdated;
 mod pull;
 mod rm;
 
@@ -13,13 +14,15 @@ use crate::{cli::Globals, output::Screen};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum ImagesCommand {
-    /// Pull an image from its registry
+    /// Pull images from their registries
     Pull(pull::PullArgs),
     /// Bring in a root file system, an OCI archive or layout, or what `docker save` writes
     Import(import::ImportArgs),
     /// List the images in the store
     #[command(alias = "ls")]
     List,
+    /// Ask the registries whether the images in the store are what their tags stand for now
+    Outdated(outdated::OutdatedArgs),
     /// Show an image and its configuration
     Inspect(inspect::InspectArgs),
     /// Remove images
@@ -31,6 +34,7 @@ pub(crate) fn run(command: ImagesCommand, globals: &Globals, screen: &Screen) ->
     match command {
         ImagesCommand::Pull(args) => pull::run(&args, globals, screen),
         ImagesCommand::Import(args) => import::run(args, globals, screen),
+        ImagesCommand::Outdated(args) => outdated::run(&args, globals, screen),
         ImagesCommand::List => list::run(globals, screen),
         ImagesCommand::Inspect(args) => inspect::run(&args, globals, screen),
         ImagesCommand::Rm(args) => rm::run(&args, globals, screen),

@@ -1,14 +1,26 @@
 //! `microagent images pull`.
 
-use clap::Args;
-use microagent::{Error, Microagent, Platform};
+mod summary;
 
-use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
+use std::sync::{Mutex, PoisonError};
+
+use clap::Args;
+use microagent::{Error, ImageEvent, ImageRecord, Microagent, Platform};
+use serde::Serialize;
+
+use self::summary::Summaries;
+use crate::{
+    cli::{EXIT_FAILURE, Form, Globals},
+    output::Screen,
+    progress::Progress,
+    surroundings,
+};
 
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
-    /// The image: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
-    image: String,
+    /// The images: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
+    #[arg(required = true)]
+    images: Vec<String>,
     /// Which of a multi-platform image's images, such as linux/amd64 [default: this host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
@@ -17,15 +29,52 @@ pub(crate) struct PullArgs {
     insecure_registry: Vec<String>,
 }
 
+/// What several pulls gave.
+#[derive(Serialize)]
+struct List {
+    images: Vec<ImageRecord>,
+}
+
 pub(crate) fn run(args: &PullArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
     let progress = Progress::new(screen);
-    let pulled = microagent
-        .images()
-        .pull(&args.image, args.platform.clone(), &|event| {
+    let summaries = Mutex::new(Summaries::default());
+    let pulled = microagent.images().pull_all(
+        &args.images,
+        args.platform.as_ref(),
+        &|image, event: ImageEvent| {
+            screen.event(image, &event);
             progress.image(&event);
-        });
+            summaries
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .hear(image, &event);
+        },
+    );
     progress.clear();
-    screen.result(&pulled?, super::line);
-    Ok(0)
+    let summaries = summaries
+        .into_inner()
+        .unwrap_or_else(PoisonError::into_inner);
+    let (mut images, mut code) = (Vec::new(), 0);
+    for (image, pulled) in args.images.iter().zip(pulled) {
+        match pulled {
+            Ok(record) => {
+                if let Some(line) = summaries.line(image) {
+                    screen.announce(&line);
+                }
+                images.push(record);
+            }
+            Err(error) => {
+                screen.error(&error.report());
+                code = EXIT_FAILURE;
+            }
+        }
+    }
+    match (&images[..], args.images.len(), globals.form()) {
+        ([], 1, _) => {}
+        ([one], 1, _) => screen.result(one, super::line),
+        (_, _, Form::Json) => screen.result(&List { images }, |_| String::new()),
+        (all, _, Form::Text) => screen.result(&(), |()| all.iter().map(super::line).collect()),
+    }
+    Ok(code)
 }

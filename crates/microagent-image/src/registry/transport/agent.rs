@@ -1,53 +1,104 @@
-//! The HTTP client: its certificates, proxy and time limits, and what its TLS errors are.
+//! HTTP clients: one for each way there is to a host, with its certificates, proxy and time limits.
 
-use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ureq::Agent;
-use ureq::tls::{Certificate, RootCerts, TlsConfig, TlsProvider};
+use ureq::http::Uri;
+use ureq::tls::{Certificate, ClientCert, PemItem, PrivateKey, RootCerts, TlsConfig, TlsProvider};
 
-use super::super::options::RegistryOptions;
-use crate::error::{ImageError, Result};
+use super::super::options::{ClientCertificate, HostOptions, RegistryOptions};
+use super::super::proxy;
+use crate::error::{ImageError, Result, clip};
 
-pub(super) fn agent(registry: &str, options: &RegistryOptions) -> Result<Agent> {
-    let fault = |reason: String| ImageError::Registry {
-        registry: registry.to_owned(),
-        doing: "prepared".into(),
+/// A client, and the proxy it goes through (its address, without credentials).
+#[derive(Clone)]
+pub(super) struct Way {
+    pub(super) agent: Agent,
+    pub(super) proxy: Option<String>,
+}
+
+/// The clients that were needed so far. Hosts that nothing is particular to share one.
+pub(super) struct Agents<'a> {
+    options: &'a RegistryOptions,
+    made: Mutex<Vec<(Key, Way)>>,
+}
+
+/// What makes one way differ from another.
+#[derive(PartialEq, Eq)]
+struct Key {
+    host: Option<String>,
+    proxy: Option<String>,
+}
+
+impl<'a> Agents<'a> {
+    pub(super) fn new(options: &'a RegistryOptions) -> Self {
+        Self {
+            options,
+            made: Mutex::default(),
+        }
+    }
+
+    /// The way to `uri`.
+    pub(super) fn to(&self, uri: &Uri) -> Result<Way> {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let host = self
+            .options
+            .host(authority)
+            .filter(|(_, host)| !host.roots.is_empty() || host.client.is_some());
+        let proxy = self.options.proxy.choose(uri);
+        let key = Key {
+            host: host.map(|(name, _)| name.to_owned()),
+            proxy: proxy.map(str::to_owned),
+        };
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((_, way)) = made.iter().find(|(other, _)| *other == key) {
+            return Ok(way.clone());
+        }
+        let way = Way {
+            agent: agent(authority, self.options, host.map(|(_, host)| host), proxy)?,
+            proxy: proxy.map(|proxy| proxy::shown(proxy).to_owned()),
+        };
+        made.push((key, way.clone()));
+        Ok(way)
+    }
+}
+
+fn agent(
+    authority: &str,
+    options: &RegistryOptions,
+    host: Option<&HostOptions>,
+    proxy: Option<&str>,
+) -> Result<Agent> {
+    let fault = |reason: String| ImageError::Settings {
+        registry: authority.to_owned(),
         reason,
     };
-    let roots = if options.extra_roots.is_empty() {
-        RootCerts::PlatformVerifier
-    } else {
-        let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
-            .certs
-            .iter()
-            .map(|certificate| Certificate::from_der(certificate).to_owned())
-            .collect();
-        for pem in &options.extra_roots {
-            for item in ureq::tls::parse_pem(pem) {
-                match item {
-                    Ok(ureq::tls::PemItem::Certificate(certificate)) => roots.push(certificate),
-                    Ok(_) => {}
-                    Err(error) => {
-                        return Err(fault(format!(
-                            "an extra certificate cannot be read: {error}"
-                        )));
-                    }
-                }
-            }
-        }
-        RootCerts::from(roots)
-    };
-    let proxy = options
-        .proxy
-        .as_deref()
-        .map(ureq::Proxy::new)
+    let proxy = proxy
+        .map(|given| {
+            ureq::Proxy::new(given)
+                .ok()
+                .filter(|proxy| {
+                    use ureq::ProxyProtocol::{Http, Https};
+                    matches!(proxy.protocol(), Http | Https)
+                })
+                .ok_or_else(|| {
+                    fault(format!(
+                        "the proxy `{}` is not of the form http://host:port",
+                        clip(proxy::shown(given))
+                    ))
+                })
+        })
+        .transpose()?;
+    let client = host
+        .and_then(|host| host.client.as_ref())
+        .map(client_certificate)
         .transpose()
-        .map_err(|error| fault(format!("the proxy's address cannot be used: {error}")))?;
+        .map_err(fault)?;
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(roots)
+        .root_certs(roots(options, host).map_err(fault)?)
+        .client_cert(client)
         .build();
     Ok(Agent::config_builder()
         .tls_config(tls)
@@ -66,27 +117,50 @@ pub(super) fn agent(registry: &str, options: &RegistryOptions) -> Result<Agent> 
         .new_agent())
 }
 
-/// The TLS library's own error, however deep it is wrapped.
-pub(super) fn tls_error(error: &ureq::Error) -> Option<&rustls::Error> {
-    match error {
-        ureq::Error::Rustls(error) => Some(error),
-        ureq::Error::Io(error) => inner_tls(error),
-        _ => None,
+fn roots(
+    options: &RegistryOptions,
+    host: Option<&HostOptions>,
+) -> std::result::Result<RootCerts, String> {
+    let mut extra = options
+        .extra_roots
+        .iter()
+        .chain(host.into_iter().flat_map(|host| &host.roots))
+        .peekable();
+    if extra.peek().is_none() {
+        return Ok(RootCerts::PlatformVerifier);
     }
+    let mut roots: Vec<Certificate<'static>> = rustls_native_certs::load_native_certs()
+        .certs
+        .iter()
+        .map(|certificate| Certificate::from_der(certificate).to_owned())
+        .collect();
+    for pem in extra {
+        let found = certificates(pem).map_err(|why| format!("a CA certificate {why}"))?;
+        roots.extend(found);
+    }
+    Ok(RootCerts::from(roots))
 }
 
-fn inner_tls(error: &io::Error) -> Option<&rustls::Error> {
-    let mut inner: &(dyn std::error::Error + 'static) = error.get_ref()?;
-    loop {
-        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-            return Some(tls);
+fn certificates(pem: &[u8]) -> std::result::Result<Vec<Certificate<'static>>, String> {
+    let mut found = Vec::new();
+    for item in ureq::tls::parse_pem(pem) {
+        match item {
+            Ok(PemItem::Certificate(certificate)) => found.push(certificate),
+            Ok(_) => {}
+            Err(error) => return Err(format!("cannot be read: {}", clip(&error.to_string()))),
         }
-        if let Some(error) = inner.downcast_ref::<ureq::Error>() {
-            return tls_error(error);
-        }
-        inner = match inner.downcast_ref::<io::Error>() {
-            Some(error) => error.get_ref()?,
-            None => inner.source()?,
-        };
     }
+    if found.is_empty() {
+        return Err("is not in PEM form (-----BEGIN CERTIFICATE-----)".into());
+    }
+    Ok(found)
+}
+
+fn client_certificate(client: &ClientCertificate) -> std::result::Result<ClientCert, String> {
+    let chain =
+        certificates(&client.chain).map_err(|why| format!("the client certificate {why}"))?;
+    // What the reader says of a bad key could hold a part of it.
+    let key = PrivateKey::from_pem(client.key.expose().as_bytes())
+        .map_err(|_| "the client certificate's key is not a private key in PEM form".to_owned())?;
+    Ok(ClientCert::new_with_certs(&chain, key))
 }

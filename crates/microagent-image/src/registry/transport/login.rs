@@ -1,24 +1,46 @@
-//! Answers to challenges: Basic credentials, and tokens traded for them (the distribution token protocol).
+//! Answers to challenges: Basic credentials, and tokens traded for them (the distribution token protocol,
+//! and its OAuth 2 form for identity tokens).
+
+use std::sync::PoisonError;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use ureq::Body;
-use ureq::http::{Response, StatusCode, Uri, header};
+use ureq::http::{Request, Response, StatusCode, Uri, header};
+use zeroize::Zeroizing;
 
-use super::super::auth::{Challenge, Credential, challenges};
+use super::super::challenge::{Challenge, challenges};
+use super::super::credential::{Credential, Secret};
 use super::super::read_bounded;
-use super::{Attempt, Transport, denied};
+use super::super::retry::clock_of;
+use super::{Ask, Attempt, Transport};
 use crate::error::clip;
+use crate::event::ImageEvent;
 
 const MAX_TOKEN: u64 = 1 << 20;
+/// Who we are to an OAuth 2 token service, which may log it.
+const CLIENT_ID: &str = "microagent";
+
+/// What a token service is asked, by the registry's challenge.
+struct TokenRequest<'c> {
+    realm: &'c str,
+    service: Option<&'c str>,
+    scope: Option<String>,
+}
 
 impl Transport<'_> {
     /// Answers a challenge, unless another thread did since `used` was sent.
-    pub(super) fn authorize(&self, response: &Response<Body>, used: Option<&str>) -> Attempt<()> {
-        let mut authorization = self.lock();
-        if authorization.header.as_deref() != used {
+    pub(super) fn authorize(
+        &self,
+        response: &Response<Body>,
+        used: Option<&Secret>,
+    ) -> Attempt<()> {
+        // One thread at a time: the others find its answer.
+        let _turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.lock().header.as_ref() != used {
             return Ok(());
         }
+        let credential = self.credential();
         let offered: Vec<Challenge> = response
             .headers()
             .get_all(header::WWW_AUTHENTICATE)
@@ -26,21 +48,11 @@ impl Transport<'_> {
             .filter_map(|value| value.to_str().ok())
             .flat_map(challenges)
             .collect();
-        if authorization.credential.is_none() {
-            let credential = match self.credentials {
-                Some(source) => source
-                    .credential(&self.registry)
-                    .map_err(|reason| self.unauthorized(reason))?,
-                None => None,
-            };
-            authorization.credential = Some(credential);
-        }
-        let credential = authorization.credential.clone().flatten();
         let bearer = offered
             .iter()
             .find(|challenge| matches!(challenge, Challenge::Bearer { .. }));
-        authorization.header = match (bearer.or(offered.first()), credential) {
-            (_, Some(Credential::Bearer(token))) => Some(format!("Bearer {token}")),
+        let header = match (bearer.or(offered.first()), credential) {
+            (_, Some(Credential::Bearer(token))) => bearer_header(&token),
             (
                 Some(Challenge::Bearer {
                     realm,
@@ -49,90 +61,175 @@ impl Transport<'_> {
                 }),
                 credential,
             ) => {
-                let token = self.token(realm, service.as_deref(), scope.as_deref(), credential)?;
-                Some(format!("Bearer {token}"))
+                let request = TokenRequest {
+                    realm,
+                    service: service.as_deref(),
+                    scope: scope.clone().or_else(|| {
+                        let path = self.scope.path()?;
+                        Some(format!("repository:{path}:pull"))
+                    }),
+                };
+                bearer_header(&self.token(&request, credential)?)
             }
             (Some(Challenge::Basic), Some(Credential::Basic { username, password })) => {
-                Some(basic(&username, &password))
+                basic(&username, &password)
+            }
+            (Some(Challenge::Basic), Some(Credential::Identity(_))) => {
+                return Err(self.unauthorized("it wants a user name and a password, and only an identity token is stored; log in again".into()).into());
             }
             (Some(Challenge::Basic), None) => {
-                return Err(self.unauthorized("it wants a user name and a password, and none are known; log in to it first.".into()).into());
+                return Err(self.login_wanted().into());
             }
             (None, _) => {
                 return Err(self
                     .unauthorized(
-                        "it does not say how to log in (no Basic or Bearer challenge).".into(),
+                        "it does not say how to log in (no Basic or Bearer challenge)".into(),
                     )
                     .into());
             }
         };
+        self.lock().header = Some(header);
         Ok(())
     }
 
-    /// Trades credentials, or their absence, for a token (the distribution token protocol).
-    fn token(
-        &self,
-        realm: &str,
-        service: Option<&str>,
-        scope: Option<&str>,
-        credential: Option<Credential>,
-    ) -> Attempt<String> {
-        let uri: Uri = realm
+    /// What the caller has for this registry; asked for once.
+    fn credential(&self) -> Option<Credential> {
+        if let Some(known) = &self.lock().credential {
+            return known.clone();
+        }
+        // Not under the lock: a helper may ask a person.
+        let found = match self
+            .credentials
+            .map(|source| source.credential(&self.scope))
+        {
+            Some(Ok(found)) => found,
+            // Public images need none, and a broken helper must not stand before them.
+            Some(Err(reason)) => {
+                (self.events)(ImageEvent::NoCredentials {
+                    registry: self.registry().to_owned(),
+                    reason: reason.clone(),
+                });
+                self.lock().fault = Some(reason);
+                None
+            }
+            None => None,
+        };
+        self.lock().credential = Some(found.clone());
+        found
+    }
+
+    /// Trades credentials, or their absence, for a token.
+    fn token(&self, request: &TokenRequest<'_>, credential: Option<Credential>) -> Attempt<Secret> {
+        let uri: Uri = request
+            .realm
             .parse()
             .map_err(|_| self.odd("its token service is no URL"))?;
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         let plain = uri.scheme_str() == Some("http") && self.options.may_be_plain(authority);
         if authority.is_empty() || !(plain || uri.scheme_str() == Some("https")) {
             return Err(self
-                .odd(&format!("its token service `{}` is not HTTPS", clip(realm)))
+                .odd(&format!(
+                    "its token service `{}` is not HTTPS",
+                    clip(request.realm)
+                ))
                 .into());
         }
-        let mut url = realm.to_owned();
-        let mut separator = if url.contains('?') { '&' } else { '?' };
-        let default_scope = format!("repository:{}:pull", self.repository);
-        for (name, value) in [
-            ("service", service),
-            ("scope", Some(scope.unwrap_or(&default_scope))),
-        ] {
-            if let Some(value) = value {
-                url.push(separator);
-                url.push_str(name);
-                url.push('=');
-                percent_encode(value, &mut url);
-                separator = '&';
+        let response = match credential {
+            Some(Credential::Identity(token)) => self.oauth(&uri, request, &token)?,
+            other => {
+                let header = match &other {
+                    Some(Credential::Basic { username, password }) => {
+                        Some(basic(username, password))
+                    }
+                    _ => None,
+                };
+                let separator = if request.realm.contains('?') {
+                    '&'
+                } else {
+                    '?'
+                };
+                let url = format!("{}{separator}{}", request.realm, *request.form(&[]));
+                let ask = Ask {
+                    accept: Some("application/json"),
+                    ..Ask::default()
+                };
+                self.follow(&url, ask, header.as_ref())?.0
             }
-        }
-        let had_credential = credential.is_some();
-        let header = match credential {
-            Some(Credential::Basic { username, password }) => Some(basic(&username, &password)),
-            _ => None,
         };
-        let (response, _) = self.follow(&url, Some("application/json"), None, header.as_deref())?;
         match response.status() {
             StatusCode::OK => {}
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => {
-                return Err(self.unauthorized(denied(had_credential)).into());
+                return Err(self.denied(clock_of(response.headers())).into());
             }
             _ => return Err(self.refusal(response, "fetching a token")),
         }
         #[derive(serde::Deserialize)]
         struct Token {
-            token: Option<String>,
-            access_token: Option<String>,
+            token: Option<Zeroizing<String>>,
+            access_token: Option<Zeroizing<String>>,
         }
-        let bytes = read_bounded(response, MAX_TOKEN)?;
+        let bytes = Zeroizing::new(read_bounded(response, MAX_TOKEN)?);
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| self.odd("its token service's answer cannot be read"))?;
         token
             .token
             .or(token.access_token)
             .filter(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()))
+            .map(|token| Secret::from(token.as_str()))
             .ok_or_else(|| self.odd("its token service gave no token").into())
+    }
+
+    /// Trades an identity token (RFC 6749 §6). The request is not redirected: its body is the secret.
+    fn oauth(
+        &self,
+        uri: &Uri,
+        request: &TokenRequest<'_>,
+        identity: &Secret,
+    ) -> Attempt<Response<Body>> {
+        let body = request.form(&[
+            ("grant_type", "refresh_token"),
+            ("client_id", CLIENT_ID),
+            ("refresh_token", identity.expose()),
+        ]);
+        let post = Request::post(uri)
+            .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
+            .header(header::ACCEPT, "application/json")
+            .body(body.as_str())
+            .map_err(|error| self.odd(&format!("the request is malformed: {error}")))?;
+        let response = self.send(uri, |agent| agent.run(post))?;
+        if response.status().is_redirection() {
+            return Err(self.odd("its token service redirects").into());
+        }
+        Ok(response)
     }
 }
 
-fn basic(username: &str, password: &str) -> String {
-    format!("Basic {}", BASE64.encode(format!("{username}:{password}")))
+impl TokenRequest<'_> {
+    /// What is asked, in the form of a query.
+    fn form(&self, more: &[(&str, &str)]) -> Zeroizing<String> {
+        let mut form = Zeroizing::new(String::new());
+        let own = [("service", self.service), ("scope", self.scope.as_deref())]
+            .into_iter()
+            .filter_map(|(name, value)| Some((name, value?)));
+        for (name, value) in own.chain(more.iter().copied()) {
+            if !form.is_empty() {
+                form.push('&');
+            }
+            form.push_str(name);
+            form.push('=');
+            percent_encode(value, &mut form);
+        }
+        form
+    }
+}
+
+fn bearer_header(token: &Secret) -> Secret {
+    Secret::new(format!("Bearer {}", token.expose()))
+}
+
+fn basic(username: &str, password: &Secret) -> Secret {
+    let pair = Zeroizing::new(format!("{username}:{}", password.expose()));
+    Secret::new(format!("Basic {}", BASE64.encode(pair.as_bytes())))
 }
 
 fn percent_encode(value: &str, into: &mut String) {

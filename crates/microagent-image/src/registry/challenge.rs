@@ -1,47 +1,4 @@
-//! Who asks: credentials as given by the caller, challenges as given by the registry.
-
-use std::fmt;
-
-/// What proves who is asking.
-#[derive(Clone)]
-#[non_exhaustive]
-pub enum Credential {
-    /// A user name and a password or access token.
-    Basic {
-        /// The user name.
-        username: String,
-        /// The password or access token.
-        password: String,
-    },
-    /// A token sent to the registry as it is.
-    Bearer(String),
-}
-
-impl fmt::Debug for Credential {
-    /// Never shows a secret.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Basic { username, .. } => write!(f, "Basic({username}, …)"),
-            Self::Bearer(_) => f.write_str("Bearer(…)"),
-        }
-    }
-}
-
-/// Where credentials come from: the caller's files, helpers or arguments. This library reads none itself.
-pub trait Credentials: Send + Sync {
-    /// The credential for `registry` (host and optional port, `docker.io` for the default one);
-    /// `None` asks anonymously. Called at most once per pull, only when the registry asks for one.
-    ///
-    /// # Errors
-    /// A sentence that says why the credential could not be had; the pull fails with it.
-    fn credential(&self, registry: &str) -> std::result::Result<Option<Credential>, String>;
-}
-
-impl Credentials for Credential {
-    fn credential(&self, _registry: &str) -> std::result::Result<Option<Credential>, String> {
-        Ok(Some(self.clone()))
-    }
-}
+//! How a registry asks for credentials: the challenges of its answers.
 
 /// One `WWW-Authenticate` challenge (RFC 9110 §11.6.1).
 #[derive(Debug, PartialEq, Eq)]
@@ -143,17 +100,6 @@ mod tests {
             ]
         );
         assert_eq!(challenges(""), []);
-    }
-
-    #[test]
-    fn secrets_are_not_shown() {
-        let basic = Credential::Basic {
-            username: "u".into(),
-            password: "hunter2".into(),
-        };
-        assert!(
-            !format!("{basic:?} {:?}", Credential::Bearer("hunter2".into())).contains("hunter2")
-        );
     }
 
     proptest! {

@@ -1,0 +1,91 @@
+//! Layers on their way: kept until they are published, so that a pull that was interrupted goes on later.
+//!
+//! A file here is named by the digest it is to have, and counts for nothing until its content was hashed.
+//! One download at a time holds its lock; an abandoned one is removed after a while, or when somebody
+//! wants the space.
+
+use std::fs::{self, File};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::files;
+use super::{ImageStore, Transaction};
+use crate::digest::Digest;
+use crate::error::{IoContext, Result};
+
+/// How long a download that nobody goes on with is kept.
+const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// A layer on its way, locked for as long as this value lives.
+pub(crate) struct Partial {
+    pub(crate) file: File,
+    pub(crate) path: PathBuf,
+}
+
+impl ImageStore {
+    /// The file that `digest` is downloaded into. Waits, after a call of `waiting`, while another
+    /// download of it is under way.
+    pub(crate) fn partial(
+        &self,
+        _transaction: &Transaction,
+        digest: Digest,
+        waiting: &dyn Fn(),
+    ) -> Result<Partial> {
+        let path = directory(self.root()).join(digest.hex());
+        loop {
+            let file = files::lock_file(&path)?;
+            if !files::try_lock(&file, &path)? {
+                waiting();
+                file.lock().context("lock", &path)?;
+            }
+            // Whoever held it may have published or removed it: then this is another file's lock.
+            if is_at(&file, &path)? {
+                return Ok(Partial { file, path });
+            }
+        }
+    }
+
+    /// How much of `digest` was left by an earlier download.
+    pub(crate) fn partial_bytes(&self, digest: Digest) -> u64 {
+        fs::symlink_metadata(directory(self.root()).join(digest.hex()))
+            .map_or(0, |metadata| metadata.len())
+    }
+}
+
+impl Partial {
+    /// Removes what is there, if nothing of it is of use.
+    pub(crate) fn discard(self) -> Result<()> {
+        files::remove_file(&self.path)?;
+        Ok(())
+    }
+}
+
+pub(super) fn directory(root: &Path) -> PathBuf {
+    root.join("partial")
+}
+
+fn is_at(file: &File, path: &Path) -> Result<bool> {
+    let held = file.metadata().context("look at", path)?;
+    match fs::symlink_metadata(path) {
+        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error).context("look at", path),
+    }
+}
+
+/// Removes downloads that nobody went on with for long, or all of them. The caller holds the exclusive
+/// activity lock, so none is under way. Tells what came free.
+pub(super) fn sweep(root: &Path, all: bool) -> Result<Vec<u64>> {
+    let mut freed = Vec::new();
+    for path in files::entries(&directory(root))? {
+        let age = fs::symlink_metadata(&path)
+            .and_then(|metadata| metadata.modified())
+            .ok()
+            .and_then(|changed| changed.elapsed().ok());
+        if all || age.is_some_and(|age| age > KEPT) {
+            freed.extend(files::remove_file(&path)?);
+        }
+    }
+    Ok(freed)
+}
