@@ -111,9 +111,9 @@ pub enum Error {
         /// The image.
         image: String,
         /// What was asked for.
-        platform: Platform,
+        platform: Box<Platform>,
         /// What there is.
-        host: Platform,
+        host: Box<Platform>,
     },
     /// A settings file is wrong.
     #[error("{} cannot be used: {reason}.", .path.display())]
@@ -385,7 +385,9 @@ impl Error {
             Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
                 ErrorKind::Conflict
             }
-            Self::NoWorkspace { .. } | Self::NoResult { .. } | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
+            Self::NoWorkspace { .. } | Self::NoResult { .. } | Self::NotLoggedIn { .. } => {
+                ErrorKind::NotFound
+            }
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::ForeignPlatform { .. } => ErrorKind::Unsupported,
             Self::Image(error) => image_kind(error),

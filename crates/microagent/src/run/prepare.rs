@@ -72,8 +72,8 @@ fn image(
     if !Platform::host().runs(&platform) {
         return Err(Error::ForeignPlatform {
             image: reference.to_string(),
-            platform,
-            host: Platform::host(),
+            platform: Box::new(platform),
+            host: Box::new(Platform::host()),
         });
     }
     let store = ImageStore::open(config.images_dir())?;

@@ -39,6 +39,7 @@ impl TinyImage {
 
     /// Adds a layer: a tar stream and how it is packed.
     #[must_use]
+    #[allow(clippy::needless_pass_by_value, reason = "tests make it in place")]
     pub fn layer(self, tar: Vec<u8>, packing: Packing) -> Self {
         let suffix = match packing {
             Packing::Plain => "",
