@@ -1,6 +1,6 @@
 //! Disks that are full or cannot be written, and clocks that jump.
 
-use std::{os::unix::fs::PermissionsExt, path::Path, process::Command};
+use std::{io::Write, os::unix::fs::PermissionsExt, path::Path, process::Command};
 
 use testkit::{Finished, Sandbox};
 
@@ -32,6 +32,12 @@ impl SmallDisk {
             String::from_utf8_lossy(&mounted.stderr).trim()
         );
         None
+    }
+
+    /// Takes all the room that is left.
+    fn fill(&self) {
+        let mut filler = std::fs::File::create(self.0.path().join("filler")).unwrap();
+        while filler.write_all(&[1; 4096]).is_ok() {}
     }
 
     fn remount(&self, option: &str) {
@@ -100,7 +106,7 @@ fn a_full_disk_refuses_and_leaves_nothing_half_done() {
     small.remount("size=64m");
     ask(&["create", "big", Sandbox::BUSYBOX]).success();
     // Full while it is in use: reading and deleting still work.
-    small.remount("size=1k");
+    small.fill();
     ask(&["status", "big"]).success();
     sound(&ask(&["clone", "big", "more"]));
     ask(&["delete", "big"]).success();
@@ -177,7 +183,12 @@ fn what_is_written_is_the_owners_alone() {
     let mut looked_at = 0;
     let runtime = world.sandbox.runtime();
     let workspaces = world.sandbox.state().join("workspaces");
-    let mut open = vec![runtime.to_owned(), workspaces];
+    // The runtime directory itself is the user's, with whatever mode they gave it.
+    let mut open: Vec<_> = entries(runtime)
+        .iter()
+        .map(|name| runtime.join(name))
+        .collect();
+    open.push(workspaces);
     while let Some(path) = open.pop() {
         let metadata = std::fs::symlink_metadata(&path).unwrap();
         let mode = metadata.permissions().mode() & 0o777;

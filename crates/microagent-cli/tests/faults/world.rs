@@ -41,8 +41,10 @@ impl World {
         self.no_orphans(what);
         let listed = self.ask(["list"]).success().parsed();
         let rows = listed["workspaces"].as_array().expect("workspaces").clone();
+        // One that goes with its run may be going just now.
         let names: Vec<String> = rows
             .iter()
+            .filter(|row| row["ephemeral"] != true)
             .map(|row| row["name"].as_str().expect("a name").to_owned())
             .collect();
         self.told.retain(|name, _| names.contains(name));

@@ -482,7 +482,8 @@ fn lines_have_limits(workspace: &Workspace) {
 fn the_serial_console_is_read_and_typed_into(workspace: &Workspace) {
     let mut console = workspace.connect(["--serial"]).on_terminal(24, 80);
     console.wait_for("Attached");
-    let script = "echo rea''dy >/dev/ttyS0; read l </dev/ttyS0; echo \"got-$l.\" >/dev/ttyS0";
+    // Held open: what is typed into a terminal that nobody has open is nobody's.
+    let script = "exec 3<>/dev/ttyS0; echo rea''dy >&3; read l <&3; echo \"got-$l.\" >&3";
     let reader = workspace.script([], script).start();
     console.wait_for("ready");
     console.type_text("some words\r");

@@ -173,6 +173,7 @@ pub(crate) fn pump(source: Source, target: Target) -> Result<CopyReport> {
         .spawn(move || source.produce(writer))
         .map_err(pipe)?;
     let landed = target.consume(BufReader::with_capacity(BUFFER, reader));
+    let cancelled = landed.is_err() && !producer.is_finished();
     if landed.is_err() {
         canceller.cancel();
         if !waits && !producer.is_finished() {
@@ -191,11 +192,16 @@ pub(crate) fn pump(source: Source, target: Target) -> Result<CopyReport> {
             report.absorb_skipped(packed);
             Ok(report)
         }
-        // A source that was let down by the target only saw the pipe break.
-        (Err(error), Err(landing)) if broke(&error) => Err(landing),
+        // A source that was let down by the target only saw the pipe break, or its machine's
+        // connection, which was cut by our own hand.
+        (Err(error), Err(landing)) if broke(&error) || cancelled && was_cut(&error) => Err(landing),
         // Otherwise what was wrong at the beginning is what is wrong.
         (Err(error), _) | (_, Err(error)) => Err(error),
     }
+}
+
+fn was_cut(error: &Error) -> bool {
+    matches!(error, Error::CopyLost { .. })
 }
 
 fn broke(error: &Error) -> bool {
