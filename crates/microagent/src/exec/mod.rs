@@ -187,3 +187,6 @@ fn attend<'a>(
         stderr: lock(&sinks.stderr).captured(),
     })
 }
+
+#[cfg(test)]
+mod tests;
