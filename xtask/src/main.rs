@@ -6,6 +6,7 @@ mod bench;
 mod bench_image;
 mod bench_net;
 mod bench_run;
+mod bench_workspace;
 mod debian;
 mod demo;
 mod fuzz;
@@ -14,7 +15,7 @@ mod packages;
 mod process;
 mod test;
 
-use std::path::PathBuf;
+use std::{path::PathBuf, process::ExitCode};
 
 use clap::{Parser, Subcommand};
 
@@ -68,12 +69,15 @@ enum Task {
     },
 }
 
-fn main() -> anyhow::Result<()> {
+fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
-        Task::Demo { yes } => demo::run(yes),
-        Task::Test { yes, stages } => test::run(yes, &stages),
-        Task::Bench { filter, runs } => bench::run(filter.as_deref().unwrap_or_default(), runs),
-        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds),
-        Task::Install { prefix } => install::run(&prefix),
+        Task::Demo { yes } => demo::run(yes)?,
+        Task::Test { yes, stages } => test::run(yes, &stages)?,
+        Task::Bench { filter, runs } => {
+            return bench::run(filter.as_deref().unwrap_or_default(), runs);
+        }
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
+        Task::Install { prefix } => install::run(&prefix)?,
     }
+    Ok(ExitCode::SUCCESS)
 }

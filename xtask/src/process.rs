@@ -1,8 +1,11 @@
 //! Running programs and showing what was run.
 
 use std::{
+    io::Read as _,
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
+    sync::mpsc,
+    time::Duration,
 };
 
 use anyhow::{Context as _, bail};
@@ -79,6 +82,42 @@ pub(crate) fn output(command: &mut Command) -> anyhow::Result<Output> {
     Ok(output)
 }
 
+/// Runs the command, which must succeed before the deadline, at which it is killed.
+pub(crate) fn run_within(command: &mut Command, deadline: Duration) -> anyhow::Result<()> {
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot start {}", shown(command)))?;
+    let mut pipe = child.stderr.take().context("no standard error")?;
+    let (sender, ended) = mpsc::channel();
+    // The pipe ends with the program: waiting for that costs no polling, which would be measured, too.
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        let read = pipe.read_to_end(&mut said).map(|_| said);
+        // Nobody listens any more after the deadline.
+        let _ = sender.send(read);
+    });
+    let Ok(said) = ended.recv_timeout(deadline) else {
+        child.kill()?;
+        child.wait()?;
+        bail!(
+            "`{}` did not end within {deadline:?} and was killed",
+            shown(command)
+        );
+    };
+    let status = child.wait()?;
+    if !status.success() {
+        bail!(
+            "`{}` failed: {status}\n{}",
+            shown(command),
+            String::from_utf8_lossy(&said?)
+        );
+    }
+    Ok(())
+}
+
 /// Where a program is on the `PATH`.
 pub(crate) fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH")?;
@@ -87,4 +126,31 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
         .chain(["/usr/sbin".into(), "/sbin".into()])
         .map(|dir| dir.join(program))
         .find(|file| file.is_file())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_deadline_ends_what_does_not_end() {
+        let said = |script: &str, millis| {
+            run_within(
+                Command::new("sh").args(["-c", script]),
+                Duration::from_millis(millis),
+            )
+            .map_err(|error| error.to_string())
+        };
+        assert_eq!(said("exit 0", 60_000), Ok(()));
+        let failed = said("echo why >&2; exit 3", 60_000).unwrap_err();
+        assert!(
+            failed.contains("status: 3") && failed.contains("why"),
+            "{failed}"
+        );
+        let late = said("exec sleep 60", 50).unwrap_err();
+        assert!(
+            late.contains("sleep 60") && late.contains("was killed"),
+            "{late}"
+        );
+    }
 }

@@ -90,6 +90,7 @@ impl Progress {
             RunEvent::Image(event) => self.image(event),
             RunEvent::Kernel(event) => self.kernel(event),
             RunEvent::Bundle { name } => self.say(&format!("Making a disk of the bundle {name}")),
+            RunEvent::File { src } => self.say(&format!("Copying {}", src.display())),
             RunEvent::Workspace { name } => self.say(&format!("Booting {name}")),
             RunEvent::Machine(event) => self.machine(event),
             RunEvent::Setup { command } => {

@@ -19,15 +19,19 @@ use crate::{
 /// The longest target of a symbolic link.
 const MAX_TARGET: u64 = 4096;
 
+/// A write to a place, or a sync.
+#[cfg(test)]
+pub(crate) type Written = Option<(u64, Vec<u8>)>;
+
 /// A file system that is not in use.
 #[derive(Debug)]
 pub struct Volume {
     file: File,
     superblock: Superblock,
     replay: Replay,
-    /// Everything written, for tests that cut it anywhere; `None` is a sync.
+    /// Everything written, for tests that cut it anywhere.
     #[cfg(test)]
-    pub(crate) written: std::sync::Mutex<Vec<Option<(u64, Vec<u8>)>>>,
+    pub(crate) written: std::sync::Mutex<Vec<Written>>,
 }
 
 impl Volume {
@@ -117,7 +121,7 @@ impl Volume {
     }
 
     #[cfg(test)]
-    fn record(&self, write: Option<(u64, Vec<u8>)>) {
+    fn record(&self, write: Written) {
         if let Ok(mut written) = self.written.lock() {
             written.push(write);
         }

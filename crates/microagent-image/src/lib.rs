@@ -33,6 +33,7 @@ mod pull;
 mod reference;
 mod registry;
 mod store;
+mod sync;
 
 pub use config::ImageConfig;
 pub use digest::Digest;

@@ -154,3 +154,15 @@ fn killed_while_importing() {
     let file = file.to_str().unwrap();
     torture(&format!("import {file}"), &|root| import(root, file));
 }
+
+#[test]
+fn killed_while_importing_a_layout() {
+    let directory = tempfile::tempdir().unwrap();
+    let mut layout = Layout::create(&directory.path().join("layout")).unwrap();
+    let image = TinyImage::new("amd64")
+        .layer(content(), Packing::Gzip)
+        .layer(tar_of(&[("d", 0o644, &noise(8 << 20, 3))]), Packing::Plain);
+    layout.add("imported:1", &[image]).unwrap();
+    let path = layout.path().to_str().unwrap();
+    torture(&format!("import {path}"), &|root| import(root, path));
+}

@@ -182,6 +182,77 @@ fn the_same_disk_whichever_way_it_is_built() {
     );
 }
 
+/// Copying and building side by side gives what one after the other gives, with layers that come twice and
+/// layers that are stored already.
+#[test]
+fn layers_are_copied_and_built_side_by_side() {
+    let (one, two) = (Bench::new(), Bench::new());
+    let mut layout = one.layout();
+    let shared = tar_of(&[("shared", 0o644, &noise(3 << 20, 1))]);
+    let base = TinyImage::new("amd64").layer(shared.clone(), Packing::Gzip);
+    let image = TinyImage::new("amd64")
+        .layer(shared, Packing::Gzip)
+        .layer(
+            tar_of(&[("twice", 0o644, &noise(2 << 20, 2))]),
+            Packing::Zstd,
+        )
+        .layer(tar_of(&[(".wh.twice", 0o644, b"")]), Packing::Plain)
+        .layer(
+            tar_of(&[("twice", 0o644, &noise(2 << 20, 2))]),
+            Packing::Zstd,
+        );
+    layout.add("base:1", &[base]).unwrap();
+    layout.add("image:1", &[image]).unwrap();
+    let seen = |bench: &Bench, options: &ImportOptions| {
+        let events = Mutex::new(Vec::new());
+        let record = bench
+            .store
+            .import(layout.path(), options, &|event| {
+                events.lock().unwrap().push(event);
+            })
+            .unwrap();
+        (record, events.into_inner().unwrap())
+    };
+    let (at_once, events) = seen(&one, &named("image:1"));
+    assert!(events.iter().any(|event| matches!(
+        event,
+        ImageEvent::LayerProgress { digest, bytes, total } if bytes == total && *digest == at_once.layers[0].digest
+    )));
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, ImageEvent::DiskReady { existed: false, .. }))
+    );
+    let blobs = fs::read_dir(one.store.root().join("blobs/sha256")).unwrap();
+    assert_eq!(blobs.count(), 3 + 2, "three layers and two documents");
+    // There again, all is there.
+    let (_, events) = seen(&one, &named("image:1"));
+    assert!(
+        events
+            .iter()
+            .all(|event| !matches!(event, ImageEvent::LayerProgress { .. }))
+    );
+    assert!(
+        events
+            .iter()
+            .any(|event| matches!(event, ImageEvent::DiskReady { existed: true, .. }))
+    );
+    // With the first layer stored, and the disk built in the end.
+    two.import(layout.path(), &named("base:1")).unwrap();
+    let (later, events) = seen(&two, &named("image:1").build_disk(false));
+    assert!(events.iter().any(|event| matches!(
+        event,
+        ImageEvent::LayerExists { digest, .. } if *digest == later.layers[0].digest
+    )));
+    let disks = [(&one, &at_once), (&two, &later)]
+        .map(|(bench, record)| bench.store.base_disk(record, &|_| {}).unwrap());
+    assert_eq!(disks[0].sha256, disks[1].sha256);
+    assert_eq!(
+        digest_of(&fs::read(&disks[0].path).unwrap()),
+        disks[0].sha256.to_string()
+    );
+}
+
 #[test]
 fn layouts_and_archives_from_skopeo() {
     let bench = Bench::new();
@@ -276,6 +347,47 @@ fn old_docker_save() {
         ("old:1", 2)
     );
     assert_eq!(cat(&record, "/old"), "docker");
+}
+
+/// Layers in `docker save`'s form have no digests of their own: what they unpack to is held against the
+/// configuration, plain or compressed.
+#[test]
+fn saved_layers_are_held_against_the_configuration() {
+    let layer = tar_of(&[("f", 0o644, &noise(100_000, 4))]);
+    let saved = |packing: Packing, diff_id: &str| {
+        let config = json!({"architecture": "amd64", "os": "linux",
+            "rootfs": {"type": "layers", "diff_ids": [diff_id]}});
+        tar_of(&[
+            (
+                "manifest.json",
+                0o644,
+                br#"[{"Config":"config.json","RepoTags":["saved:1"],"Layers":["layer.tar"]}]"#,
+            ),
+            ("layer.tar", 0o644, &pack(&layer, packing)),
+            ("config.json", 0o644, &serde_json::to_vec(&config).unwrap()),
+        ])
+    };
+    let bench = Bench::new();
+    let lie = digest_of(b"something else");
+    for (packing, reason) in [
+        (Packing::Plain, "does not match"),
+        (Packing::Gzip, "layer 1 of 1"),
+    ] {
+        let path = bench.write("lie.tar", &saved(packing, &lie));
+        let error = bench.refused(&path, &unnamed());
+        assert!(error.contains(reason), "{error}");
+    }
+    for packing in [Packing::Plain, Packing::Gzip] {
+        let bench = Bench::new();
+        let path = bench.write("good.tar", &saved(packing, &digest_of(&layer)));
+        let record = bench.import(&path, &unnamed()).unwrap();
+        let stored = bench.store.root().join("blobs/sha256");
+        assert_eq!(
+            fs::read(stored.join(record.layers[0].digest.hex())).unwrap(),
+            pack(&layer, packing)
+        );
+        assert!(record.disk.is_some());
+    }
 }
 
 #[test]
@@ -474,15 +586,14 @@ fn a_layer_that_is_not_what_the_config_promises_makes_no_disk() {
         json!({"schemaVersion": 2, "manifests": [manifest]}).to_string(),
     )
     .unwrap();
-    let error = bench.import(layout.path(), &named("lie:1")).unwrap_err();
+    let error = bench.refused(layout.path(), &named("lie:1"));
+    assert!(error.contains("layer 1 of 1"), "{error}");
+    // Who wants no disk finds out when one is built.
+    let record = bench
+        .import(layout.path(), &named("lie:1").build_disk(false))
+        .unwrap();
+    let error = bench.store.base_disk(&record, &|_| {}).unwrap_err();
     assert!(matches!(error, ImageError::Disk { .. }), "{error:?}");
-    assert!(error.to_string().contains("layer 1 of 1"), "{error}");
-    assert_eq!(
-        fs::read_dir(bench.store.root().join("disks"))
-            .unwrap()
-            .count(),
-        0
-    );
 }
 
 /// What a crash leaves, the next operation removes, and what is under way it leaves alone.

@@ -30,6 +30,11 @@ pub enum RunEvent {
     },
     /// The machine's supervisor says what happened.
     Machine(Event),
+    /// A file of the host is about to be copied in.
+    File {
+        /// Where it is on the host.
+        src: std::path::PathBuf,
+    },
     /// A setup command is about to run.
     Setup {
         /// The command.

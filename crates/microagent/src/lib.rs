@@ -81,9 +81,9 @@ pub use microagent_protocol::{
         ErrorKind, ErrorReport, Event, EventKind, HostCheck, HostReport, Verdict, WorkloadResult,
     },
 };
-pub use options::{KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
+pub use options::{HostFile, KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
-pub use spec::{Spec, SpecError, SpecFault, SpecFile, SpecKey, SpecResources, SpecWorkload};
+pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
     SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,

@@ -4,7 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use microagent_image::{Platform, PullPolicy};
 use microagent_protocol::{
-    BackendChoice, Mebibytes, MediationRoute, NetworkMode, PublishedPort, TtySize, VcpuCount,
+    BackendChoice, FileMode, GuestPath, Mebibytes, MediationRoute, NetworkMode, PublishedPort,
+    TtySize, VcpuCount,
 };
 use serde::{Deserialize, Serialize};
 
@@ -142,6 +143,18 @@ pub(crate) enum EnvChange {
     Remove(String),
 }
 
+/// A file or directory of the host that is copied into a workspace before anything runs in it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostFile {
+    /// Where it is on the host; absolute.
+    pub src: PathBuf,
+    /// Where it goes in the guest; directories above it are made.
+    pub dst: GuestPath,
+    /// Its permissions; those it has on the host by default.
+    #[serde(default)]
+    pub mode: Option<FileMode>,
+}
+
 /// What to run and how.
 ///
 /// Nothing is checked here: [`crate::Microagent::run`] checks everything before it does anything.
@@ -166,6 +179,7 @@ pub struct RunOptions {
     pub(crate) shell_program: Option<String>,
     pub(crate) entrypoint: Option<Vec<String>>,
     pub(crate) setup: Vec<String>,
+    pub(crate) files: Vec<HostFile>,
     pub(crate) env: Vec<EnvChange>,
     pub(crate) workdir: Option<String>,
     pub(crate) user: Option<String>,
@@ -197,6 +211,7 @@ impl RunOptions {
             shell_program: None,
             entrypoint: None,
             setup: Vec::new(),
+            files: Vec::new(),
             env: Vec::new(),
             workdir: None,
             user: None,
@@ -273,6 +288,12 @@ impl RunOptions {
     /// output goes to standard error; when it fails the command is not run.
     pub fn setup(mut self, script: impl Into<String>) -> Self {
         self.setup.push(script.into());
+        self
+    }
+
+    /// Copies a file of the host in before the setup commands run. It belongs to root there.
+    pub fn file(mut self, file: HostFile) -> Self {
+        self.files.push(file);
         self
     }
 

@@ -62,7 +62,8 @@ pub(crate) struct ConnectArgs {
     /// How long the workspace may take to be ready, and the lines before to be over; 0 for any time
     #[arg(long, value_name = "TIME", requires = "send", default_value = "10s")]
     ready_timeout: Limit,
-    /// The shell to start: any that speaks the POSIX language [default: /bin/sh]
+    /// The shell to start: any that speaks the POSIX language [default: the workspace's,
+    /// /bin/sh unless its spec says otherwise]
     #[arg(long, value_name = "PROGRAM")]
     shell: Option<String>,
     /// Attach to the serial console instead, where the kernel speaks; Ctrl-] detaches

@@ -24,10 +24,11 @@ The command, if there is one, runs at each start, and its end ends the machine; 
 machine idles until it is told to end. Write -- before a command that has options.";
 
 /// Makes a workspace that stays: its manifest and a disk of its own. Nothing boots, except once for
-/// --setup; when that fails the workspace is there, and its next start tries again.
+/// setup commands and the files of a spec; when that fails the workspace is there, and its next start tries again.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, override_usage = "microagent create [OPTIONS] NAME IMAGE [-- COMMAND [ARG]...]
-       microagent create [OPTIONS] NAME --image IMAGE [-- COMMAND [ARG]...]")]
+       microagent create [OPTIONS] NAME --image IMAGE [-- COMMAND [ARG]...]
+       microagent create [OPTIONS] --file SPEC [NAME [IMAGE [-- COMMAND [ARG]...]]]")]
 pub(crate) struct CreateArgs {
     /// The workspace's name: up to 63 of a-z, 0-9 and '-' [default: that of the spec]
     #[arg(value_name = "NAME")]

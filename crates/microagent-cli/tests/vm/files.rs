@@ -213,3 +213,111 @@ fn files_go_in_and_out_of_a_running_workspace() {
     );
     sandbox.leftovers().none(&[]);
 }
+
+#[test]
+fn files_copied_at_rest_are_there_for_the_guest_and_outlive_its_death() {
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    let host = tempfile::tempdir().unwrap();
+    let at = |name: &str| host.path().join(name).to_str().unwrap().to_owned();
+    let cp = |from: &str, to: &str| sandbox.microagent(["cp", from, to]).json().run();
+    let guest = |script: &str| {
+        let done = sandbox
+            .microagent(["exec", "rest", "--", "sh", "-c", script])
+            .run();
+        done.success().out()
+    };
+    tree(&host.path().join("src"));
+    let create = ["create", "rest", Sandbox::BUSYBOX, "--profile", "tiny"];
+    sandbox.microagent(create).run().success();
+
+    // Before it ever ran: into a directory of the image, and over a file of it.
+    cp(&at("src"), "rest:/etc").success();
+    fs::write(at("passwd"), "root:x:0:0:copied:/root:/bin/sh\n").unwrap();
+    cp(&at("passwd"), "rest:/etc/passwd").success();
+    fs::write(at("program"), "x").unwrap();
+    sandbox
+        .microagent([
+            "cp",
+            "--chmod",
+            "4711",
+            "--chown",
+            "5:6",
+            &at("program"),
+            "rest:/new/program",
+        ])
+        .run()
+        .exited(1);
+    sandbox
+        .microagent([
+            "cp",
+            "--parents",
+            "--chmod",
+            "4711",
+            "--chown",
+            "5:6",
+            &at("program"),
+            "rest:/new/program",
+        ])
+        .run()
+        .success();
+    sandbox.microagent(["start", "rest"]).run().success();
+    assert_eq!(
+        guest("cat /etc/src/hello; echo; /etc/src/deep/script; readlink /etc/src/outward"),
+        "hello\nran\n/etc/passwd\n"
+    );
+    assert_eq!(
+        guest("grep -c copied /etc/passwd; stat -c '%a %u %g' /new/program"),
+        "1\n4711 5 6\n"
+    );
+
+    // What it does in its last moment comes out of a machine that was killed.
+    guest(
+        "rm -r /etc/src/deep; mkdir /etc/src/deep; echo last > /etc/src/deep/word; echo gone > /etc/src/hello; sync",
+    );
+    let status = sandbox
+        .microagent(["status", "rest"])
+        .json()
+        .run()
+        .success()
+        .parsed();
+    let vmm = status["processes"]["vmm"]["pid"].as_i64().unwrap();
+    let pid = rustix::process::Pid::from_raw(vmm.try_into().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    sandbox.microagent(["wait", "rest"]).run().exited(1);
+    let scratch = sandbox.state().join("workspaces/rest/scratch.ext4");
+    let dump = Command::new("dumpe2fs")
+        .arg("-h")
+        .arg(&scratch)
+        .output()
+        .unwrap();
+    assert!(
+        String::from_utf8_lossy(&dump.stdout).contains("needs_recovery"),
+        "it was killed"
+    );
+    cp("rest:/etc/src", &at("out")).success();
+    assert_eq!(fs::read_to_string(at("out/deep/word")).unwrap(), "last\n");
+    assert_eq!(fs::read_to_string(at("out/hello")).unwrap(), "gone\n");
+    assert_eq!(fs::read_dir(at("out/deep")).unwrap().count(), 1);
+
+    // And what is copied in then is there at the next start.
+    cp(&at("src/hello"), "rest:/etc/src/deep/word").success();
+    sandbox.microagent(["start", "rest"]).run().success();
+    assert_eq!(
+        guest("cat /etc/src/deep/word; ls /etc/src/deep | wc -l"),
+        "hello1\n"
+    );
+    // A paused guest copies nothing, and says how it would.
+    sandbox.microagent(["pause", "rest"]).run().success();
+    let paused = cp("rest:/etc/src", &at("paused")).exited(1);
+    assert!(
+        paused.err().contains("resume") && paused.err().contains("conflict"),
+        "{paused}"
+    );
+    sandbox
+        .microagent(["delete", "--force", "rest"])
+        .run()
+        .success();
+    let gone = cp("rest:/etc/src", &at("gone")).exited(1);
+    assert!(gone.err().contains("not_found"), "{gone}");
+    sandbox.leftovers().none(&[]);
+}

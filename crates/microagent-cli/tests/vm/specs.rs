@@ -15,15 +15,18 @@ fn a_run_is_what_its_spec_says_and_options_go_over_it() {
         "echo from-file >> /root/setup\n",
     )
     .unwrap();
+    fs::write(directory.path().join("data.txt"), "from-file-in\n").unwrap();
     let spec = directory.path().join("microagent.yaml");
     fs::write(
         &spec,
         format!(
             "image: {}\nprofile: tiny\nhostname: from-spec\nuser: '0:0'\nworkdir: /srv/work\n\
-             setup: [echo from-spec > /root/setup]\nsetupFiles: [setup.sh]\nenv: {{PORT: 8080, SHARED: spec}}\n\
+             files: [{{src: data.txt, dst: /srv/in/data.txt, mode: \"0640\"}}]\n\
+             setup: [cat /srv/in/data.txt > /root/setup, echo from-spec >> /root/setup]\n\
+             setupFiles: [setup.sh]\nenv: {{PORT: 8080, SHARED: spec}}\n\
              resources: {{memoryMiB: 300, headroomMiB: 600}}\nnetwork: {{mode: isolated}}\n\
              entrypoint: [/bin/busybox, sh, -c]\n\
-             command: ['hostname; pwd; echo $PORT $SHARED; ls /sys/class/net; cat /root/setup']\n",
+             command: ['hostname; pwd; echo $PORT $SHARED; ls /sys/class/net; stat -c %a-%u /srv/in/data.txt; cat /root/setup']\n",
             Sandbox::BUSYBOX
         )
     )
@@ -43,7 +46,8 @@ fn a_run_is_what_its_spec_says_and_options_go_over_it() {
         .success();
     let result = finished.parsed();
     assert_eq!(
-        result["stdout"]["data"], "from-line\n/srv/work\n8080 line\nlo\nfrom-spec\nfrom-file\n",
+        result["stdout"]["data"],
+        "from-line\n/srv/work\n8080 line\nlo\n640-0\nfrom-file-in\nfrom-spec\nfrom-file\n",
         "{finished}"
     );
     assert_eq!(result["resources"]["memory_mib"], 300);

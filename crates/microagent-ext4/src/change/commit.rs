@@ -23,7 +23,7 @@ impl Change {
 
     /// Commits, and tells what was written since the beginning.
     #[cfg(test)]
-    pub(super) fn commit_recording(mut self) -> (Vec<Option<(u64, Vec<u8>)>>, Result<()>) {
+    pub(super) fn commit_recording(mut self) -> (Vec<crate::volume::Written>, Result<()>) {
         let done = self.carry_out();
         let written = self
             .volume

@@ -234,8 +234,8 @@ impl Change {
     /// [`Error::Damaged`] if there is no such inode.
     pub fn set_meta(&mut self, number: u32, meta: Meta) -> Result<()> {
         self.write_meta(number, meta)?;
-        if let Some(folder) = self.folders.get_mut(&number) {
-            folder.keep_time();
+        if self.inode(number)?.kind() == FileKind::Directory {
+            self.folder(number)?.keep_time();
         }
         Ok(())
     }

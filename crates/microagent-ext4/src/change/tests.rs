@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::{Change, Meta};
-use crate::{FileKind, ROOT, Volume};
+use crate::{FileKind, ROOT, Volume, volume::Written};
 
 const META: Meta = Meta {
     mode: 0o640,
@@ -91,7 +91,7 @@ fn edit(change: &mut Change) {
     change.link(inner, b"too", old).unwrap();
 }
 
-fn replay(image: &mut File, writes: &[&Option<(u64, Vec<u8>)>]) {
+fn replay(image: &mut File, writes: &[&Written]) {
     for (at, bytes) in writes.iter().copied().flatten() {
         image.write_all_at(bytes, *at).unwrap();
     }

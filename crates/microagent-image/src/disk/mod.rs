@@ -34,6 +34,7 @@ pub use self::scratch::create_scratch;
 use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
 use self::tree::{Target, Tree};
+use crate::sync::Syncer;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
 pub const FORMAT_VERSION: u32 = 1;
@@ -115,20 +116,10 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let (merged, size_bytes) = lay_out(layers, &output, options, None, progress)?;
+    let (merged, size_bytes, syncing) = lay_out(layers, &output, options, None, progress)?;
     // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
-    let (sha256, synced) = std::thread::scope(|scope| {
-        let file = output.file();
-        let sync = scope.spawn(move || file.sync_data());
-        let digest = output::digest(file, size_bytes);
-        (
-            digest,
-            sync.join()
-                .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked"))),
-        )
-    });
-    synced.map_err(output.error("sync"))?;
-    let sha256 = sha256.map_err(output.error("read back"))?;
+    let sha256 = output::digest(output.file(), size_bytes).map_err(output.error("read back"))?;
+    syncing.finish().map_err(output.error("sync"))?;
     let metadata = output.file().metadata().map_err(output.error("inspect"))?;
     output.publish(0o444)?;
     Ok(BuiltDisk {
@@ -154,40 +145,29 @@ pub fn build_writable(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<(), DiskError> {
     let output = Output::create(output)?;
-    lay_out(layers, &output, options, Some(headroom), progress)?;
+    let (_, _, syncing) = lay_out(layers, &output, options, Some(headroom), progress)?;
+    syncing.finish().map_err(output.error("sync"))?;
     output.publish(0o600)
 }
 
-/// Merges the layers and writes the file system; gives it and its size in bytes.
+/// Merges the layers and writes the file system; gives it, its size in bytes, and the sync that is under way.
 fn lay_out(
     layers: Vec<LayerSource>,
     output: &Output,
     options: &BuildOptions,
     headroom: Option<Headroom>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
-) -> Result<(Merged, u64), DiskError> {
-    let (merged, synced) = std::thread::scope(|scope| {
-        let (mut blocks, syncer) =
-            FileBlocks::start(scope, output.file()).map_err(output.error("start a thread for"))?;
-        let merged = merge(layers, &mut blocks, options, headroom, progress, output);
-        drop(blocks);
-        Ok((merged, joined(syncer)))
-    })?;
-    let merged = merged?;
-    synced.map_err(output.error("sync"))?;
+) -> Result<(Merged, u64, Syncer), DiskError> {
+    let mut blocks = FileBlocks::new(output.file()).map_err(output.error("open"))?;
+    let merged = merge(layers, &mut blocks, options, headroom, progress, output)?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
         .set_len(size_bytes)
         .map_err(output.error("size"))?;
     output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
-    Ok((merged, size_bytes))
-}
-
-fn joined(thread: std::thread::ScopedJoinHandle<'_, io::Result<()>>) -> io::Result<()> {
-    thread
-        .join()
-        .unwrap_or_else(|_| Err(io::Error::other("the syncing thread panicked")))
+    let syncing = blocks.sync().map_err(output.error("sync"))?;
+    Ok((merged, size_bytes, syncing))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes

@@ -4,14 +4,14 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread::{Scope, ScopedJoinHandle};
+use std::sync::mpsc::{channel, sync_channel};
 
 use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::content::{BLOCK, BlockFile};
 use super::error::DiskError;
+use crate::sync::Syncer;
 
 /// A disk being written beside its final place, as `.<name>.<random>.partial`; removed if it is dropped.
 #[derive(Debug)]
@@ -90,40 +90,22 @@ fn directory_of(path: &Path) -> &Path {
     }
 }
 
-/// Writes blocks to a file, and has them on their way to stable storage while more arrive: a sync that begins only
-/// at the end would take as long as everything before it.
+/// Writes blocks to a file, and has them on their way to stable storage while more arrive.
 pub(crate) struct FileBlocks<'f> {
     file: &'f File,
-    syncer: SyncSender<()>,
-    unsynced: usize,
+    syncer: Syncer,
 }
 
 impl<'f> FileBlocks<'f> {
-    const SYNC_EVERY: usize = 32 << 20;
+    pub(crate) fn new(file: &'f File) -> io::Result<Self> {
+        let syncer = Syncer::new(file)?;
+        Ok(FileBlocks { file, syncer })
+    }
 
-    /// Starts the syncing thread; it ends with this value, and its result must be asked for: a write error is
-    /// reported by the host only once.
-    pub(crate) fn start<'scope>(
-        scope: &'scope Scope<'scope, '_>,
-        file: &'f File,
-    ) -> io::Result<(Self, ScopedJoinHandle<'scope, io::Result<()>>)>
-    where
-        'f: 'scope,
-    {
-        let (syncer, requests) = sync_channel(1);
-        let thread = std::thread::Builder::new()
-            .name("disk-sync".to_owned())
-            .spawn_scoped(scope, move || {
-                requests.iter().try_for_each(|()| file.sync_data())
-            })?;
-        Ok((
-            FileBlocks {
-                file,
-                syncer,
-                unsynced: 0,
-            },
-            thread,
-        ))
+    /// All is written: what is to be asked whether it is on stable storage.
+    pub(crate) fn sync(mut self) -> io::Result<Syncer> {
+        self.syncer.request()?;
+        Ok(self.syncer)
     }
 }
 
@@ -131,13 +113,7 @@ impl BlockFile for FileBlocks<'_> {
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()> {
         self.file
             .write_all_at(bytes, u64::from(block) * BLOCK as u64)?;
-        self.unsynced += bytes.len();
-        if self.unsynced >= Self::SYNC_EVERY {
-            self.unsynced = 0;
-            // Full: a sync is waiting to begin and will cover these blocks. Gone: its error is reported by `join`.
-            let _ = self.syncer.try_send(());
-        }
-        Ok(())
+        self.syncer.wrote(bytes.len())
     }
 }
 
@@ -182,16 +158,37 @@ fn punch(_file: &File, _offset: u64, _length: u64) -> io::Result<bool> {
     Ok(false)
 }
 
-/// SHA-256 of the whole file.
+/// SHA-256 of the whole file: read on one thread, hashed on another.
 pub(crate) fn digest(file: &File, size: u64) -> io::Result<[u8; 32]> {
-    let mut hasher = Sha256::new();
-    let mut buffer = vec![0u8; 256 << 10];
-    let mut offset = 0;
-    while offset < size {
-        let want = (size - offset).min(buffer.len() as u64) as usize;
-        file.read_exact_at(&mut buffer[..want], offset)?;
-        hasher.update(&buffer[..want]);
-        offset += want as u64;
-    }
-    Ok(hasher.finalize().into())
+    const PIECE: u64 = 1 << 20;
+    const PIECES: usize = 2;
+    std::thread::scope(|scope| {
+        let (sender, pieces) = sync_channel::<io::Result<Vec<u8>>>(PIECES);
+        let (used, recycled) = channel::<Vec<u8>>();
+        std::thread::Builder::new()
+            .name("disk-read".to_owned())
+            .spawn_scoped(scope, move || {
+                let mut offset = 0;
+                while offset < size {
+                    let want = (size - offset).min(PIECE);
+                    let mut piece = recycled.try_recv().unwrap_or_default();
+                    piece.resize(want as usize, 0);
+                    let read = file.read_exact_at(&mut piece, offset).map(|()| piece);
+                    let failed = read.is_err();
+                    // Nobody takes it where hashing ended early, which it does only after an error.
+                    if sender.send(read).is_err() || failed {
+                        return;
+                    }
+                    offset += want;
+                }
+            })?;
+        let mut hasher = Sha256::new();
+        for piece in pieces {
+            let piece = piece?;
+            hasher.update(&piece);
+            // Nobody takes it back once all is read.
+            let _ = used.send(piece);
+        }
+        Ok(hasher.finalize().into())
+    })
 }

@@ -1,9 +1,9 @@
 //! An image archive, as a directory or a tar file: parts by name, read within bounds, copied while hashed.
 
 use std::fs::{self, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::thread::JoinHandle;
 
 use super::tarball::Members;
 use crate::choose::{Documents, Fetched};
@@ -12,6 +12,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result, clip};
 use crate::manifest::{self, Descriptor, MAX_MANIFEST};
 use crate::store::files;
+use crate::sync::Syncer;
 
 /// Where an image's parts are.
 pub(super) enum Container {
@@ -96,7 +97,7 @@ impl Container {
 
     /// The whole of a small part.
     pub(super) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
-        let Some(mut part) = self.find(name)? else {
+        let Some(part) = self.find(name)? else {
             return Ok(None);
         };
         if part.size > limit {
@@ -153,50 +154,84 @@ impl Part {
         self.size
     }
 
-    /// The part from its first byte to its last. Parts of one archive share a file position, so only
-    /// one may be read at a time.
-    pub(super) fn reader(&mut self) -> Result<io::Take<&File>> {
-        self.file
-            .seek(SeekFrom::Start(self.offset))
-            .context("read", &self.path)?;
-        Ok((&self.file).take(self.size))
+    /// The part from its first byte to its last. Any number of readers work side by side.
+    pub(super) fn reader(&self) -> Result<PartReader> {
+        Ok(PartReader {
+            file: self.file.try_clone().context("open", &self.path)?,
+            offset: self.offset,
+            left: self.size,
+        })
     }
 
-    pub(super) fn head(&mut self) -> Result<Vec<u8>> {
-        let path = self.path.clone();
+    pub(super) fn head(&self) -> Result<Vec<u8>> {
         let mut head = Vec::new();
         self.reader()?
             .take(8)
             .read_to_end(&mut head)
-            .context("read", &path)?;
+            .context("read", &self.path)?;
         Ok(head)
+    }
+
+    /// What the part hashes to.
+    pub(super) fn digest(&self) -> Result<Digest> {
+        let mut hasher = Hasher::default();
+        self.each_piece(&mut |piece| {
+            hasher.update(piece);
+            Ok(())
+        })?;
+        Ok(hasher.finish())
     }
 
     /// Copies the part into the new file `to` and syncs it; returns what it hashes to. `progress`
     /// hears how many bytes were read.
-    pub(super) fn copy(&mut self, to: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest> {
-        let path = self.path.clone();
+    pub(super) fn copy(&self, to: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest> {
         let mut copy = Copy::begin(&self.file, self.offset, self.size, to.to_owned())?;
+        let mut done = 0u64;
+        self.each_piece(&mut |piece| {
+            copy.add(piece)?;
+            done += piece.len() as u64;
+            progress(done);
+            Ok(())
+        })?;
+        copy.finish()
+    }
+
+    fn each_piece(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
         let mut reader = self.reader()?;
         let mut buffer = vec![0u8; 256 << 10];
-        let mut done = 0u64;
-        loop {
-            let count = reader.read(&mut buffer).context("read", &path)?;
+        while reader.left > 0 {
+            let count = match reader.read(&mut buffer) {
+                Ok(count) => count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+                Err(error) => return Err(error).context("read", &self.path),
+            };
             if count == 0 {
-                break;
+                return Err(ImageError::SizeMismatch {
+                    what: self.path.display().to_string(),
+                    expected: self.size,
+                    actual: self.size - reader.left,
+                });
             }
-            copy.add(&buffer[..count])?;
-            done += count as u64;
-            progress(done);
+            take(&buffer[..count])?;
         }
-        if done != self.size {
-            return Err(ImageError::SizeMismatch {
-                what: path.display().to_string(),
-                expected: self.size,
-                actual: done,
-            });
-        }
-        copy.finish()
+        Ok(())
+    }
+}
+
+/// Reads a part; it keeps its own place, since the parts of one archive share a file.
+pub(super) struct PartReader {
+    file: File,
+    offset: u64,
+    left: u64,
+}
+
+impl Read for PartReader {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let want = usize::try_from(self.left).map_or(buffer.len(), |left| left.min(buffer.len()));
+        let count = self.file.read_at(&mut buffer[..want], self.offset)?;
+        self.offset += count as u64;
+        self.left -= count as u64;
+        Ok(count)
     }
 }
 
@@ -207,7 +242,8 @@ pub(super) struct Copy {
     path: PathBuf,
     shared: bool,
     hasher: Hasher,
-    syncing: Option<JoinHandle<io::Result<()>>>,
+    syncer: Syncer,
+    completed: bool,
 }
 
 impl Copy {
@@ -219,12 +255,14 @@ impl Copy {
                 .metadata()
                 .is_ok_and(|metadata| metadata.len() == size);
         let shared = whole && share_blocks(&file, source);
+        let syncer = Syncer::new(&file).context("open", &to)?;
         Ok(Self {
             file,
             path: to,
             shared,
             hasher: Hasher::default(),
-            syncing: None,
+            syncer,
+            completed: false,
         })
     }
 
@@ -233,24 +271,22 @@ impl Copy {
         if self.shared {
             return Ok(());
         }
-        self.file.write_all(bytes).context("write", &self.path)
+        self.file
+            .write_all(bytes)
+            .and_then(|()| self.syncer.wrote(bytes.len()))
+            .context("write", &self.path)
     }
 
     /// All is added: begins to sync, so that it costs nothing while others still work.
     pub(super) fn complete(&mut self) -> io::Result<()> {
-        if self.syncing.is_none() {
-            let file = self.file.try_clone()?;
-            self.syncing = Some(std::thread::spawn(move || file.sync_data()));
+        if !std::mem::replace(&mut self.completed, true) {
+            self.syncer.request()?;
         }
         Ok(())
     }
 
-    pub(super) fn finish(mut self) -> Result<Digest> {
-        let synced = match self.syncing.take().map(JoinHandle::join) {
-            Some(Ok(synced)) => synced,
-            Some(Err(_)) | None => self.file.sync_data(),
-        };
-        synced.context("sync", &self.path)?;
+    pub(super) fn finish(self) -> Result<Digest> {
+        self.syncer.finish().context("sync", &self.path)?;
         Ok(self.hasher.finish())
     }
 }

@@ -45,8 +45,9 @@ impl Import<'_> {
         };
         let image = reference.to_string();
         let chosen = choose(container, top, &image, &self.options.platform)?;
-        let record = self.store_image(&transaction, &reference, &chosen, container)?;
-        self.finish(transaction, record)
+        self.store_image(transaction, &reference, &chosen, &|_, layer| {
+            container.blob(layer.digest)
+        })
     }
 
     /// Leaves the entries of one image: the selected, or the one of the given name, or the only one.

@@ -1,9 +1,10 @@
 //! Images from files: a root file system's tar, an OCI layout or archive, a `docker save` archive.
 //!
 //! What a file is, is told by looking at it, never by its name. A layer is stored as it was given, never
-//! recompressed, and hashed while it is copied.
+//! recompressed, and hashed while it is copied; the disk is built at the same time.
 
 mod container;
+mod layers;
 mod layout;
 mod rootfs;
 mod saved;
@@ -24,7 +25,7 @@ use crate::manifest::Compression;
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::{Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
-use container::{Container, Part};
+use container::Container;
 use tarball::{Kind, Skip, Streamed};
 
 /// The most bytes a compressed image archive may unpack to.
@@ -203,73 +204,6 @@ impl Import<'_> {
         Ok(plain)
     }
 
-    /// Copies the layers the store does not have, then publishes the image.
-    fn store_image(
-        &self,
-        transaction: &Transaction,
-        reference: &Reference,
-        chosen: &Chosen,
-        container: &Container,
-    ) -> Result<ImageRecord> {
-        let manifest = &chosen.manifest;
-        self.resolved(reference, chosen);
-        let _lock = self
-            .store
-            .lock_image(transaction, chosen.digest, self.events)?;
-        let mut blobs: Vec<StagedBlob> = Vec::new();
-        let count = manifest.layers.len();
-        for (at, layer) in manifest.layers.iter().enumerate() {
-            if self.store.has_blob(layer.digest, layer.size) {
-                (self.events)(ImageEvent::LayerExists {
-                    digest: layer.digest,
-                    bytes: layer.size,
-                });
-                continue;
-            }
-            if blobs.iter().any(|(digest, _)| *digest == layer.digest) {
-                continue;
-            }
-            let mut part = container.blob(layer.digest)?;
-            let what = format!(
-                "layer {} of {count} ({}) in {}",
-                at + 1,
-                layer.digest,
-                self.path.display()
-            );
-            if part.size() != layer.size {
-                return Err(ImageError::SizeMismatch {
-                    what,
-                    expected: layer.size,
-                    actual: part.size(),
-                });
-            }
-            let staged = transaction.path(&layer.digest.hex());
-            let actual = self.copy_layer(&mut part, &staged, layer.digest)?;
-            if actual != layer.digest {
-                return Err(ImageError::DigestMismatch {
-                    what,
-                    expected: layer.digest,
-                    actual,
-                });
-            }
-            blobs.push((layer.digest, staged));
-        }
-        self.publish(transaction, reference, chosen, blobs)
-    }
-
-    fn copy_layer(&self, part: &mut Part, staged: &Path, digest: Digest) -> Result<Digest> {
-        let total = part.size();
-        part.copy(staged, &mut |bytes| {
-            if self.may_tell(bytes == total) {
-                (self.events)(ImageEvent::LayerProgress {
-                    digest,
-                    bytes,
-                    total,
-                });
-            }
-        })
-    }
-
     fn resolved(&self, reference: &Reference, chosen: &Chosen) {
         (self.events)(ImageEvent::Resolved {
             reference: reference.to_string(),
@@ -304,12 +238,31 @@ impl Import<'_> {
         )
     }
 
-    /// Ends an import: the operation's files go, the disk is built where wanted.
-    fn finish(&self, transaction: Transaction, record: ImageRecord) -> Result<ImageRecord> {
+    /// Ends an import: the operation's files go, the disk is held against its note. `built` says that
+    /// this import made it.
+    fn finish(
+        &self,
+        transaction: Transaction,
+        mut record: ImageRecord,
+        built: bool,
+    ) -> Result<ImageRecord> {
         drop(transaction);
-        let mut record = record;
         if self.options.build_disk {
-            record.disk = Some(self.store.base_disk(&record, self.events)?.path);
+            let disk = self.store.base_disk(&record, &|event| {
+                (self.events)(match event {
+                    ImageEvent::DiskReady {
+                        digest,
+                        bytes,
+                        existed,
+                    } => ImageEvent::DiskReady {
+                        digest,
+                        bytes,
+                        existed: existed && !built,
+                    },
+                    other => other,
+                });
+            })?;
+            record.disk = Some(disk.path);
         }
         (self.events)(ImageEvent::Done {
             reference: record.reference.to_string(),

@@ -70,14 +70,16 @@ impl Import<'_> {
             .lock_image(&transaction, chosen.digest, self.events)?;
         let blobs = vec![(digest, staged_layer)];
         let record = self.publish(&transaction, &reference, &chosen, blobs)?;
-        if let Some(built) = built
-            && self.store.existing_disk(chosen.digest)?.is_none()
-        {
-            self.store
-                .publish_disk(&transaction, chosen.digest, &staged_disk, &built)?;
-        }
+        let published = match built {
+            Some(built) if self.store.existing_disk(chosen.digest)?.is_none() => {
+                self.store
+                    .publish_disk(&transaction, chosen.digest, &staged_disk, &built)?;
+                true
+            }
+            _ => false,
+        };
         drop(lock);
-        self.finish(transaction, record)
+        self.finish(transaction, record, published)
     }
 
     /// The image's documents. They hold no time, so that the same file is the same image.

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::Import;
-use super::container::Container;
+use super::container::{Container, Part};
 use super::layout::same_name;
 use crate::choose::Chosen;
 use crate::config::{ImageConfig, MAX_CONFIG};
@@ -12,7 +12,7 @@ use crate::error::{ImageError, Result, clip};
 use crate::manifest::{
     self, Compression, Document, MAX_LAYERS, MAX_MANIFEST, Manifest, OCI_CONFIG, OCI_MANIFEST,
 };
-use crate::store::{ImageRecord, StagedBlob, Transaction};
+use crate::store::{ImageRecord, Transaction};
 
 #[derive(Deserialize)]
 #[serde(rename_all = "PascalCase")]
@@ -64,26 +64,19 @@ impl Import<'_> {
                 item.layers.len()
             )));
         }
-        let (layers, blobs) = self.saved_layers(&transaction, container, &item, &config)?;
+        let layers = saved_layers(container, &item, &config)?;
         let manifest_bytes = manifest_json(&config_bytes, &layers);
-        let Document::Manifest(manifest) = manifest::parse(&manifest_bytes)? else {
-            return Err(container.refuse("its manifest cannot be made"));
-        };
         let chosen = Chosen {
             digest: Digest::of(&manifest_bytes),
+            manifest: read_back(&manifest_bytes)?,
             manifest_bytes,
-            manifest,
             config,
             config_bytes,
             index_digest: None,
         };
-        self.resolved(&reference, &chosen);
-        let lock = self
-            .store
-            .lock_image(&transaction, chosen.digest, self.events)?;
-        let record = self.publish(&transaction, &reference, &chosen, blobs)?;
-        drop(lock);
-        self.finish(transaction, record)
+        self.store_image(transaction, &reference, &chosen, &|at, _| {
+            saved_layer(container, &item.layers[at])
+        })
     }
 
     fn pick(&self, container: &Container, mut items: Vec<Item>) -> Result<Item> {
@@ -116,50 +109,34 @@ impl Import<'_> {
         };
         Ok(items.swap_remove(at))
     }
+}
 
-    /// Copies the layers; their digests come out of that, there is nothing to hold them against but
-    /// the configuration's digests of unpacked layers.
-    fn saved_layers(
-        &self,
-        transaction: &Transaction,
-        container: &Container,
-        item: &Item,
-        config: &ImageConfig,
-    ) -> Result<(Vec<LayerOut>, Vec<StagedBlob>)> {
-        let mut layers: Vec<LayerOut> = Vec::new();
-        let mut blobs: Vec<StagedBlob> = Vec::new();
-        for (at, (name, diff_id)) in item.layers.iter().zip(&config.diff_ids).enumerate() {
-            let mut part = container.find(name)?.ok_or_else(|| {
-                container.refuse(format!("its layer `{}` is missing", clip(name)))
-            })?;
+/// What the manifest says of the layers. A plain layer's digest is the one the configuration promises; a
+/// compressed layer's is found by reading it, and the configuration's is held against what it unpacks to.
+fn saved_layers(container: &Container, item: &Item, config: &ImageConfig) -> Result<Vec<LayerOut>> {
+    item.layers
+        .iter()
+        .zip(&config.diff_ids)
+        .map(|(name, diff_id)| {
+            let part = saved_layer(container, name)?;
             let compression = Compression::sniff(&part.head()?);
-            let size = part.size();
-            let staged = transaction.path(&format!("layer-{at}"));
-            let digest = self.copy_layer(&mut part, &staged, *diff_id)?;
-            // A compressed layer is held against this when the disk is built.
-            if compression == Compression::None && digest != *diff_id {
-                return Err(ImageError::DigestMismatch {
-                    what: format!(
-                        "layer {} of {} ({diff_id}) in {}",
-                        at + 1,
-                        item.layers.len(),
-                        self.path.display()
-                    ),
-                    expected: *diff_id,
-                    actual: digest,
-                });
-            }
-            layers.push(LayerOut {
+            let digest = match compression {
+                Compression::None => *diff_id,
+                Compression::Gzip | Compression::Zstd => part.digest()?,
+            };
+            Ok(LayerOut {
                 media_type: compression.oci_media_type(),
                 digest,
-                size,
-            });
-            if blobs.iter().all(|(other, _)| *other != digest) {
-                blobs.push((digest, staged));
-            }
-        }
-        Ok((layers, blobs))
-    }
+                size: part.size(),
+            })
+        })
+        .collect()
+}
+
+fn saved_layer(container: &Container, name: &str) -> Result<Part> {
+    container
+        .find(name)?
+        .ok_or_else(|| container.refuse(format!("its layer `{}` is missing", clip(name))))
 }
 
 /// A layer as a manifest writes it.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -17,6 +17,7 @@ use crate::disk::{
 };
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
+use crate::manifest::Layer;
 
 const MAX_NOTE: u64 = 64 << 10;
 
@@ -116,12 +117,8 @@ impl ImageStore {
             .enumerate()
             .map(|(at, (layer, diff_id))| {
                 let path = self.blob_path(layer.digest);
-                Ok(LayerSource {
-                    label: format!("layer {} of {count} ({})", at + 1, layer.digest.short()),
-                    reader: Box::new(File::open(&path).context("open the layer", &path)?),
-                    compression: layer.compression.into(),
-                    diff_id: Some(*diff_id.as_bytes()),
-                })
+                let file = File::open(&path).context("open the layer", &path)?;
+                Ok(layer_source(at, count, layer, *diff_id, Box::new(file)))
             })
             .collect()
     }
@@ -237,6 +234,22 @@ impl ImageStore {
 
     pub(super) fn disk_note_path(&self, digest: Digest) -> PathBuf {
         self.disks().join(format!("{}.{FORMAT}.json", digest.hex()))
+    }
+}
+
+/// A layer of an image, `at` from 0 of `count`, as the builder wants it.
+pub(crate) fn layer_source(
+    at: usize,
+    count: usize,
+    layer: &Layer,
+    diff_id: Digest,
+    reader: Box<dyn Read + Send>,
+) -> LayerSource {
+    LayerSource {
+        label: format!("layer {} of {count} ({})", at + 1, layer.digest.short()),
+        reader,
+        compression: layer.compression.into(),
+        diff_id: Some(*diff_id.as_bytes()),
     }
 }
 

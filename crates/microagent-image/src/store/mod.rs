@@ -28,8 +28,8 @@ use crate::event::ImageEvent;
 use crate::manifest::{self, Document, Layer, MAX_MANIFEST, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
-pub(crate) use disks::build;
 pub use disks::{BaseDisk, BaseDiskGuard};
+pub(crate) use disks::{build, layer_source};
 pub(crate) use files::Transaction;
 pub(crate) use index::{Entry, now};
 

@@ -75,7 +75,9 @@ pub(crate) fn guest(mut stream: UnixStream, request: SessionRequest) {
                 }
             }
         }
-        SessionRequest::Exec(_) | SessionRequest::Forward { .. } => unreachable!(),
+        SessionRequest::Exec(_) | SessionRequest::Shell(_) | SessionRequest::Forward { .. } => {
+            unreachable!()
+        }
     };
     let _ = write_json(&mut stream, FrameKind::Exit, &end);
     let _ = (&stream).read_to_end(&mut Vec::new());

@@ -6,6 +6,7 @@ use microagent_files::Policy;
 use microagent_protocol::{CopyIn, CopyPath, CopyReport, ExtraDisk};
 
 use super::{
+    land::land_overlay,
     overlay::{Disk, Overlay},
     pack::View,
 };
@@ -84,11 +85,21 @@ impl Disks {
     /// Lands a stream on the scratch disk.
     pub(super) fn land(
         &self,
-        _input: impl BufRead,
+        input: impl BufRead,
         request: &CopyIn,
-        _policy: &Policy,
+        policy: &Policy,
     ) -> Result<CopyReport> {
-        let (_, _) = (&request.path, &self.workspace);
-        Err(Error::invalid("DST", "not yet"))
+        if let Some((disk, _)) = self.mounted(&request.path) {
+            return Err(Error::invalid(
+                "DST",
+                format!(
+                    "{} is on the disk {}, and what is written there is the guest's to write; start \
+                     {} for that",
+                    request.path, disk.name, self.workspace
+                ),
+            ));
+        }
+        let (base, scratch) = (self.base.clone(), self.scratch.clone());
+        Ok(land_overlay(base, scratch, input, request, policy)?)
     }
 }

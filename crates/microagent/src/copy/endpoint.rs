@@ -118,6 +118,7 @@ fn ending(path: &[u8]) -> (&[u8], Ending) {
     let end = path.iter().rposition(|byte| *byte != b'/');
     match end {
         Some(end) => (&path[..=end], ending),
+        None if ending == Ending::Plain => (path, ending),
         None => (b"/", ending),
     }
 }
@@ -174,7 +175,7 @@ mod tests {
                 "{text}"
             );
         }
-        for bad in ["", "ws:", "ws:a", "WS:/a", ":/a", "ws:/a/../b", "a b:/c"] {
+        for bad in ["", "ws:a", "WS:/a", ":/a", "ws:/a/../b", "a b:/c"] {
             let error = bad.parse::<Endpoint>().unwrap_err().to_string();
             assert!(error.contains(&format!("{bad:?}")), "{error}");
         }

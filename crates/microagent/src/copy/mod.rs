@@ -6,11 +6,15 @@
 
 mod disks;
 mod endpoint;
+mod inject;
+mod land;
 mod live;
 mod overlay;
 mod pack;
 mod source;
 mod target;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fmt,
@@ -22,6 +26,7 @@ use microagent_files::CopyError;
 use microagent_protocol::{CopyReport, CopyWhat, FileMode, Landing, Owner, Shipment};
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
+pub(crate) use self::inject::{check as check_file, inject};
 use self::{source::Source, target::Target};
 use crate::{
     config::Config,

@@ -69,6 +69,25 @@ pub(super) enum Node {
     },
 }
 
+/// What a path leads to. Places are components from the root, without any links.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// Something.
+    There {
+        /// Where it is.
+        place: Vec<Vec<u8>>,
+        /// What it is.
+        node: Node,
+    },
+    /// Nothing.
+    Missing {
+        /// The last directory on the way that is there.
+        place: Vec<Vec<u8>>,
+        /// The rest of the way.
+        rest: Vec<Vec<u8>>,
+    },
+}
+
 /// What can be wrong with a way through the tree.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum DiskError {
@@ -170,11 +189,15 @@ impl Overlay {
         Ok(children)
     }
 
-    /// The node at an absolute path. Links on the way lead inside the tree; the last one is followed
+    /// What is at an absolute path. Links on the way lead inside the tree; the last one is followed
     /// if `follow` says so.
-    pub(super) fn resolve(&self, path: &str, follow: bool) -> Result<Option<Node>, DiskError> {
-        let mut left: Vec<Vec<u8>> = parts(path.as_bytes());
-        let mut way = vec![self.root()?];
+    pub(super) fn resolve(&self, path: &str, follow: bool) -> Result<Found, DiskError> {
+        let conflict = |reason| CopyError::Conflict {
+            path: path.into(),
+            reason,
+        };
+        let mut left = parts(path.as_bytes());
+        let mut way = vec![(Vec::new(), self.root()?)];
         let mut links = 0;
         while let Some(name) = left.pop() {
             if name == b".." {
@@ -182,30 +205,27 @@ impl Overlay {
                 way.truncate((way.len() - 1).max(1));
                 continue;
             }
-            let Some(folder) = way.last() else {
-                return Ok(None);
+            let Some((_, folder)) = way.last() else {
+                break;
             };
             if folder.kind() != FileKind::Directory {
-                return Err(CopyError::Conflict {
-                    path: path.into(),
-                    reason: "cannot be reached: something on the way is not a directory",
-                }
-                .into());
+                let reason = "cannot be reached: something on the way is not a directory";
+                return Err(conflict(reason).into());
             }
             let Some(node) = self.child(folder, &name)? else {
-                return Ok(None);
+                let place = way.into_iter().skip(1).map(|(name, _)| name).collect();
+                left.push(name);
+                left.reverse();
+                return Ok(Found::Missing { place, rest: left });
             };
             if node.kind() != FileKind::Symlink || (left.is_empty() && !follow) {
-                way.push(node);
+                way.push((name, node));
                 continue;
             }
             links += 1;
             if links > MAX_LINKS {
-                return Err(CopyError::Conflict {
-                    path: path.into(),
-                    reason: "cannot be reached: there are too many symbolic links on the way",
-                }
-                .into());
+                let reason = "cannot be reached: there are too many symbolic links on the way";
+                return Err(conflict(reason).into());
             }
             let target = self.target(&node)?;
             if target.starts_with(b"/") {
@@ -213,7 +233,20 @@ impl Overlay {
             }
             left.extend(parts(&target));
         }
-        Ok(way.pop())
+        let (mut place, mut nodes): (Vec<_>, Vec<_>) = way.into_iter().unzip();
+        place.remove(0);
+        match nodes.pop() {
+            Some(node) => Ok(Found::There { place, node }),
+            None => Ok(Found::Missing {
+                place,
+                rest: Vec::new(),
+            }),
+        }
+    }
+
+    /// The disks.
+    pub(super) fn into_parts(self) -> (Disk, Option<Disk>) {
+        (self.lower, self.upper)
     }
 
     /// Where a symbolic link leads.

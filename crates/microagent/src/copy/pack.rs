@@ -16,7 +16,7 @@ use microagent_files::{
 };
 use microagent_protocol::{CopyPath, CopyReport, CopyWhat};
 
-use super::overlay::{DiskError, Layer, Node, Overlay};
+use super::overlay::{DiskError, Found, Layer, Node, Overlay};
 use crate::error::Result;
 
 const PIECE: usize = 256 * 1024;
@@ -48,12 +48,13 @@ fn try_pack(
     output: impl Write,
 ) -> std::result::Result<CopyReport, DiskError> {
     let overlay = &view.overlay;
-    let missing = || CopyError::Missing {
-        path: view.shown.as_str().into(),
+    let found = overlay.resolve(view.path.as_str(), what.follow || what.contents)?;
+    let Found::There { node, .. } = found else {
+        return Err(CopyError::Missing {
+            path: view.shown.as_str().into(),
+        }
+        .into());
     };
-    let node = overlay
-        .resolve(view.path.as_str(), what.follow || what.contents)?
-        .ok_or_else(missing)?;
     let name = match view.shown.name() {
         Some(name) if !what.contents => name.as_bytes().to_vec(),
         _ => Vec::new(),

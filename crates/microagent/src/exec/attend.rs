@@ -107,7 +107,12 @@ pub(super) fn attend(
                 false
             }
             // A run's affairs.
-            Some(Happening::Prepared | Happening::Machine(_) | Happening::MachineGone) => false,
+            Some(
+                Happening::Prepared
+                | Happening::FilesCopied(_)
+                | Happening::Machine(_)
+                | Happening::MachineGone,
+            ) => false,
         };
         if over {
             return Ok(attendant.seen);

@@ -83,6 +83,7 @@ impl Workspace<'_> {
             directory: self.directory().to_owned(),
             control,
             session: self.manifest().session.clone(),
+            shell: self.manifest().shell.clone(),
             ready_limit: self.config().timeouts.boot,
             capture_limit: self.config().capture_limit,
         })
@@ -101,7 +102,7 @@ fn exec(target: &Target, options: &ExecOptions, io: RunIo) -> Result<ExecResult>
 
 /// Runs an interactive shell in `target`.
 fn shell(target: &Target, options: ShellOptions, io: RunIo) -> Result<ShellEnd> {
-    let options = options.into_exec();
+    let options = options.into_exec(target.shell.as_deref());
     let facts = attend_exec(target, &options, io)?;
     Ok(if facts.detached() {
         ShellEnd::Detached
@@ -136,7 +137,7 @@ fn line(target: &Target, options: &LineOptions, io: RunIo) -> Result<LineResult>
     let line = ShellLine {
         line: options.line.clone(),
         shell: ShellStart {
-            program: options.shell.clone(),
+            program: options.program(target.shell.as_deref()),
             env: target.session.env.clone(),
             cwd: target.session.cwd.clone(),
             user: target.session.user.clone(),

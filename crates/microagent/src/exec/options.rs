@@ -125,23 +125,24 @@ fn check_timeout(timeout: Option<Duration>) -> Result<()> {
 #[must_use]
 pub struct ShellOptions {
     size: TtySize,
-    shell: String,
+    shell: Option<String>,
     terminal: Option<String>,
 }
 
 impl ShellOptions {
-    /// `/bin/sh` on a terminal of this size.
+    /// The workspace's shell, which is `/bin/sh` unless it was made with another one, on a terminal
+    /// of this size.
     pub fn new(size: TtySize) -> Self {
         Self {
             size,
-            shell: DEFAULT_SHELL.to_owned(),
+            shell: None,
             terminal: None,
         }
     }
 
     /// Another shell, looked up in the workspace's `PATH` unless it has a slash.
     pub fn shell(mut self, shell: impl Into<String>) -> Self {
-        self.shell = shell.into();
+        self.shell = Some(shell.into());
         self
     }
 
@@ -151,8 +152,10 @@ impl ShellOptions {
         self
     }
 
-    pub(super) fn into_exec(self) -> ExecOptions {
-        let options = ExecOptions::new([self.shell]).tty(self.size);
+    /// As a command, in a workspace whose own shell is `own`.
+    pub(super) fn into_exec(self, own: Option<&str>) -> ExecOptions {
+        let shell = self.shell.as_deref().or(own).unwrap_or(DEFAULT_SHELL);
+        let options = ExecOptions::new([shell]).tty(self.size);
         match self.terminal {
             Some(kind) => options.env("TERM", kind),
             None => options,
@@ -168,7 +171,7 @@ impl ShellOptions {
 #[must_use]
 pub struct LineOptions {
     pub(crate) line: String,
-    pub(crate) shell: String,
+    shell: Option<String>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) ready_timeout: Option<Duration>,
 }
@@ -183,16 +186,23 @@ impl LineOptions {
     pub fn new(line: impl Into<String>) -> Self {
         Self {
             line: line.into(),
-            shell: DEFAULT_SHELL.to_owned(),
+            shell: None,
             timeout: Some(Self::TIMEOUT),
             ready_timeout: Some(Self::READY_TIMEOUT),
         }
     }
 
-    /// The shell to start if none runs yet: one that speaks the POSIX language.
+    /// The shell to start if none runs yet, instead of the workspace's: one that speaks the POSIX
+    /// language.
     pub fn shell(mut self, shell: impl Into<String>) -> Self {
-        self.shell = shell.into();
+        self.shell = Some(shell.into());
         self
+    }
+
+    /// The shell to start in a workspace whose own shell is `own`.
+    pub(super) fn program(&self, own: Option<&str>) -> String {
+        let shell = self.shell.as_deref().or(own);
+        shell.unwrap_or(DEFAULT_SHELL).to_owned()
     }
 
     /// The most time the line may take; `None` for any. Then it is interrupted.
@@ -219,7 +229,11 @@ impl LineOptions {
             );
             return Err(Error::invalid("the line", reason));
         }
-        if self.shell.is_empty() || self.shell.contains('\0') {
+        if self
+            .shell
+            .as_ref()
+            .is_some_and(|shell| shell.is_empty() || shell.contains('\0'))
+        {
             return Err(Error::invalid("--shell", "it names no program"));
         }
         check_timeout(self.timeout)

@@ -17,6 +17,8 @@ pub(crate) struct Target {
     pub(crate) control: Control,
     /// What each of its processes is given.
     pub(crate) session: ExecRequest,
+    /// Its shell, where it is not [`microagent_protocol::shell::DEFAULT_SHELL`].
+    pub(crate) shell: Option<String>,
     /// How long it may take to be ready.
     pub(crate) ready_limit: Duration,
     /// The most bytes of each output stream kept in a result.

@@ -7,6 +7,7 @@ use std::{
     io::{self, Read},
     path::PathBuf,
     sync::mpsc::{Receiver, Sender},
+    thread,
     time::{Duration, Instant, SystemTime},
 };
 
@@ -19,9 +20,11 @@ use microagent_protocol::{
 use super::Happening;
 use crate::{
     config::Config,
+    copy,
     error::{Error, Result},
     event::RunEvent,
     io::{Control, EventSink},
+    options::HostFile,
     session::{Session, Sinks},
     supervisor::client::Supervisor,
 };
@@ -38,10 +41,15 @@ const LOST_LIMIT: Duration = Duration::from_secs(10);
 /// How long the last output may take to come after the supervisor is gone.
 const DRAIN_LIMIT: Duration = Duration::from_secs(5);
 
-/// A setup command.
-pub(crate) struct Setup {
-    pub(crate) script: String,
-    pub(crate) request: ExecRequest,
+/// Something that is done before the command runs.
+pub(crate) enum Setup {
+    /// Files of the host are copied in.
+    Files(Vec<HostFile>),
+    /// A script is run.
+    Script {
+        script: String,
+        request: ExecRequest,
+    },
 }
 
 /// What was seen of a machine and its command.
@@ -164,6 +172,8 @@ impl<'a> Drive<'a> {
                     }
                 }
                 Happening::OutputFailed(error) => self.output_failed(error),
+                Happening::FilesCopied(Ok(())) => self.next(&mut setups, &mut command),
+                Happening::FilesCopied(Err(error)) => self.files_not_copied(error),
                 Happening::Prepared => {}
             }
         }
@@ -202,8 +212,12 @@ impl<'a> Drive<'a> {
         command: &mut Option<(ExecRequest, Option<Box<dyn Read + Send>>)>,
     ) {
         let (stage, request, stdin, sinks) = if let Some(setup) = setups.pop_front() {
+            let (script, request) = match setup {
+                Setup::Files(files) => return self.copy(files),
+                Setup::Script { script, request } => (script, request),
+            };
             (self.events)(RunEvent::Setup {
-                command: setup.script.clone(),
+                command: script.clone(),
             });
             let stderr = &self.sinks.stderr;
             let sinks = Sinks {
@@ -211,7 +225,7 @@ impl<'a> Drive<'a> {
                 stderr: stderr.clone(),
                 own: false,
             };
-            (Stage::Setup(setup.script), setup.request, None, sinks)
+            (Stage::Setup(script), request, None, sinks)
         } else if let Some((mut request, stdin)) = command.take() {
             if request.tty.is_some() {
                 request.tty = self.size.or(request.tty);
@@ -228,6 +242,30 @@ impl<'a> Drive<'a> {
         match session {
             Ok(session) => self.session = Some(session),
             Err(error) => self.lost(error),
+        }
+    }
+
+    /// Copies files in, in a thread of its own, so that the caller can give up meanwhile.
+    fn copy(&self, files: Vec<HostFile>) {
+        let (control, sender) = (self.supervisor.control(), self.sender.clone());
+        let events = self.events.clone();
+        thread::spawn(move || {
+            let copied = files.iter().try_for_each(|file| {
+                events(RunEvent::File {
+                    src: file.src.clone(),
+                });
+                copy::inject(&control, file)
+            });
+            // Nobody listens any more when the run was given up.
+            let _ = sender.send(Happening::FilesCopied(copied));
+        });
+    }
+
+    /// A machine that is on its way out says why by itself.
+    fn files_not_copied(&mut self, error: Error) {
+        match error {
+            Error::CopyLost { .. } => self.lost(error),
+            error => self.fail(error),
         }
     }
 

@@ -180,7 +180,7 @@ impl Rig {
         let workload = request(ExecRole::Workload, argv);
         let setups = setups
             .iter()
-            .map(|script| Setup {
+            .map(|script| Setup::Script {
                 script: (*script).to_owned(),
                 request: request(ExecRole::Setup, script),
             })

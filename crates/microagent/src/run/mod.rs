@@ -29,6 +29,7 @@ use self::{
 use crate::{
     command,
     config::Config,
+    copy,
     directories::{self, Directory, RuntimeDirectory},
     error::{Error, Result},
     event::RunEvent,
@@ -61,6 +62,8 @@ pub(crate) enum Happening {
     SessionEnded(Result<LineReport>),
     /// The caller's writer failed.
     OutputFailed(io::Error),
+    /// The files of the host are in the guest, or cannot be.
+    FilesCopied(Result<()>),
 }
 
 /// What was asked for, checked.
@@ -94,6 +97,7 @@ impl Plan {
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
         options.wiring.check()?;
+        options.files.iter().try_for_each(copy::check_file)?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::invalid(
                 "--timeout",
@@ -137,17 +141,15 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
 
     let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
     let workload = command::workload(options, &prepared.image.config, stdin.is_some())?;
-    let setups = options
-        .setup
-        .iter()
-        .map(|script| {
-            let request = command::setup(options, &prepared.image.config, script)?;
-            Ok(Setup {
-                script: script.clone(),
-                request,
-            })
+    let files = (!options.files.is_empty()).then(|| Ok(Setup::Files(options.files.clone())));
+    let scripts = options.setup.iter().map(|script| {
+        let request = command::setup(options, &prepared.image.config, script)?;
+        Ok(Setup::Script {
+            script: script.clone(),
+            request,
         })
-        .collect::<Result<_>>()?;
+    });
+    let setups = files.into_iter().chain(scripts).collect::<Result<_>>()?;
 
     let making = Instant::now();
     let directory = Directory::create(config, &plan.name)?;

@@ -56,6 +56,9 @@ impl Spec {
         for path in &self.setup_files {
             run = run.setup(script(path)?);
         }
+        for file in &self.files {
+            run = run.file(file.clone());
+        }
         for var in &self.env {
             run = run.env(var.name(), var.value());
         }

@@ -10,7 +10,7 @@ use std::{
 
 use microagent_image::Reference;
 use microagent_protocol::{
-    EnvVar, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
+    EnvVar, FileMode, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
     wiring::{
         DeclaredArtifact, GuestPath, ItemName, MAX_ARTIFACTS, MAX_DISKS, MAX_MEDIATION,
         MAX_PUBLISHED, MediationRoute, MediationTarget, PublishedPort,
@@ -24,11 +24,11 @@ use super::{
     },
     sense,
     table::Table,
-    types::{Spec, SpecFile, SpecResources, SpecWorkload},
+    types::{Spec, SpecResources, SpecWorkload},
 };
 use crate::{
     command::SHELL,
-    options::Profile,
+    options::{HostFile, Profile},
     supervise::{HealthCheck, HealthProbe, RestartPolicy},
     wiring::Volume,
 };
@@ -351,7 +351,7 @@ fn any_text() -> Kind<String> {
     })
 }
 
-fn file(base: &Rc<Path>) -> Kind<SpecFile> {
+fn file(base: &Rc<Path>) -> Kind<HostFile> {
     let mut table = Table::new("a table");
     let src = table.required(
         "src",
@@ -364,14 +364,8 @@ fn file(base: &Rc<Path>) -> Kind<SpecFile> {
         "Its permissions, octal and in quotes (`\"0644\"`); those it has on the host unless said.",
         pattern(
             "octal permissions such as \"0644\"",
-            "^0?[0-7]{3,4}$",
-            |text| {
-                let digits =
-                    matches!(text.len(), 3..=5) && text.bytes().all(|b| (b'0'..=b'7').contains(&b));
-                (digits && (text.len() < 5 || text.starts_with('0')))
-                    .then(|| u32::from_str_radix(text, 8).ok())
-                    .flatten()
-            },
+            "^[0-7]{3,4}$",
+            |text| text.parse::<FileMode>().ok(),
         ),
     );
     table.absent(&[
@@ -387,7 +381,7 @@ fn file(base: &Rc<Path>) -> Kind<SpecFile> {
         ),
     ]);
     table.build(move |_, _| {
-        Some(SpecFile {
+        Some(HostFile {
             mode: mode.take(),
             src: src.take()?,
             dst: dst.take()?,

@@ -31,7 +31,7 @@ use serde_json::{Value as Json, json};
 use self::{error::FaultClass, kind::Reader};
 pub use self::{
     error::{SpecError, SpecFault},
-    types::{Spec, SpecFile, SpecKey, SpecResources, SpecWorkload},
+    types::{Spec, SpecKey, SpecResources, SpecWorkload},
 };
 use crate::error::{IoContext as _, Result};
 

@@ -97,7 +97,7 @@ health:
     assert_eq!(spec.files[0].dst.as_str(), "/srv/agent.py");
     assert_eq!(
         (spec.files[0].mode, spec.files[1].mode),
-        (Some(0o755), None)
+        (Some("0755".parse().unwrap()), None)
     );
     let env: Vec<String> = spec.env.into_iter().map(String::from).collect();
     assert_eq!(env, ["PORT=8080", "VERSION=1.10", "DEBUG=true", "EMPTY="]);

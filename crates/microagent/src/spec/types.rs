@@ -5,11 +5,11 @@ use std::path::PathBuf;
 use microagent_image::Reference;
 use microagent_protocol::{
     EnvVar, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
-    wiring::{DeclaredArtifact, GuestPath, MediationRoute, PublishedPort},
+    wiring::{DeclaredArtifact, MediationRoute, PublishedPort},
 };
 
 use crate::{
-    options::Profile,
+    options::{HostFile, Profile},
     supervise::{HealthCheck, RestartPolicy},
     wiring::Volume,
 };
@@ -42,7 +42,7 @@ pub struct Spec {
     /// Shell scripts of the host that run once, after [`Self::setup`].
     pub setup_files: Vec<PathBuf>,
     /// Files of the host that are copied into the workspace when it is made.
-    pub files: Vec<SpecFile>,
+    pub files: Vec<HostFile>,
     /// Environment variables, over the image's own.
     pub env: Vec<EnvVar>,
     /// Sizes that go over the profile's.
@@ -76,17 +76,6 @@ pub enum SpecWorkload {
         /// Instead of the image's command.
         command: Option<Vec<String>>,
     },
-}
-
-/// A file of the host that is copied into the workspace when it is made.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SpecFile {
-    /// Where it is on the host.
-    pub src: PathBuf,
-    /// Where it goes in the guest.
-    pub dst: GuestPath,
-    /// Its permissions; those it has on the host by default.
-    pub mode: Option<u32>,
 }
 
 /// Sizes that go over the profile's.

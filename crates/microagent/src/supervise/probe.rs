@@ -1,82 +1,99 @@
 //! One health probe: a command in the guest, or a request to a published port.
 
 use std::{
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr},
-    os::unix::net::UnixStream,
-    sync::mpsc,
-    thread,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     time::Duration,
 };
 
-use microagent_protocol::{
-    FrameKind, FrameReader,
-    exec::{ExecRequest, ExecRole, ExitReport, ExitStatus},
-    supervisor::Command,
-};
+use microagent_protocol::supervisor::Command;
 
 use super::{
     health::{HealthCheck, HealthProbe},
     http,
 };
 use crate::{
+    config::Config,
     error::Result,
-    run::drive::describe,
-    supervisor::client::{Begun, Opening},
-    workspaces::Workspace,
+    exec::ExecOptions,
+    io::RunIo,
+    workspaces::{Workspace, Workspaces},
 };
 
-/// A probe that can be made without the workspace at hand.
-pub(super) enum Probe {
-    Exec(Box<Opening>, Duration),
-    Http(SocketAddr, String, Duration),
-    /// It cannot be made.
-    Hopeless(String),
+/// How much of what a probe prints last is told, in characters.
+const MAX_REASON: usize = 200;
+
+/// A probe that can be made in any thread.
+pub(super) struct Probe {
+    config: Config,
+    workspace: String,
+    probe: HealthProbe,
+    limit: Duration,
 }
 
 impl Probe {
-    /// Prepares the probe of `workspace`'s machine that `check` describes.
-    pub(super) fn new(workspace: &Workspace<'_>, check: &HealthCheck) -> Result<Self> {
-        let control = workspace.connect()?;
-        match &check.probe {
-            HealthProbe::Exec(argv) => {
-                let request = ExecRequest {
-                    role: ExecRole::Command,
-                    argv: argv.clone(),
-                    ..workspace.manifest().session.clone()
-                };
-                Ok(Self::Exec(
-                    Box::new(control.open(Command::Exec(request))?),
-                    check.timeout(),
-                ))
-            }
-            HealthProbe::HttpGet { port, path } => {
-                let status = control.status(Command::Inspect, check.timeout())?;
-                let bound = status
-                    .ports
-                    .iter()
-                    .find(|bound| bound.guest_port == port.get());
-                Ok(match bound {
-                    Some(bound) => {
-                        let address = reachable(bound.host_address());
-                        Self::Http(address, path.clone(), check.timeout())
-                    }
-                    None => Self::Hopeless(format!("port {port} is not published")),
-                })
-            }
+    /// The probe of `workspace`'s machine that `check` describes.
+    pub(super) fn new(workspace: &Workspace<'_>, check: &HealthCheck) -> Self {
+        Self {
+            config: workspace.config().clone(),
+            workspace: workspace.name().to_string(),
+            probe: check.probe.clone(),
+            limit: check.timeout(),
         }
     }
 
     /// Makes it; why the machine is not well, else.
     pub(super) fn run(self) -> Result<(), String> {
-        match self {
-            Self::Exec(exec, limit) => run_exec(*exec, limit),
-            Self::Http(address, path, limit) => match http::status(address, &path, limit) {
-                Ok(200..400) => Ok(()),
-                Ok(status) => Err(format!("GET {path} was answered with {status}")),
-                Err(error) => Err(format!("GET {path} at {address}: {error}")),
-            },
-            Self::Hopeless(reason) => Err(reason),
+        let workspace = Workspaces::new(&self.config)
+            .open(&self.workspace)
+            .map_err(|error| error.to_string())?;
+        match &self.probe {
+            HealthProbe::Exec(argv) => self.exec(&workspace, argv),
+            HealthProbe::HttpGet { port, path } => {
+                let address = self
+                    .address(&workspace, port.get())
+                    .map_err(|error| error.to_string())?
+                    .ok_or_else(|| format!("port {port} is not published"))?;
+                match http::status(address, path, self.limit) {
+                    Ok(200..400) => Ok(()),
+                    Ok(status) => Err(format!("GET {path} was answered with {status}")),
+                    Err(error) => Err(format!("GET {path} at {address}: {error}")),
+                }
+            }
         }
+    }
+
+    fn exec(&self, workspace: &Workspace<'_>, argv: &[String]) -> Result<(), String> {
+        let options = ExecOptions::new(argv)
+            .timeout(self.limit)
+            .ready_timeout(self.limit);
+        let result = workspace
+            .exec(&options, RunIo::captured())
+            .map_err(|error| error.to_string())?;
+        if result.exit_code == 0 {
+            return Ok(());
+        }
+        if result.timed_out {
+            let limit = humantime::format_duration(self.limit);
+            return Err(format!("the probe was not over within {limit}"));
+        }
+        let code = result.exit_code;
+        let said = [&result.stderr, &result.stdout]
+            .into_iter()
+            .find_map(|output| output.data.lines().rfind(|line| !line.trim().is_empty()));
+        Err(match said {
+            Some(line) => {
+                let line: String = line.trim().chars().take(MAX_REASON).collect();
+                format!("the probe exited with code {code}: {line}")
+            }
+            None => format!("the probe exited with code {code}"),
+        })
+    }
+
+    /// Where the published port is reached.
+    fn address(&self, workspace: &Workspace<'_>, port: u16) -> Result<Option<SocketAddr>> {
+        let status = workspace.connect()?.status(Command::Inspect, self.limit)?;
+        let bound = status.ports.iter().find(|bound| bound.guest_port == port);
+        Ok(bound.map(|bound| reachable(bound.host_address())))
     }
 }
 
@@ -88,52 +105,6 @@ fn reachable(address: SocketAddr) -> SocketAddr {
         ip => ip,
     };
     SocketAddr::new(ip, address.port())
-}
-
-fn run_exec(exec: Opening, limit: Duration) -> Result<(), String> {
-    let line = exec
-        .stream
-        .try_clone()
-        .map_err(|error| format!("the session cannot be watched: {error}"))?;
-    let (sender, receiver) = mpsc::channel();
-    thread::spawn(move || {
-        let outcome =
-            exec.start()
-                .map_err(|error| error.to_string())
-                .and_then(|begun| match begun {
-                    Begun::Failed(status) => Ok(status),
-                    Begun::Process(stream) => to_exit(stream),
-                    Begun::Line(..) | Begun::Console(_) => {
-                        Err("the supervisor began something else".to_owned())
-                    }
-                });
-        // Nobody waits any more when the time was up.
-        let _ = sender.send(outcome);
-    });
-    let outcome = receiver.recv_timeout(limit);
-    // The guest ends a process whose session is closed; one that ended closed it itself.
-    let _ = line.shutdown(Shutdown::Both);
-    match outcome {
-        Ok(Ok(ExitStatus::Exited { code: 0 })) => Ok(()),
-        Ok(Ok(status)) => Err(format!("the probe {}", describe(&status))),
-        Ok(Err(reason)) => Err(reason),
-        Err(_) => Err(format!(
-            "the probe did not end within {}",
-            humantime::format_duration(limit)
-        )),
-    }
-}
-
-/// Reads a session to its end; what it prints is nobody's.
-fn to_exit(stream: UnixStream) -> Result<ExitStatus, String> {
-    let mut reader = FrameReader::new(stream);
-    loop {
-        let frame = reader.require().map_err(|error| error.to_string())?;
-        if frame.kind == FrameKind::Exit {
-            let report: ExitReport = frame.json().map_err(|error| error.to_string())?;
-            return Ok(report.status);
-        }
-    }
 }
 
 #[cfg(test)]

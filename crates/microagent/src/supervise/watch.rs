@@ -22,7 +22,7 @@ use super::{
     health::HealthCheck,
     keeper::{Condition, Ending, Keeper, Next, Pulse, SuperviseEnd},
     policy::RestartPolicy,
-    probe,
+    probe::Probe,
 };
 use crate::{
     error::{Error, Result},
@@ -392,7 +392,7 @@ impl Watcher<'_> {
                 Ok(_) => {}
                 Err(RecvTimeoutError::Timeout) => {
                     if let Some(beat) = &mut pulse {
-                        beat.probe(workspace, state, self.watch, &self.sender)?;
+                        beat.probe(workspace, state, self.watch, &self.sender);
                     }
                 }
                 // We hold a sender ourselves.
@@ -451,27 +451,18 @@ impl Beat {
         state: State,
         watch: u64,
         sender: &Sender<Happening>,
-    ) -> Result<()> {
+    ) {
         if state != State::Running {
             self.pulse.skipped(self.begun.elapsed());
-            return Ok(());
+            return;
         }
         self.probing = true;
-        let probe = match probe::Probe::new(workspace, &self.check) {
-            Ok(probe) => probe,
-            Err(error) => {
-                let outcome = Err(error.to_string());
-                // The loop holds the receiver.
-                let _ = sender.send(Happening::Probed(watch, outcome));
-                return Ok(());
-            }
-        };
+        let probe = Probe::new(workspace, &self.check);
         let sender = sender.clone();
         thread::spawn(move || {
             // Nobody listens any more when the supervision ended meanwhile.
             let _ = sender.send(Happening::Probed(watch, probe.run()));
         });
-        Ok(())
     }
 
     /// Takes note of a probe's outcome, and ends a machine that is lost.

@@ -161,9 +161,14 @@ impl Supervisor {
         Ok((supervisor, Events(FrameReader::new(copy))))
     }
 
+    /// The way to it for whoever does not own it.
+    pub(crate) fn control(&self) -> Control {
+        Control::new(&self.subject, self.socket.clone())
+    }
+
     /// Starts a process in the guest, once the guest is ready.
     pub(crate) fn exec(&self, exec: ExecRequest) -> Result<Opening> {
-        Control::new(&self.subject, self.socket.clone()).open(Command::Exec(exec))
+        self.control().open(Command::Exec(exec))
     }
 
     /// Ends the machine at once. That it is gone already is fine.

@@ -302,6 +302,7 @@ pub(crate) fn manifest(
         }),
         session: command::surroundings(options, &image.config)?,
         setup: options.setup.clone(),
+        files: options.files.clone(),
         shell: options.shell_program.clone(),
         disks: Vec::new(),
         publish: options.wiring.publish.clone(),

@@ -11,6 +11,7 @@ use microagent_protocol::{
 use super::{machine::MachineRecord, manifest::Manifest};
 use crate::{
     config::Config,
+    copy,
     directories::{self, RuntimeDirectory, SCRATCH},
     error::{Error, Result},
     event::RunEvent,
@@ -170,7 +171,8 @@ fn until_ready(
 
 /// Whether the setup commands of the workspace in `directory` are still to be run.
 pub(crate) fn setup_is_due(manifest: &Manifest, directory: &Path) -> bool {
-    !manifest.setup.is_empty() && !directory.join(SETUP_DONE).exists()
+    let nothing = manifest.setup.is_empty() && manifest.files.is_empty();
+    !nothing && !directory.join(SETUP_DONE).exists()
 }
 
 /// Notes that the setup commands have run.
@@ -222,6 +224,12 @@ fn run_setup(
     listener: &EventSink,
 ) -> Result<()> {
     let sinks = Sinks::together(output);
+    for file in &manifest.files {
+        listener(RunEvent::File {
+            src: file.src.clone(),
+        });
+        copy::inject(control, file)?;
+    }
     for script in &manifest.setup {
         listener(RunEvent::Setup {
             command: script.clone(),

@@ -20,7 +20,7 @@ use crate::{
     command,
     error::{Error, IoContext, Result},
     files::{self, Durability},
-    options::Resources,
+    options::{HostFile, Resources},
     result::{ImageInfo, KernelInfo},
     supervise::{HealthCheck, RestartPolicy},
 };
@@ -74,6 +74,9 @@ pub(crate) struct Manifest {
     /// Run once, before the first workload, in the image's shell.
     #[serde(default)]
     pub(crate) setup: Vec<String>,
+    /// Copied in once, before the setup commands.
+    #[serde(default)]
+    pub(crate) files: Vec<HostFile>,
     /// The shell of setup commands and of `connect`, instead of `/bin/sh`.
     #[serde(default)]
     pub(crate) shell: Option<String>,
