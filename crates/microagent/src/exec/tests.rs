@@ -50,6 +50,7 @@ impl Rig {
                 directory: directory.path().to_owned(),
                 control: Control::new("test", socket),
                 session: session.unwrap(),
+                shell: None,
                 ready_limit: Duration::from_secs(5),
                 capture_limit: 1024,
             },
