@@ -35,8 +35,8 @@ impl Workspace<'_> {
     /// the connection breaks, the result says that its end was not seen.
     ///
     /// # Errors
-    /// [`Error::State`] if the workspace does not run, [`Error::NotReady`] if it is not ready in
-    /// time, [`Error::Invalid`] for options that make no sense.
+    /// [`crate::Error::State`] if the workspace does not run, [`crate::Error::NotReady`] if it is
+    /// not ready in time, [`crate::Error::Invalid`] for options that make no sense.
     pub fn exec(&self, options: &ExecOptions, io: RunIo) -> Result<ExecResult> {
         exec(&self.thawed_target()?, options, io)
     }
@@ -188,3 +188,6 @@ fn attend<'a>(
         stderr: lock(&sinks.stderr).captured(),
     })
 }
+
+#[cfg(test)]
+mod tests;
