@@ -1,6 +1,6 @@
 //! Copying files between this host and workspaces, running or not.
 //!
-//! Every copy is one tar stream from a [source](source) to a [target](target), which know nothing
+//! Every copy is one tar stream from a [source] to a [target], which know nothing
 //! of each other: the host's files, a guest's through its agent, a workspace's disks where no
 //! machine runs, or a stream of the caller's.
 
