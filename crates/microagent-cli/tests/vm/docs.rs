@@ -6,7 +6,9 @@ use testkit::{Sandbox, transcript};
 
 /// Runs the transcripts of one document, in order, in a state directory of its own.
 fn holds(document: &str) {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").join(document);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../..")
+        .join(document);
     let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
     let steps = transcript::steps(&text);
     assert!(!steps.is_empty(), "{document} shows nothing");
