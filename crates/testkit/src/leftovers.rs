@@ -6,6 +6,8 @@ use std::{
     time::Duration,
 };
 
+use rustix::process::{Pid, Signal, kill_process};
+
 use crate::eventually;
 
 /// Processes, sockets and files that should not be there.
@@ -99,6 +101,15 @@ impl Leftovers {
                     || names.iter().any(|name| cmdline.contains(name))
             })
             .collect()
+    }
+
+    /// Ends all of these processes; those that ended meanwhile are fine.
+    pub(crate) fn kill(&self) {
+        for pid in self.processes() {
+            if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+                let _ended_already = kill_process(pid, Signal::KILL);
+            }
+        }
     }
 
     /// The processes whose executable's name contains `name`.

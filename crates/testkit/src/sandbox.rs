@@ -217,3 +217,12 @@ impl Sandbox {
         Leftovers::find(&self.state, self.runtime.path(), &self.marker, names)
     }
 }
+
+impl Drop for Sandbox {
+    /// A test that failed leaves its machines to nobody.
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.leftovers().kill();
+        }
+    }
+}
