@@ -19,6 +19,8 @@ use crate::supervisor::ErrorKind;
 /// An absolute path in a guest, which may be its root: no NUL, no `.` or `..` components, at most
 /// 4,095 bytes, no slash at its end.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("pattern" = "^/", "maxLength" = 4095)))]
 #[serde(try_from = "String", into = "String")]
 pub struct CopyPath(String);
 
@@ -90,6 +92,7 @@ impl fmt::Display for CopyPath {
 
 /// What of a source is copied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CopyWhat {
     /// What is in the directory instead of the directory (`dir/.`).
     #[serde(default)]
@@ -101,6 +104,7 @@ pub struct CopyWhat {
 
 /// Packs something of the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CopyOut {
     /// What.
     pub path: CopyPath,
@@ -111,6 +115,7 @@ pub struct CopyOut {
 
 /// Lands a tar stream in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CopyIn {
     /// Where.
     pub path: CopyPath,
@@ -120,6 +125,7 @@ pub struct CopyIn {
 
 /// What a stream holds, seen by whoever lands it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Shipment {
     /// One file or tree under its own name. It goes into the destination if that is a directory,
@@ -133,6 +139,7 @@ pub enum Shipment {
 
 /// How a stream is landed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Landing {
     /// What comes.
     pub shipment: Shipment,
@@ -166,6 +173,7 @@ impl Landing {
 
 /// An owner by numbers, written `UID` or `UID:GID`; the group is the user's number if it is not given.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Owner {
     /// The user.
     pub uid: u32,
@@ -197,6 +205,8 @@ impl FromStr for Owner {
 
 /// Permission bits, written in octal. Directories get search permission for whoever may read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("maximum" = 0o7777)))]
 #[serde(try_from = "u16", into = "u16")]
 pub struct FileMode(u16);
 
@@ -253,6 +263,7 @@ impl FromStr for FileMode {
 
 /// What a copy did.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CopyReport {
     /// How many files, links and special files.
     pub files: u64,
@@ -289,6 +300,7 @@ impl CopyReport {
 
 /// The payload of a copy's exit frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "copy", rename_all = "snake_case")]
 pub enum CopyEnd {
     /// All of it.

@@ -13,6 +13,8 @@ use serde::{Deserialize, Serialize};
 
 /// One environment variable, written `NAME=VALUE`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("pattern" = "^[^=]+=")))]
 #[serde(try_from = "String", into = "String")]
 pub struct EnvVar {
     name: String,
@@ -81,6 +83,7 @@ impl From<EnvVar> for String {
 
 /// A terminal's size in character cells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct TtySize {
     /// Rows.
     pub rows: u16,
@@ -109,6 +112,7 @@ impl TtySize {
 
 /// What a process is to the workspace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ExecRole {
     /// The workload: its end ends the machine, and a halt sends it the stop signal.
@@ -121,6 +125,7 @@ pub enum ExecRole {
 
 /// One process to run in the guest.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExecRequest {
     /// What it is to the workspace.
     pub role: ExecRole,
@@ -151,6 +156,7 @@ pub struct ExecRequest {
 
 /// Why a process never ran.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum StartFailure {
     /// The program is not there.
@@ -169,6 +175,7 @@ pub enum StartFailure {
 
 /// How a process ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "status", rename_all = "snake_case")]
 pub enum ExitStatus {
     /// It exited by itself.
@@ -210,6 +217,7 @@ impl ExitStatus {
 
 /// The payload of an exit frame.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExitReport {
     /// How it ended.
     #[serde(flatten)]

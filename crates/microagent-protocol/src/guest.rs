@@ -45,6 +45,7 @@ pub const SCRATCH_SERIAL: &str = "scratch";
 
 /// From the agent to the host.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum GuestMessage {
     /// First words.
@@ -80,6 +81,7 @@ pub enum GuestMessage {
 
 /// From the host to the agent.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum HostMessage {
     /// Everything the guest is told about itself.
@@ -98,6 +100,7 @@ pub enum HostMessage {
 
 /// What one boot of a workspace is told. Nothing of this is on a disk.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct BootConfig {
     /// The host name.
     pub hostname: String,
@@ -120,6 +123,7 @@ pub struct BootConfig {
 
 /// Static network settings for the guest's one interface.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct GuestNetwork {
     /// The interface's IPv4 address.
     pub address: Ipv4Addr,
@@ -133,6 +137,7 @@ pub struct GuestNetwork {
 
 /// An extra disk and where it goes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DiskMount {
     /// What people call it.
     #[serde(default)]
@@ -147,6 +152,7 @@ pub struct DiskMount {
 
 /// Opens a session on the agent's port.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "session", rename_all = "snake_case")]
 pub enum SessionRequest {
     /// Run a process.
@@ -167,6 +173,7 @@ pub enum SessionRequest {
 
 /// The agent's answer to a [`SessionRequest`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "reply", rename_all = "snake_case")]
 pub enum SessionReply {
     /// It runs; frames follow.

@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 /// A process that can be told from every other one this host has ever run: a
 /// process number alone is reused, so the start time and the boot go with it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProcessIdentity {
     /// The process number.
     pub pid: u32,

@@ -13,6 +13,7 @@ use crate::{
 
 /// A way to run machines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
     /// QEMU with KVM.
@@ -43,6 +44,7 @@ impl std::fmt::Display for Backend {
 
 /// Which backend to use.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum BackendChoice {
     /// The best one that was proved to work on this host.
@@ -93,6 +95,7 @@ impl std::fmt::Display for BackendChoice {
 
 /// How a workspace is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum NetworkMode {
     /// Outbound connections through the host's user-mode network.
@@ -136,6 +139,7 @@ pub struct InvalidNetworkMode {
 
 /// One boot of one workspace. All paths are absolute.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LaunchSpec {
     /// The workspace's name.
     pub workspace: WorkspaceName,

@@ -18,6 +18,8 @@ pub mod launch;
 pub mod name;
 pub mod output;
 pub mod readiness;
+#[cfg(test)]
+mod schema;
 pub mod shell;
 pub mod state;
 pub mod stats;

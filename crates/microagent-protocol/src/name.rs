@@ -5,6 +5,8 @@ use serde::{Deserialize, Serialize};
 /// A workspace's name: 1 to 63 of `a-z`, `0-9` and `-`, starting and ending
 /// with a letter or digit. It is a valid host name and a safe file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("pattern" = "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$")))]
 #[serde(try_from = "String", into = "String")]
 pub struct WorkspaceName(String);
 

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// How [`CapturedOutput::data`] is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum OutputEncoding {
     /// The bytes were valid UTF-8 and stand as they are.
@@ -14,6 +15,7 @@ pub enum OutputEncoding {
 
 /// The kept part of a stream: its first bytes up to a limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct CapturedOutput {
     /// How `data` is written.
     pub encoding: OutputEncoding,

@@ -8,6 +8,7 @@ use crate::time::Timestamp;
 
 /// One thing a workspace can be ready for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "camelCase")]
 pub enum ReadinessSignal {
     /// The guest agent answered.
@@ -35,6 +36,7 @@ impl ReadinessSignal {
 
 /// Whether one thing is ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Readiness {
     /// Whether it is.
     pub ready: bool,

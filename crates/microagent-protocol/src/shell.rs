@@ -21,6 +21,7 @@ pub const MAX_LINE: usize = 1024 * 1024;
 
 /// One line for the persistent shell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ShellLine {
     /// What to run; may be several lines in the shell's language.
     pub line: String,
@@ -33,6 +34,7 @@ pub struct ShellLine {
 
 /// How the persistent shell is started.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ShellStart {
     /// The program: a shell that speaks the POSIX language and reads commands from its
     /// standard input when it is called with `-s`.
@@ -50,6 +52,7 @@ pub struct ShellStart {
 
 /// Which shell took a line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ShellOrigin {
     /// The one that took the line before.
@@ -62,6 +65,7 @@ pub enum ShellOrigin {
 
 /// What became of the shell.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ShellFate {
     /// It takes the next line.
@@ -75,6 +79,7 @@ pub enum ShellFate {
 
 /// The payload of an exit frame. Only a line has something to tell of a shell.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct LineReport {
     /// How the line ended: with the shell's `$?`, or as the shell did if it ended with it.
     #[serde(flatten)]

@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// Where a workspace is in its life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum State {
     /// Its disks and manifest exist; it has not booted since.
@@ -99,6 +100,7 @@ pub const TRANSITIONS: &[(State, State)] = &[
 
 /// Why a machine ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum EndCause {
     /// The workload finished and the guest was shut down after it.

@@ -6,6 +6,7 @@ use crate::time::Timestamp;
 
 /// A sample of a running machine. What the host does not count is absent, never zero.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MachineStats {
     /// When it was taken.
     pub sampled_at: Timestamp,

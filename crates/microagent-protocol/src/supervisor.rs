@@ -53,6 +53,7 @@ pub const MACHINE_LOCK: &str = "machine.lock";
 
 /// A request to a supervisor.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Request {
     /// [`SUPERVISOR_PROTOCOL`].
     pub protocol: u32,
@@ -78,6 +79,7 @@ impl Request {
 
 /// What a supervisor can be asked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "command", content = "arguments", rename_all = "snake_case")]
 pub enum Command {
     /// One-shot: what can this host run? Boots a probe.
@@ -138,6 +140,7 @@ pub enum Command {
 
 /// The arguments of [`Command::Host`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostQuery {
     /// Which backend is asked for.
     #[serde(default)]
@@ -156,6 +159,7 @@ pub struct HostQuery {
 
 /// A guest to prove that the host can boot one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ProbeGuest {
     /// The kernel, an uncompressed ELF image.
     pub kernel: PathBuf,
@@ -165,6 +169,7 @@ pub struct ProbeGuest {
 
 /// A supervisor's answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Response {
     /// [`SUPERVISOR_PROTOCOL`].
     pub protocol: u32,
@@ -216,6 +221,7 @@ impl Response {
 
 /// What a request brought.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "type", content = "value", rename_all = "snake_case")]
 pub enum Answer {
     /// To `host`.
@@ -258,6 +264,7 @@ pub enum Answer {
 
 /// A supervisor that listens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Launched {
     /// Its control socket.
     pub socket: PathBuf,
@@ -267,6 +274,7 @@ pub struct Launched {
 
 /// How a machine is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Status {
     /// The workspace.
     pub workspace: WorkspaceName,
@@ -298,6 +306,7 @@ pub struct Status {
 
 /// What kind of failure it was, for programs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum ErrorKind {
     /// What was named does not exist.
@@ -331,6 +340,7 @@ impl ErrorKind {
 
 /// A failure that can cross a process boundary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[error("{message}{}", .remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default())]
 pub struct ErrorReport {
     /// For programs.
@@ -378,6 +388,7 @@ impl ErrorReport {
 
 /// One line of `events.jsonl`, and one frame to a subscriber.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct Event {
     /// Counts from 1 over the workspace's whole life.
     pub sequence: u64,
@@ -392,6 +403,7 @@ pub struct Event {
 
 /// What happened.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(tag = "event", rename_all = "snake_case")]
 pub enum EventKind {
     /// A machine is about to be launched.
@@ -464,6 +476,7 @@ pub enum EventKind {
 
 /// `result.json`: what became of the workload.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct WorkloadResult {
     /// When the workload was started.
     pub started_at: Timestamp,
@@ -484,6 +497,7 @@ pub struct WorkloadResult {
 
 /// What this host can run, and how that is known.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostReport {
     /// `linux`, `macos` or `windows`.
     pub os: String,
@@ -499,6 +513,7 @@ pub struct HostReport {
 
 /// A verdict on one thing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "snake_case")]
 pub enum Verdict {
     /// It works, and was seen to.
@@ -511,6 +526,7 @@ pub enum Verdict {
 
 /// One thing that was looked at by doing what a boot does.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct HostCheck {
     /// A short stable name, such as `kvm`.
     pub name: String,

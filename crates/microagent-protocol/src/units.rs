@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 /// A number of mebibytes (1,048,576 bytes each).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(transparent)]
 pub struct Mebibytes(pub u32);
 
@@ -57,6 +58,8 @@ impl std::str::FromStr for Mebibytes {
 
 /// How many vCPUs a machine has: 1 to 64.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("minimum" = 1, "maximum" = 64)))]
 #[serde(try_from = "u32", into = "u32")]
 pub struct VcpuCount(u8);
 

@@ -47,6 +47,8 @@ impl InvalidWiring {
 /// The name of an extra disk or an artifact: 1 to 63 of `a-z`, `A-Z`, `0-9`, `.`, `_` and `-`,
 /// starting with a letter or digit. It is a safe file name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("pattern" = "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$")))]
 #[serde(try_from = "String", into = "String")]
 pub struct ItemName(String);
 
@@ -101,6 +103,8 @@ impl fmt::Display for ItemName {
 /// An absolute path in the guest: no NUL, no `.` or `..` components, at most 1,024 bytes, and not
 /// the root itself.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[cfg_attr(test, schemars(extend("pattern" = "^/", "maxLength" = 1024)))]
 #[serde(try_from = "String", into = "String")]
 pub struct GuestPath(String);
 
@@ -167,6 +171,7 @@ impl fmt::Display for GuestPath {
 
 /// A disk beside base and scratch, mounted by the guest agent before anything runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct ExtraDisk {
     /// Its name, one of a kind in a machine.
     pub name: ItemName,
@@ -180,6 +185,7 @@ pub struct ExtraDisk {
 
 /// A TCP port of the host that leads to a TCP port of the guest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct PublishedPort {
     /// The host's address to listen at.
     pub host: IpAddr,
@@ -253,6 +259,7 @@ impl fmt::Display for PublishedPort {
 
 /// Where a mediation route leads on the host.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(try_from = "String", into = "String")]
 pub enum MediationTarget {
     /// A TCP server, by name or address.
@@ -334,6 +341,7 @@ impl fmt::Display for MediationTarget {
 /// of the host, at TCP port `port` of the guest's loopback, and at the guest's Unix socket
 /// [`MediationRoute::socket`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct MediationRoute {
     /// The port in the guest, 1025 to 65535.
     pub port: u16,
@@ -396,6 +404,7 @@ impl fmt::Display for MediationRoute {
 
 /// A file or directory of the guest that is to be taken out at the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeclaredArtifact {
     /// Its name, one of a kind in a workspace.
     pub name: ItemName,

@@ -19,6 +19,7 @@ use microagent_protocol::{
 
 use crate::{
     client::{Client, Machine, Workspace, alive, request},
+    protocol,
     vmm::wait_for,
 };
 
@@ -37,6 +38,14 @@ pub(crate) const TESTS: &[(&str, fn())] = &[
         killed,
     ),
     ("a_real_machine_that_never_boots_fails_on_both_types", never),
+    (
+        "the_transcripts_of_the_protocol_are_true",
+        protocol::transcripts,
+    ),
+    (
+        "a_client_in_another_language_drives_a_machine",
+        protocol::python,
+    ),
 ];
 
 /// What every machine here shares.
@@ -119,7 +128,7 @@ fn make_ext4(path: &Path, mib: u32, content: Option<&Path>) {
     assert!(made.success());
 }
 
-fn workspace() -> Workspace {
+pub(crate) fn workspace() -> Workspace {
     let parts = parts();
     let mut workspace = Workspace::empty();
     let spec = &mut workspace.spec;
