@@ -45,7 +45,11 @@ pub(crate) const TEST: &[Need] = &[
     need("setcap", "libcap2-bin", "file capabilities in test images"),
     need("busybox", "busybox-static", "a tiny test image"),
     need("zstd", "zstd", "zstd layers in test images"),
-    need("faketime", "faketime", "a clock that jumps"),
+    need(
+        "faketime",
+        "faketime",
+        "a clock that jumps, a host whose clock is wrong",
+    ),
     need("openssl", "openssl", "certificates of test registries"),
     need(
         "nginx",
@@ -57,7 +61,11 @@ pub(crate) const TEST: &[Need] = &[
         "tinyproxy",
         "a proxy between us and a test registry",
     ),
-    need("faketime", "faketime", "a host whose clock is wrong"),
+    need(
+        "python3",
+        "python3",
+        "a client of the supervisor protocol in another language",
+    ),
     need("cpio", "cpio", "reads the initramfs back"),
     need("c++", "g++", "builds the fuzzer"),
 ];
