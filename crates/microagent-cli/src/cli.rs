@@ -113,6 +113,8 @@ enum Command {
     /// Remove workspaces with everything they wrote
     #[command(visible_alias = "rm")]
     Delete(commands::delete::DeleteArgs),
+    /// Change what a workspace is, where that takes no new one
+    Apply(commands::apply::ApplyArgs),
     /// Make a second workspace of what one has written
     Clone(commands::clone::CloneArgs),
     /// Say everything there is to know of workspaces
@@ -218,6 +220,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Resume(args) => commands::resume::run(&args, globals, &screen),
         Command::Quarantine(args) => commands::quarantine::run(&args, globals, &screen),
         Command::Delete(args) => commands::delete::run(&args, globals, &screen),
+        Command::Apply(args) => commands::apply::run(&args, globals, &screen),
         Command::Clone(args) => commands::clone::run(&args, globals, &screen),
         Command::Status(args) => commands::status::run(&args, globals, &screen),
         Command::Inspect(args) => commands::status::inspect(&args, globals, &screen),

@@ -14,7 +14,10 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport},
 };
 
-use crate::{spec::SpecError, workspaces::Divergence};
+use crate::{
+    spec::SpecError,
+    workspaces::{Divergence, RefusedChange},
+};
 
 /// A failure of microagent itself; how a workload ended is no error but a [`crate::RunResult`].
 #[derive(Debug, thiserror::Error)]
@@ -90,6 +93,14 @@ pub enum Error {
         name: String,
         /// Each difference.
         found: Vec<Divergence>,
+    },
+    /// A workspace cannot become what was asked for; nothing of it was changed.
+    #[error("The workspace {name} is left as it is: {}.", refusals(.refused))]
+    Unchangeable {
+        /// The workspace.
+        name: String,
+        /// Everything that cannot change.
+        refused: Vec<RefusedChange>,
     },
     /// A workspace's machine did not end in time.
     #[error("The machine of {name} has not ended within {}.", humantime::format_duration(*.limit))]
@@ -275,6 +286,30 @@ fn divergences(found: &[Divergence]) -> String {
     words.join("; ")
 }
 
+fn refusals(refused: &[RefusedChange]) -> String {
+    let words: Vec<_> = refused.iter().map(ToString::to_string).collect();
+    words.join("; ")
+}
+
+/// What to do about each, said once.
+fn remedies(refused: &[RefusedChange]) -> String {
+    let mut words: Vec<(&str, Vec<&str>)> = Vec::new();
+    for change in refused {
+        match words
+            .iter_mut()
+            .find(|(remedy, _)| *remedy == change.remedy)
+        {
+            Some((_, fields)) => fields.push(&change.field),
+            None => words.push((&change.remedy, vec![&change.field])),
+        }
+    }
+    let words: Vec<_> = words
+        .into_iter()
+        .map(|(remedy, fields)| format!("{}: {remedy}.", fields.join(", ")))
+        .collect();
+    words.join(" ")
+}
+
 fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "the places to look at (there were none)".to_owned();
@@ -327,6 +362,7 @@ impl Error {
             Self::Diverged { .. } => report.remedy(
                 "Restore the named file, or make the workspace anew and copy its files over.",
             ),
+            Self::Unchangeable { refused, .. } => report.remedy(remedies(refused)),
             Self::NotEnding { .. } => report.remedy("`microagent kill` ends it at once."),
             Self::SupervisorMissing { .. } => {
                 report.remedy("Install microagent, or name the supervisor program.")
@@ -382,9 +418,10 @@ impl Error {
             | Self::NoCommand { .. }
             | Self::Settings { .. }
             | Self::Spec(_) => ErrorKind::Invalid,
-            Self::NameTaken { .. } | Self::State { .. } | Self::Diverged { .. } => {
-                ErrorKind::Conflict
-            }
+            Self::NameTaken { .. }
+            | Self::State { .. }
+            | Self::Diverged { .. }
+            | Self::Unchangeable { .. } => ErrorKind::Conflict,
             Self::NoWorkspace { .. } | Self::NoResult { .. } | Self::NotLoggedIn { .. } => {
                 ErrorKind::NotFound
             }

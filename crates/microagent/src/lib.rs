@@ -94,11 +94,11 @@ pub use supervise::{
 };
 pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
-    ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan, Created, DiskUse,
-    Divergence, History, InvalidFilter, InvalidSortKey, NetworkReport, NetworkRuntime,
-    NetworkStatus, Processes, RemovedWorkspace, SortKey, StartOptions, Started, StatsFollower,
-    Verification, Verify, Workspace, WorkspaceFilter, WorkspaceStatus, WorkspaceSummary,
-    Workspaces,
+    Applied, ApplyPlan, ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan,
+    Created, DiskUse, Divergence, Effect, FieldChange, History, InvalidFilter, InvalidSortKey,
+    NetworkReport, NetworkRuntime, NetworkStatus, Processes, RefusedChange, RemovedWorkspace,
+    SortKey, StartOptions, Started, StatsFollower, Verification, Verify, Workspace,
+    WorkspaceFilter, WorkspaceStatus, WorkspaceSummary, Workspaces,
 };
 
 /// Runs workspaces; the way in.

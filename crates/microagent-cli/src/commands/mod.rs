@@ -1,5 +1,6 @@
 //! One file per command, named as the command.
 
+pub(crate) mod apply;
 pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod connect;

@@ -120,3 +120,90 @@ fn a_spec_that_is_wrong_is_told_before_anything_happens() {
         (&true.into(), &"agent".into())
     );
 }
+
+#[test]
+fn what_is_applied_is_in_force_at_the_next_start() {
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("microagent.yaml");
+    let text = |memory: u32, rest: &str| {
+        format!(
+            "name: app\nimage: {}\nprofile: tiny\nresources: {{memoryMiB: {memory}}}\n{rest}",
+            Sandbox::BUSYBOX
+        )
+    };
+    let write = |memory: u32, rest: &str| fs::write(&path, text(memory, rest)).unwrap();
+    let spec = path.to_str().unwrap();
+    write(256, "env: {COLOUR: red}\nnetwork: {mode: isolated}\n");
+    sandbox
+        .microagent(["create", "--file", spec])
+        .run()
+        .success();
+    let same = sandbox
+        .microagent(["apply", "--file", spec])
+        .run()
+        .success();
+    assert_eq!(same.out(), "app is so already\n");
+
+    let changed = "env: {COLOUR: blue}\nhostname: applied\nworkdir: /srv/applied\n\
+                   network: {mode: user, forwards: [{hostPort: 0, guestPort: 80}]}\n";
+    write(320, changed);
+    let plan = sandbox.microagent(["apply", "--file", spec, "--dry-run"]);
+    let plan = plan.json().run().success().parsed();
+    assert_eq!(plan["refused"].as_array().unwrap().len(), 0, "{plan}");
+    let applied = sandbox
+        .microagent(["apply", "--file", spec, "app"])
+        .run()
+        .success();
+    assert_eq!(
+        applied.out(),
+        "app: hostname from app to applied, at its next start\n\
+         app: workdir from none to /srv/applied, at its next start\n\
+         app: env.COLOUR from (not shown) to (not shown), at its next start\n\
+         app: resources.memoryMiB from 256 MiB to 320 MiB, at its next start\n\
+         app: network.mode from isolated to user, at its next start\n\
+         app: network.forwards from none to 127.0.0.1:0:80/tcp, at its next start\n"
+    );
+    assert_eq!(plan["changes"].as_array().unwrap().len(), 6, "{plan}");
+
+    sandbox.microagent(["start", "app"]).run().success();
+    let script = "echo $COLOUR; hostname; pwd; ls /sys/class/net | grep -c eth; \
+                  grep -E 'MemTotal: +(2[6-9]|3[0-2])[0-9]{4} kB' /proc/meminfo | wc -l";
+    let seen = sandbox.microagent(["exec", "app", "--", "sh", "-c", script]);
+    let seen = seen.run().success();
+    assert_eq!(seen.out(), "blue\napplied\n/srv/applied\n1\n1\n", "{seen}");
+    let network = sandbox.microagent(["network", "app"]).json();
+    let network = network.run().success().parsed();
+    let port = &network["network"]["runtime"]["ports"][0];
+    assert!(port["host_port"].as_u64().unwrap() > 0, "{network}");
+
+    // What the machine was told stays; what waits for the next start does not mind.
+    write(320, &changed.replace("blue", "green"));
+    let refused = sandbox.microagent(["apply", "--file", spec]).json().run();
+    assert_eq!(refused.code(), 1, "{refused}");
+    for words in ["conflict", "env.COLOUR", "microagent halt app"] {
+        assert!(refused.err().contains(words), "{refused}");
+    }
+    let plan = sandbox.microagent(["apply", "--file", spec, "--dry-run"]);
+    let plan = plan.json().run();
+    assert_eq!(plan.code(), 1, "{plan}");
+    assert_eq!(plan.parsed()["refused"][0]["field"], "env.COLOUR");
+    write(384, &format!("{changed}restart: on-failure\n"));
+    let applied = sandbox.microagent(["apply", "--file", spec]).json();
+    let applied = applied.run().success().parsed();
+    let effects: Vec<_> = applied["changes"].as_array().unwrap().iter().collect();
+    assert_eq!(
+        (effects[0]["field"].as_str(), effects[0]["effect"].as_str()),
+        (Some("restart"), Some("now"))
+    );
+    assert_eq!(effects[1]["effect"], "next_start", "{applied}");
+    let status = sandbox.microagent(["status", "app"]).json();
+    let status = status.run().success().parsed();
+    assert_eq!(status["verification"]["ok"], true, "{status}");
+    assert_eq!(status["resources"]["memory_mib"], 384);
+    sandbox
+        .microagent(["delete", "--force", "app"])
+        .run()
+        .success();
+    sandbox.leftovers().none(&[]);
+}

@@ -89,21 +89,25 @@ impl Wiring {
     /// # Errors
     /// [`Error::Bundle`] naming the archive.
     pub(crate) fn disks(&self, directory: &Path, events: &EventSink) -> Result<Vec<ExtraDisk>> {
-        let disk = |volume: &Volume| {
-            let path = match volume.source() {
+        let disks = self.attached(directory);
+        for (volume, disk) in self.volumes.iter().zip(&disks) {
+            if let VolumeSource::Bundle(archive) = volume.source() {
+                bundle::make(volume, archive, &disk.path, events)?;
+            }
+        }
+        Ok(disks)
+    }
+
+    /// The same disks, whether those of bundles are built or not.
+    pub(crate) fn attached(&self, directory: &Path) -> Vec<ExtraDisk> {
+        let disk = |volume: &Volume| ExtraDisk {
+            name: volume.name().clone(),
+            path: match volume.source() {
                 VolumeSource::Disk(path) => path.clone(),
-                VolumeSource::Bundle(archive) => {
-                    let path = directory.join(format!("bundle-{}.ext4", volume.name()));
-                    bundle::make(volume, archive, &path, events)?;
-                    path
-                }
-            };
-            Ok(ExtraDisk {
-                name: volume.name().clone(),
-                path,
-                mountpoint: volume.mountpoint().clone(),
-                read_only: volume.is_read_only(),
-            })
+                VolumeSource::Bundle(_) => directory.join(format!("bundle-{}.ext4", volume.name())),
+            },
+            mountpoint: volume.mountpoint().clone(),
+            read_only: volume.is_read_only(),
         };
         self.volumes.iter().map(disk).collect()
     }

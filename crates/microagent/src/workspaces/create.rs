@@ -6,6 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
+use microagent_image::ImageConfig;
 use microagent_kernel::GUEST_SHA256;
 use microagent_protocol::{WorkspaceName, exec::ExecRequest};
 use serde::Serialize;
@@ -91,12 +92,18 @@ impl CreateOptions {
         self
     }
 
+    /// For a workspace of this name.
+    pub(super) fn named(mut self, name: &str) -> Self {
+        self.run = self.run.name(name);
+        self
+    }
+
     /// What runs at each start.
-    fn workload(&self, prepared: &Prepared) -> Result<Option<ExecRequest>> {
+    pub(super) fn workload(&self, image: &ImageConfig) -> Result<Option<ExecRequest>> {
         let run = &self.run;
         let given = run.shell.is_some() || !run.command.is_empty() || run.entrypoint.is_some();
         if given || self.image_command {
-            command::workload(run, &prepared.image.config, false).map(Some)
+            command::workload(run, image, false).map(Some)
         } else {
             Ok(None)
         }
@@ -169,7 +176,7 @@ pub(crate) fn plan(config: &Config, options: &CreateOptions) -> Result<CreatePla
     })
 }
 
-fn check(options: &CreateOptions) -> Result<()> {
+pub(super) fn check(options: &CreateOptions) -> Result<()> {
     if options.run.timeout.is_some() {
         return Err(Error::invalid(
             "--timeout",
@@ -198,7 +205,7 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
     let IoParts { stderr, events, .. } = io.into_parts();
     directories::sweep(config);
     let mut prepared = prepare::prepare(config, &options.run, &plan.reference, &events)?;
-    let workload = options.workload(&prepared)?;
+    let workload = options.workload(&prepared.image.config)?;
     let making = Instant::now();
     let directory = Directory::create(config, &plan.name)?;
     let manifest = Manifest {

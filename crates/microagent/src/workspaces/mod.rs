@@ -5,6 +5,7 @@
 //! ([`machine`]); what is recorded is believed only as far as that bears it out. Whoever changes a
 //! workspace holds its directory.
 
+mod apply;
 mod clone;
 mod control;
 mod create;
@@ -34,6 +35,7 @@ use microagent_protocol::{
 };
 
 pub use self::{
+    apply::{Applied, ApplyPlan, Effect, FieldChange, RefusedChange},
     control::ControlReport,
     create::{CreateOptions, CreatePlan, Created},
     filter::{InvalidFilter, InvalidSortKey, SortKey, WorkspaceFilter},
