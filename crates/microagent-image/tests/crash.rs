@@ -7,6 +7,7 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+use microagent_image::disk::ChunkSums;
 use microagent_image::{ImageStore, ImportOptions, PullOptions, Reference, RegistryOptions};
 use testkit::registry::{
     Layout, Packing, Registry, TinyImage, Wire, digest_of, noise, pack, tar_of,
@@ -77,10 +78,8 @@ fn assert_sound(root: &Path) {
         }
         if let Some(path) = &record.disk {
             let disk = store.base_disk(&record, &|_| {}).unwrap();
-            assert_eq!(
-                digest_of(&std::fs::read(path).unwrap()),
-                disk.sha256.to_string()
-            );
+            let sums = ChunkSums::of_file(&std::fs::File::open(path).unwrap()).unwrap();
+            assert_eq!(sums.digest(), disk.digest);
         }
     }
     for entry in std::fs::read_dir(root.join("blobs/sha256")).unwrap() {

@@ -193,7 +193,8 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
     assert_eq!(*built.lock().unwrap(), 1);
     assert_eq!(read_disk(&disks[0].path, "/etc/os-release"), "ID=tiny\n");
     let content = fs::read(&disks[0].path).unwrap();
-    assert_eq!(registry::digest_of(&content), disks[0].sha256.to_string());
+    let sums = fs::read(disks[0].path.with_extension("sums")).unwrap();
+    assert_eq!(registry::digest_of(&sums), disks[0].digest.to_string());
     assert_eq!(content.len() as u64, disks[0].size_bytes);
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &fs::metadata(&disks[0].path).unwrap().permissions(),

@@ -22,6 +22,13 @@ static ZEROS: [u8; BLOCK] = [0; BLOCK];
 pub(crate) trait BlockFile {
     /// Writes whole blocks at a block number; never called twice for one block except for block 0 and its followers.
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()>;
+
+    /// The same for a whole buffer, which comes back empty, perhaps as another one.
+    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        self.write_blocks(block, buffer)?;
+        buffer.clear();
+        Ok(())
+    }
 }
 
 /// A run of blocks of a file: `length` blocks from logical block `logical` lie at `start`.
@@ -105,9 +112,10 @@ impl<'o> Appender<'o> {
 
     pub(crate) fn flush(&mut self) -> io::Result<()> {
         if !self.buffer.is_empty() {
-            self.out.write_blocks(self.base, &self.buffer)?;
-            self.base += (self.buffer.len() / BLOCK) as u32;
-            self.buffer.clear();
+            let blocks = (self.buffer.len() / BLOCK) as u32;
+            self.out.write_buffer(self.base, &mut self.buffer)?;
+            self.buffer.reserve_exact(BUFFER_BLOCKS * BLOCK);
+            self.base += blocks;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ mod limits;
 mod output;
 mod scratch;
 mod source;
+mod sums;
 mod tree;
 mod xattr;
 
@@ -29,12 +30,12 @@ pub use self::error::{DiskError, EntryFault, LayerFault};
 pub use self::ext4::Headroom;
 use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
 pub use self::limits::Limits;
-use self::output::{FileBlocks, Output};
+use self::output::{FileBlocks, Output, Unsynced};
 pub use self::scratch::create_scratch;
 use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
+pub use self::sums::{CHUNK_BYTES, ChunkSums};
 use self::tree::{Target, Tree};
-use crate::sync::Syncer;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
 pub const FORMAT_VERSION: u32 = 1;
@@ -74,8 +75,8 @@ pub struct BuiltDisk {
     pub size_bytes: u64,
     /// Bytes the host's file system allocated for it.
     pub allocated_bytes: u64,
-    /// SHA-256 of the whole file.
-    pub sha256: [u8; 32],
+    /// The sums of its chunks, and so its digest.
+    pub sums: ChunkSums,
     /// Inodes in the merged tree, the root included.
     pub entries: u64,
     /// Uncompressed bytes of all layers.
@@ -116,16 +117,17 @@ pub fn build(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<BuiltDisk, DiskError> {
     let output = Output::create(output)?;
-    let (merged, size_bytes, syncing) = lay_out(layers, &output, options, None, progress)?;
-    // The digest needs the processor, the sync needs the disk: together they cost what the slower one costs.
-    let sha256 = output::digest(output.file(), size_bytes).map_err(output.error("read back"))?;
-    syncing.finish().map_err(output.error("sync"))?;
+    let (merged, size_bytes, mut unsynced) = lay_out(layers, &output, options, None, progress)?;
+    let sums = unsynced
+        .sums(output.file(), size_bytes)
+        .map_err(output.error("read back"))?;
+    unsynced.syncer.finish().map_err(output.error("sync"))?;
     let metadata = output.file().metadata().map_err(output.error("inspect"))?;
     output.publish(0o444)?;
     Ok(BuiltDisk {
         size_bytes,
         allocated_bytes: std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
-        sha256,
+        sums,
         entries: merged.entries,
         stream_bytes: merged.stream_bytes,
         diff_ids: merged.diff_ids,
@@ -145,8 +147,8 @@ pub fn build_writable(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<(), DiskError> {
     let output = Output::create(output)?;
-    let (_, _, syncing) = lay_out(layers, &output, options, Some(headroom), progress)?;
-    syncing.finish().map_err(output.error("sync"))?;
+    let (_, _, unsynced) = lay_out(layers, &output, options, Some(headroom), progress)?;
+    unsynced.syncer.finish().map_err(output.error("sync"))?;
     output.publish(0o600)
 }
 
@@ -157,17 +159,19 @@ fn lay_out(
     options: &BuildOptions,
     headroom: Option<Headroom>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
-) -> Result<(Merged, u64, Syncer), DiskError> {
-    let mut blocks = FileBlocks::new(output.file()).map_err(output.error("open"))?;
+) -> Result<(Merged, u64, Unsynced), DiskError> {
+    let hashed = headroom.is_none();
+    let mut blocks = FileBlocks::new(output.file(), hashed).map_err(output.error("open"))?;
     let merged = merge(layers, &mut blocks, options, headroom, progress, output)?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
         .set_len(size_bytes)
         .map_err(output.error("size"))?;
-    output::discard(output.file(), &merged.freed).map_err(output.error("discard blocks of"))?;
-    let syncing = blocks.sync().map_err(output.error("sync"))?;
-    Ok((merged, size_bytes, syncing))
+    let unsynced = blocks
+        .finish(&merged.freed)
+        .map_err(output.error("write"))?;
+    Ok((merged, size_bytes, unsynced))
 }
 
 /// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes

@@ -4,13 +4,14 @@ use std::fs::{File, Permissions};
 use std::io;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::{channel, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
+use std::thread::{Builder, JoinHandle};
 
-use sha2::{Digest, Sha256};
 use tempfile::NamedTempFile;
 
 use super::content::{BLOCK, BlockFile};
 use super::error::DiskError;
+use super::sums::{ChunkSums, SumsInOrder};
 use crate::sync::Syncer;
 
 /// A disk being written beside its final place, as `.<name>.<random>.partial`; removed if it is dropped.
@@ -91,45 +92,149 @@ fn directory_of(path: &Path) -> &Path {
 }
 
 /// Writes blocks to a file, and has them on their way to stable storage while more arrive.
-pub(crate) struct FileBlocks<'f> {
-    file: &'f File,
+///
+/// A thread of its own writes and hashes whole buffers, so that whoever fills them only fills them.
+pub(crate) struct FileBlocks {
+    file: File,
+    writer: Writer,
+    used: Receiver<Vec<u8>>,
+    /// Written here, not by the thread.
+    apart: Vec<(u64, u64)>,
+}
+
+/// What the thread gave back.
+struct Done {
     syncer: Syncer,
+    sums: Option<SumsInOrder>,
 }
 
-impl<'f> FileBlocks<'f> {
-    pub(crate) fn new(file: &'f File) -> io::Result<Self> {
-        let syncer = Syncer::new(file)?;
-        Ok(FileBlocks { file, syncer })
+enum Writer {
+    Working {
+        buffers: SyncSender<(u32, Vec<u8>)>,
+        thread: JoinHandle<io::Result<Done>>,
+    },
+    /// It has failed, and its error was told.
+    Failed,
+}
+
+/// What is written but not yet known to be on stable storage.
+pub(crate) struct Unsynced {
+    pub(crate) syncer: Syncer,
+    sums: Option<SumsInOrder>,
+}
+
+impl FileBlocks {
+    /// Buffers on their way to the thread.
+    const BUFFERS: usize = 4;
+
+    /// For a file that is empty so far; `hashed` says whether its sums will be asked for.
+    pub(crate) fn new(file: &File, hashed: bool) -> io::Result<Self> {
+        let (buffers, arriving) = sync_channel::<(u32, Vec<u8>)>(Self::BUFFERS);
+        let (recycle, used) = channel();
+        let to = file.try_clone()?;
+        let mut done = Done {
+            syncer: Syncer::new(file)?,
+            sums: hashed.then(SumsInOrder::default),
+        };
+        let thread = Builder::new()
+            .name("disk-write".to_owned())
+            .spawn(move || {
+                for (block, mut bytes) in arriving {
+                    let at = offset(block);
+                    to.write_all_at(&bytes, at)?;
+                    done.syncer.wrote(bytes.len())?;
+                    if let Some(sums) = &mut done.sums {
+                        sums.wrote(at, &bytes);
+                    }
+                    bytes.clear();
+                    // Nobody takes it back where all is written.
+                    let _ = recycle.send(bytes);
+                }
+                Ok(done)
+            })?;
+        Ok(FileBlocks {
+            file: file.try_clone()?,
+            writer: Writer::Working { buffers, thread },
+            used,
+            apart: Vec::new(),
+        })
     }
 
-    /// All is written: what is to be asked whether it is on stable storage.
-    pub(crate) fn sync(mut self) -> io::Result<Syncer> {
-        self.syncer.request()?;
-        Ok(self.syncer)
+    /// All is written, and `freed` are runs of blocks to be given back: begins to sync.
+    pub(crate) fn finish(mut self, freed: &[(u32, u32)]) -> io::Result<Unsynced> {
+        let Done {
+            mut syncer,
+            mut sums,
+        } = self.join()?;
+        discard(&self.file, freed)?;
+        syncer.request()?;
+        if let Some(sums) = &mut sums {
+            let freed = freed
+                .iter()
+                .map(|(start, length)| (offset(*start), offset(*length)));
+            for (at, length) in freed.chain(self.apart.iter().copied()) {
+                sums.changed(at, length);
+            }
+        }
+        Ok(Unsynced { syncer, sums })
+    }
+
+    fn join(&mut self) -> io::Result<Done> {
+        match std::mem::replace(&mut self.writer, Writer::Failed) {
+            Writer::Working { buffers, thread } => {
+                drop(buffers);
+                thread
+                    .join()
+                    .unwrap_or_else(|_| Err(io::Error::other("the writing thread panicked")))
+            }
+            Writer::Failed => Err(io::Error::other("the disk was not written")),
+        }
     }
 }
 
-impl BlockFile for FileBlocks<'_> {
+impl Unsynced {
+    /// The sums of the whole file, which has its final size: what was not written in order is read back.
+    pub(crate) fn sums(&mut self, file: &File, size_bytes: u64) -> io::Result<ChunkSums> {
+        let known = self.sums.take().map_or_else(Vec::new, SumsInOrder::known);
+        ChunkSums::complete(file, size_bytes, known)
+    }
+}
+
+impl BlockFile for FileBlocks {
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()> {
-        self.file
-            .write_all_at(bytes, u64::from(block) * BLOCK as u64)?;
-        self.syncer.wrote(bytes.len())
+        self.file.write_all_at(bytes, offset(block))?;
+        self.apart.push((offset(block), bytes.len() as u64));
+        Ok(())
     }
+
+    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let empty = self.used.try_recv().unwrap_or_default();
+        let full = std::mem::replace(buffer, empty);
+        if let Writer::Working { buffers, .. } = &self.writer
+            && buffers.send((block, full)).is_ok()
+        {
+            return Ok(());
+        }
+        // The thread ended early, and can say why.
+        self.join()
+            .and(Err(io::Error::other("the disk was not written")))
+    }
+}
+
+fn offset(block: u32) -> u64 {
+    u64::from(block) * BLOCK as u64
 }
 
 /// Gives blocks that no file has any more back to the host, so that nothing of them stays readable.
-pub(crate) fn discard(file: &File, runs: &[(u32, u32)]) -> io::Result<()> {
+fn discard(file: &File, runs: &[(u32, u32)]) -> io::Result<()> {
     for (start, length) in runs {
-        let (offset, length) = (
-            u64::from(*start) * BLOCK as u64,
-            u64::from(*length) * BLOCK as u64,
-        );
-        if !punch(file, offset, length)? {
+        let (at, length) = (offset(*start), offset(*length));
+        if !punch(file, at, length)? {
             let zeros = vec![0u8; 1 << 20];
             let mut done = 0;
             while done < length {
                 let take = (length - done).min(zeros.len() as u64);
-                file.write_all_at(&zeros[..take as usize], offset + done)?;
+                file.write_all_at(&zeros[..take as usize], at + done)?;
                 done += take;
             }
         }
@@ -156,39 +261,4 @@ fn punch(file: &File, offset: u64, length: u64) -> io::Result<bool> {
 #[cfg(not(target_os = "linux"))]
 fn punch(_file: &File, _offset: u64, _length: u64) -> io::Result<bool> {
     Ok(false)
-}
-
-/// SHA-256 of the whole file: read on one thread, hashed on another.
-pub(crate) fn digest(file: &File, size: u64) -> io::Result<[u8; 32]> {
-    const PIECE: u64 = 1 << 20;
-    const PIECES: usize = 2;
-    std::thread::scope(|scope| {
-        let (sender, pieces) = sync_channel::<io::Result<Vec<u8>>>(PIECES);
-        let (used, recycled) = channel::<Vec<u8>>();
-        std::thread::Builder::new()
-            .name("disk-read".to_owned())
-            .spawn_scoped(scope, move || {
-                let mut offset = 0;
-                while offset < size {
-                    let want = (size - offset).min(PIECE);
-                    let mut piece = recycled.try_recv().unwrap_or_default();
-                    piece.resize(want as usize, 0);
-                    let read = file.read_exact_at(&mut piece, offset).map(|()| piece);
-                    let failed = read.is_err();
-                    // Nobody takes it where hashing ended early, which it does only after an error.
-                    if sender.send(read).is_err() || failed {
-                        return;
-                    }
-                    offset += want;
-                }
-            })?;
-        let mut hasher = Sha256::new();
-        for piece in pieces {
-            let piece = piece?;
-            hasher.update(&piece);
-            // Nobody takes it back once all is read.
-            let _ = used.send(piece);
-        }
-        Ok(hasher.finalize().into())
-    })
 }

@@ -26,8 +26,9 @@ const MAX_NOTE: u64 = 64 << 10;
 pub struct BaseDisk {
     /// The ext4 file. Only ever open it for reading.
     pub path: PathBuf,
-    /// The SHA-256 of the whole file, recorded when it was built.
-    pub sha256: Digest,
+    /// Its digest, recorded when it was built: that of its [`ChunkSums`](crate::disk::ChunkSums), which stand
+    /// beside it in a file of the same name that ends in `.sums`.
+    pub digest: Digest,
     /// Its length in bytes (it is sparse).
     pub size_bytes: u64,
     /// Keeps the disk; hand it on, or take another with [`BaseDiskGuard::hold`] in the process that
@@ -63,7 +64,8 @@ impl BaseDiskGuard {
 struct Note {
     format: u32,
     manifest: Digest,
-    sha256: Digest,
+    /// Of the sums. A note without is of a time when disks were hashed in one piece: the disk is built again.
+    sums: Digest,
     size_bytes: u64,
 }
 
@@ -123,7 +125,7 @@ impl ImageStore {
             .collect()
     }
 
-    /// Moves a built disk, synced and read-only as the builder left it, to its place: the note first, so that a disk is never without one.
+    /// Moves a built disk, synced and read-only as the builder left it, to its place: its sums and note first, so that it is never without them.
     pub(crate) fn publish_disk(
         &self,
         _transaction: &Transaction,
@@ -134,12 +136,14 @@ impl ImageStore {
         let note = Note {
             format: FORMAT,
             manifest: digest,
-            sha256: Digest::from_bytes(built.sha256),
+            sums: built.sums.digest(),
             size_bytes: built.size_bytes,
         };
         // Numbers and digests: there is nothing here JSON cannot hold.
         let json = serde_json::to_vec(&note).unwrap_or_default();
-        files::write_atomically(&self.disk_note_path(digest), &json)?;
+        let sums = self.disk_path(digest).with_extension("sums");
+        files::replace(&sums, built.sums.text().as_bytes())?;
+        files::replace(&self.disk_note_path(digest), &json)?;
         let path = self.disk_path(digest);
         fs::rename(staged, &path).context("publish", &path)?;
         files::sync_dir(&self.disks())
@@ -173,7 +177,7 @@ impl ImageStore {
         }
         Ok(Some(BaseDisk {
             path,
-            sha256: note.sha256,
+            digest: note.sums,
             size_bytes: note.size_bytes,
             guard,
         }))
@@ -210,12 +214,13 @@ impl ImageStore {
             }
             reclaimed.count(files::remove_file(&path)?);
             files::remove_file(&path.with_extension("json"))?;
+            files::remove_file(&path.with_extension("sums"))?;
         }
-        // Notes whose disk never came (a crash between the two renames).
+        // Notes and sums whose disk never came (a crash between the renames).
         for path in files::entries(&self.disks())? {
             if path
                 .extension()
-                .is_some_and(|extension| extension == "json")
+                .is_some_and(|extension| extension == "json" || extension == "sums")
                 && !path.with_extension("ext4").exists()
             {
                 files::remove_file(&path)?;

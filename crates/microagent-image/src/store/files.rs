@@ -25,7 +25,13 @@ pub(crate) fn sync_dir(directory: &Path) -> Result<()> {
 
 /// Writes a whole small file: temp, fsync, rename, fsync of the directory.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
-    let directory = path.parent().unwrap_or(Path::new("."));
+    replace(path, content)?;
+    sync_dir(directory_of(path))
+}
+
+/// The same where a crash may take the file: the caller syncs the directory, or can make it again.
+pub(super) fn replace(path: &Path, content: &[u8]) -> Result<()> {
+    let directory = directory_of(path);
     // Created 0600; removed when dropped before the rename. A crash leaves `.tmp…`, which is swept.
     let mut temporary = tempfile::Builder::new()
         .prefix(".tmp")
@@ -37,7 +43,11 @@ pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
         .persist(path)
         .map_err(|error| error.error)
         .context("replace", path)?;
-    sync_dir(directory)
+    Ok(())
+}
+
+fn directory_of(path: &Path) -> &Path {
+    path.parent().unwrap_or(Path::new("."))
 }
 
 /// How many bytes this user may still write to the file system of `path`; `None` where it does not say.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/oci-layout, index.json, blobs/sha256/<hex>     an OCI image layout
-//! <root>/disks/<hex>.<format>.ext4 (0444), .json        base disks by manifest digest
+//! <root>/disks/<hex>.<format>.ext4 (0444), .json, .sums base disks by manifest digest
 //! <root>/partial/<hex>                                   layers that did not come whole yet
 //! <root>/tmp/op-…                                        operations under way
 //! <root>/locks/<hex>, index.lock, activity.lock          advisory locks
@@ -18,7 +18,7 @@ mod partial;
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -150,7 +150,7 @@ impl ImageStore {
             None => {
                 // Inside a transaction, so that no sweep takes the new file for the rest of a crash.
                 let _transaction = store.begin()?;
-                files::write_atomically(&marker, LAYOUT)?;
+                files::replace(&marker, LAYOUT)?;
             }
             Some(found) => crate::import::check_layout_version(&marker, &found)?,
         }
@@ -556,6 +556,10 @@ fn ambiguous(name: &str, entries: &[Entry]) -> ImageError {
 pub(crate) fn stage_bytes(transaction: &Transaction, bytes: &[u8]) -> Result<StagedBlob> {
     let digest = Digest::of(bytes);
     let path = transaction.path(&format!("small-{}", digest.hex()));
-    files::write_atomically(&path, bytes)?;
+    // Seen by nobody before it is published, so it needs no rename.
+    let mut file = files::create_new(&path)?;
+    file.write_all(bytes)
+        .and_then(|()| file.sync_all())
+        .context("write", &path)?;
     Ok((digest, path))
 }

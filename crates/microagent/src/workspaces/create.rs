@@ -13,7 +13,7 @@ use serde::Serialize;
 
 use super::{
     StartOptions, Started, Workspaces, launch,
-    manifest::{Manifest, Part, Parts},
+    manifest::{Hashed, Manifest, Part, Parts},
 };
 use crate::{
     command,
@@ -286,14 +286,17 @@ pub(crate) fn manifest(
             kernel: Part {
                 path: kernel.kernel.clone(),
                 sha256: kernel.info.sha256.clone(),
+                hashed: Hashed::Whole,
             },
             initramfs: Part {
                 path: kernel.initramfs.clone(),
                 sha256: kernel.initramfs_sha256.clone(),
+                hashed: Hashed::Whole,
             },
             base_disk: Part {
                 path: image.disk.path.clone(),
-                sha256: image.disk.sha256.hex(),
+                sha256: image.disk.digest.hex(),
+                hashed: Hashed::Chunks,
             },
             guest_sha256: GUEST_SHA256.to_owned(),
         },

@@ -39,8 +39,22 @@ const MAX: u64 = 4 << 20;
 pub(crate) struct Part {
     /// Where it is.
     pub(crate) path: PathBuf,
-    /// The SHA-256 of the whole file, in hexadecimal.
+    /// A SHA-256 in hexadecimal.
     pub(crate) sha256: String,
+    /// What that is of.
+    #[serde(default)]
+    pub(crate) hashed: Hashed,
+}
+
+/// What a digest is of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub(crate) enum Hashed {
+    /// The file; base disks too, in workspaces of the first versions.
+    #[default]
+    Whole,
+    /// The list of the sums of the file's chunks ([`microagent_image::disk::ChunkSums`]).
+    Chunks,
 }
 
 /// Everything a machine boots from that is not the workspace's own.

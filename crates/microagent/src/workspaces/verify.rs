@@ -1,6 +1,7 @@
 //! Whether a workspace still is what was recorded when it was made.
 //!
-//! Each part is hashed whole. What was hashed once is not hashed again as long as its device,
+//! Each part is hashed whole; disks in chunks, on all processors, so that a change of them is also
+//! found with its place. What was hashed once is not hashed again as long as its device,
 //! inode, size, modification time and change time are the same: a write changes the change time,
 //! which no call can set back, so only root, who could change microagent itself, or a clock that
 //! was set back gets past it. A file that changed within the clock's own step of the hashing is
@@ -8,16 +9,17 @@
 
 use std::{
     fs::{self, File, Metadata},
+    io::Read as _,
     os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use microagent_image::Digest;
+use microagent_image::{Digest, disk::ChunkSums};
 use microagent_kernel::GUEST_SHA256;
 use serde::{Deserialize, Serialize};
 
-use super::manifest::{Manifest, Part};
+use super::manifest::{Hashed, Manifest, Part};
 use crate::{
     config::Config,
     error::{Error, IoContext, Result},
@@ -26,6 +28,9 @@ use crate::{
 
 /// How long ago a file must have changed for its change time to tell it from a later change.
 const RACY: Duration = Duration::from_secs(2);
+
+/// The list of sums beside a disk may not be larger, in bytes.
+const MAX_SUMS: u64 = 8 << 20;
 
 /// How thoroughly a workspace is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -90,12 +95,34 @@ fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Di
             actual,
         })
     };
-    match sha256_of(config, &part.path, how) {
+    match sha256_of(config, part, how) {
         Ok(actual) if actual == part.sha256 => None,
-        Ok(actual) => differs("sha256", actual),
+        Ok(actual) => differs("sha256", actual + &place_of_change(part)),
         Err(Error::Io { source, .. }) => differs("content", format!("an error ({source})")),
         Err(error) => differs("content", format!("an error ({error})")),
     }
+}
+
+/// Where a disk was changed, as far as the sums beside it are those that were recorded.
+fn place_of_change(part: &Part) -> String {
+    if part.hashed == Hashed::Whole {
+        return String::new();
+    }
+    let recorded = File::open(part.path.with_extension("sums"))
+        .ok()
+        .and_then(|file| {
+            let mut text = String::new();
+            file.take(MAX_SUMS).read_to_string(&mut text).ok()?;
+            ChunkSums::parse(&text)
+        })
+        .filter(|sums| sums.digest().hex() == part.sha256);
+    let changed = recorded.and_then(|recorded| {
+        let found = ChunkSums::of_file(&File::open(&part.path).ok()?).ok()?;
+        recorded.first_difference(&found)
+    });
+    changed.map_or_else(String::new, |(from, to)| {
+        format!(" (first changed between the bytes {from} and {to})")
+    })
 }
 
 /// A file's identity at the time it was hashed.
@@ -137,10 +164,13 @@ impl Stamp {
 #[derive(Serialize, Deserialize)]
 struct Known {
     stamp: Stamp,
+    #[serde(default)]
+    hashed: Hashed,
     sha256: String,
 }
 
-fn sha256_of(config: &Config, path: &Path, how: Verify) -> Result<String> {
+fn sha256_of(config: &Config, part: &Part, how: Verify) -> Result<String> {
+    let path: &Path = &part.path;
     let file = File::open(path).context("open", path)?;
     let before = Stamp::of(&file.metadata().context("look at", path)?);
     let note = config.verified_dir().join(format!(
@@ -151,15 +181,22 @@ fn sha256_of(config: &Config, path: &Path, how: Verify) -> Result<String> {
         && let Ok(bytes) = fs::read(&note)
         && let Ok(known) = serde_json::from_slice::<Known>(&bytes)
         && known.stamp == before
+        && known.hashed == part.hashed
     {
         return Ok(known.sha256);
     }
     let begun = SystemTime::now();
-    let sha256 = Digest::of_reader(&file).context("read", path)?.hex();
+    let sha256 = match part.hashed {
+        Hashed::Whole => Digest::of_reader(&file),
+        Hashed::Chunks => ChunkSums::of_file(&file).map(|sums| sums.digest()),
+    }
+    .context("read", path)?
+    .hex();
     let after = Stamp::of(&file.metadata().context("look at", path)?);
     if before == after && before.is_settled(begun) {
         let known = Known {
             stamp: before,
+            hashed: part.hashed,
             sha256: sha256.clone(),
         };
         // Without the note it is hashed again, which is only slower.
@@ -187,6 +224,7 @@ mod tests {
         let part = Part {
             path: path.clone(),
             sha256: files::sha256(b"content"),
+            hashed: Hashed::Whole,
         };
         assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
         // Same length and same modification time: the change time tells.
@@ -224,7 +262,13 @@ mod tests {
         assert!(stamp.is_settled(SystemTime::now() + Duration::from_secs(10)));
         let known = Known {
             stamp,
+            hashed: Hashed::Whole,
             sha256: "known".to_owned(),
+        };
+        let mut part = Part {
+            path: path.clone(),
+            sha256: String::new(),
+            hashed: Hashed::Whole,
         };
         let note = files::sha256(path.as_os_str().as_encoded_bytes());
         fs::create_dir(config.verified_dir()).unwrap();
@@ -235,8 +279,41 @@ mod tests {
         .unwrap();
         let note = config.verified_dir().join(format!("{note}.json"));
         files::write_json(&note, &known, Durability::Unsynced).unwrap();
-        assert_eq!(sha256_of(&config, &path, Verify::Changed).unwrap(), "known");
-        let actual = sha256_of(&config, &path, Verify::Everything).unwrap();
+        assert_eq!(sha256_of(&config, &part, Verify::Changed).unwrap(), "known");
+        let actual = sha256_of(&config, &part, Verify::Everything).unwrap();
         assert_eq!(actual, files::sha256(b"content"));
+        part.hashed = Hashed::Chunks;
+        let chunks = sha256_of(&config, &part, Verify::Changed).unwrap();
+        assert!(chunks != "known" && chunks != actual, "{chunks}");
+    }
+
+    #[test]
+    fn a_change_of_a_disk_has_a_place() {
+        let base = tempfile::tempdir().unwrap();
+        let config = Config::new(base.path(), base.path(), SupervisorProgram::ThisProgram);
+        let path = base.path().join("disk.ext4");
+        let mut content = vec![7; 9 << 20];
+        fs::write(&path, &content).unwrap();
+        let sums = ChunkSums::of_file(&File::open(&path).unwrap()).unwrap();
+        fs::write(path.with_extension("sums"), sums.text()).unwrap();
+        let part = Part {
+            path: path.clone(),
+            sha256: sums.digest().hex(),
+            hashed: Hashed::Chunks,
+        };
+        assert_eq!(check(&config, "base_disk", &part, Verify::Changed), None);
+        content[5 << 20] = 8;
+        fs::write(&path, &content).unwrap();
+        let found = check(&config, "base_disk", &part, Verify::Changed).unwrap();
+        assert!(
+            found
+                .actual
+                .ends_with(" (first changed between the bytes 4194304 and 8388608)"),
+            "{found}"
+        );
+        // Sums that are not those recorded say nothing.
+        fs::write(path.with_extension("sums"), "other").unwrap();
+        let found = check(&config, "base_disk", &part, Verify::Changed).unwrap();
+        assert_eq!(found.actual.len(), 64, "{found}");
     }
 }

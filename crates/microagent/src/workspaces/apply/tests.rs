@@ -17,7 +17,7 @@ use crate::{
     result::KernelInfo,
     workspaces::{
         Workspaces,
-        manifest::{MANIFEST, Part, Parts},
+        manifest::{Hashed, MANIFEST, Part, Parts},
     },
 };
 
@@ -67,6 +67,7 @@ impl Place {
         let part = || Part {
             path: PathBuf::from("/none"),
             sha256: String::new(),
+            hashed: Hashed::Whole,
         };
         let directory = config.workspaces_dir().join("web");
         fs::create_dir_all(&directory).unwrap();
