@@ -229,17 +229,23 @@ impl<R: Read> FrameReader<R> {
             return Ok(None);
         }
         let (kind, length) = decode_header(header)?;
-        // Grow as bytes arrive, not by the claimed length.
-        self.buffer.clear();
-        let got = (&mut self.stream)
-            .take(length as u64)
-            .read_to_end(&mut self.buffer)?;
-        if got != length {
-            return Err(FrameError::Truncated);
+        let mut got = 0;
+        while got < length {
+            // Grow as bytes arrive, not by the claimed length. What was grown once stays.
+            let end = length.min(got + MAX_DATA);
+            if self.buffer.len() < end {
+                self.buffer.resize(end, 0);
+            }
+            match self.stream.read(&mut self.buffer[got..end]) {
+                Ok(0) => return Err(FrameError::Truncated),
+                Ok(count) => got += count,
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) => return Err(error.into()),
+            }
         }
         Ok(Some(Frame {
             kind,
-            payload: &self.buffer,
+            payload: &self.buffer[..length],
         }))
     }
 
