@@ -4,7 +4,7 @@
 use std::{
     fs::{self, File, OpenOptions},
     io,
-    os::fd::{AsRawFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     path::Path,
 };
 
@@ -15,6 +15,7 @@ const ROOT: &str = "/sys/fs/cgroup";
 /// The group every session's process starts in.
 #[derive(Debug)]
 pub(crate) struct Workloads {
+    folder: File,
     members: File,
     kill: Option<File>,
 }
@@ -42,6 +43,7 @@ impl Workloads {
         fs::create_dir(&folder)?;
         fs::write(folder.join("pids.max"), most_processes().to_string())?;
         Ok(Self {
+            folder: File::open(&folder)?,
             members: OpenOptions::new()
                 .write(true)
                 .open(folder.join("cgroup.procs"))?,
@@ -51,6 +53,11 @@ impl Workloads {
                 .open(folder.join("cgroup.kill"))
                 .ok(),
         })
+    }
+
+    /// What a process is born into.
+    pub(crate) fn folder(&self) -> BorrowedFd<'_> {
+        self.folder.as_fd()
     }
 
     /// Where a process writes `0` to join.

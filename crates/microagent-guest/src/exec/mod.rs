@@ -1,7 +1,11 @@
 //! Sessions: one stream from the host, one process or one forwarded connection,
 //! one thread each. This module accepts and counts them; it does not know what
 //! is in a stream.
+//!
+//! A thread that accepts a stream serves it itself, and threads that have served stay for the next
+//! one: making a thread takes as long as starting a small program.
 
+mod offspring;
 mod oom;
 mod plan;
 mod pump;
@@ -14,10 +18,9 @@ mod user;
 use std::{
     fs::File,
     io,
-    os::fd::RawFd,
     path::Path,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
     thread,
@@ -26,7 +29,7 @@ use std::{
 
 use microagent_protocol::guest::AGENT_PORT;
 
-use self::{oom::OomCounter, shell::Shells};
+use self::{oom::OomCounter, shell::Shells, user::Accounts};
 use crate::{
     THREAD_STACK,
     cgroup::Workloads,
@@ -43,12 +46,20 @@ const MOST_SESSIONS: usize = 256;
 /// The most forwarded connections at a time, beside the sessions.
 const MOST_FORWARDS: usize = 512;
 
+/// How many threads without a session stay: one accepts, the others wait for their turn.
+const MOST_IDLE: usize = 3;
+
 /// Serves sessions.
 #[derive(Debug)]
 pub(crate) struct Server {
+    /// Only one thread at a time waits for the next stream: all of them would wake for it.
+    listener: Mutex<Listener>,
+    /// Threads without a session.
+    idle: AtomicUsize,
     hostname: String,
     processes: Arc<Processes>,
     group: Option<Workloads>,
+    accounts: Accounts,
     oom_kills: OomCounter,
     shells: Shells,
     sessions: AtomicUsize,
@@ -62,21 +73,19 @@ impl Server {
         let listener = Listener::bind(AGENT_PORT)
             .context(format_args!("listen on the vsock port {AGENT_PORT}"))?;
         let server = Arc::new(Self {
+            listener: Mutex::new(listener),
+            idle: AtomicUsize::new(0),
             hostname: hostname.to_owned(),
             processes: Arc::default(),
             group: Workloads::create(),
+            accounts: Accounts::below(Path::new("/")),
             oom_kills: OomCounter::open(),
             shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
             copies: Copies::default(),
             forwards: AtomicUsize::new(0),
         });
-        let serving = Arc::clone(&server);
-        thread::Builder::new()
-            .name("sessions".to_owned())
-            .stack_size(THREAD_STACK)
-            .spawn(move || serving.accept(&listener))
-            .context("start the session thread")?;
+        server.add_thread().context("start the session thread")?;
         Ok(server)
     }
 
@@ -90,11 +99,6 @@ impl Server {
         self.group.as_ref()
     }
 
-    /// Where a process joins that group.
-    fn members(&self) -> Option<RawFd> {
-        self.group.as_ref().map(Workloads::members)
-    }
-
     /// The copies under way.
     pub(crate) fn copies(&self) -> &Copies {
         &self.copies
@@ -105,10 +109,53 @@ impl Server {
         self.sessions.load(Ordering::Acquire)
     }
 
-    fn accept(self: &Arc<Self>, listener: &Listener) {
+    fn add_thread(self: &Arc<Self>) -> io::Result<()> {
+        let server = Arc::clone(self);
+        self.idle.fetch_add(1, Ordering::AcqRel);
+        let started = thread::Builder::new()
+            .name("session".to_owned())
+            .stack_size(THREAD_STACK)
+            .spawn(move || server.work());
+        if let Err(error) = started {
+            self.idle.fetch_sub(1, Ordering::AcqRel);
+            return Err(error);
+        }
+        Ok(())
+    }
+
+    /// Serves one stream after the other, for as long as this thread is needed.
+    fn work(self: Arc<Self>) {
+        loop {
+            let stream = self.accept();
+            let place = Place::take(&self);
+            if self.idle.fetch_sub(1, Ordering::AcqRel) == 1
+                && let Err(error) = self.add_thread()
+            {
+                // Somebody must accept the next stream. The host sees this one end.
+                console::say(format_args!("start a session: {error}"));
+                self.idle.fetch_add(1, Ordering::AcqRel);
+                continue;
+            }
+            if self.sessions() > MOST_SESSIONS {
+                session::refuse(
+                    stream,
+                    &format!("the guest serves at most {MOST_SESSIONS} sessions at a time"),
+                );
+            } else {
+                session::serve(stream, place);
+            }
+            if self.idle.fetch_add(1, Ordering::AcqRel) >= MOST_IDLE {
+                self.idle.fetch_sub(1, Ordering::AcqRel);
+                return;
+            }
+        }
+    }
+
+    fn accept(&self) -> File {
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             match listener.accept() {
-                Ok(stream) => self.serve(stream),
+                Ok(stream) => return stream,
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     // Out of memory or descriptors: both pass.
@@ -116,25 +163,6 @@ impl Server {
                     thread::sleep(Duration::from_millis(50));
                 }
             }
-        }
-    }
-
-    fn serve(self: &Arc<Self>, stream: File) {
-        let place = Place::take(self);
-        if self.sessions() > MOST_SESSIONS {
-            session::refuse(
-                stream,
-                &format!("the guest serves at most {MOST_SESSIONS} sessions at a time"),
-            );
-            return;
-        }
-        let started = thread::Builder::new()
-            .name("session".to_owned())
-            .stack_size(THREAD_STACK)
-            .spawn(move || session::serve(stream, place));
-        if let Err(error) = started {
-            // The host sees the stream end.
-            console::say(format_args!("start a session: {error}"));
         }
     }
 }

@@ -23,7 +23,7 @@ impl OomCounter {
     }
 
     fn read(&self) -> u64 {
-        let mut buffer = vec![0; 16 * 1024];
+        let mut buffer = [0; 16 * 1024];
         let read = self
             .0
             .as_ref()
@@ -56,10 +56,13 @@ impl OomWatch<'_> {
     }
 }
 
+/// Looks from the end, where newer counters are, and at bytes: this is done twice for every process.
 fn find_oom_kills(vmstat: &[u8]) -> Option<u64> {
-    let text = std::str::from_utf8(vmstat).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("oom_kill ")?.trim().parse().ok())
+    let lines = vmstat.rsplit(|byte| *byte == b'\n');
+    let value = lines
+        .filter_map(|line| line.strip_prefix(b"oom_kill "))
+        .next()?;
+    std::str::from_utf8(value).ok()?.trim().parse().ok()
 }
 
 #[cfg(test)]

@@ -5,12 +5,11 @@ use std::{
     fs::{self, DirBuilder},
     io::ErrorKind,
     os::unix::fs::DirBuilderExt,
-    path::Path,
 };
 
 use microagent_protocol::{ExecRequest, StartFailure};
 
-use super::user::{self, Identity};
+use super::user::{Accounts, Identity};
 use crate::error::Error;
 
 /// The six directories programs are usually in.
@@ -35,9 +34,13 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// Resolves `request` in the file system below `root`; makes the working
+    /// Resolves `request` with the image's `accounts`; makes the working
     /// directory if it is missing, as container engines do.
-    pub(crate) fn new(request: &ExecRequest, hostname: &str, root: &Path) -> Result<Self, Error> {
+    pub(crate) fn new(
+        request: &ExecRequest,
+        hostname: &str,
+        accounts: &Accounts,
+    ) -> Result<Self, Error> {
         let invalid = |message: String| Error::start(StartFailure::Invalid, message);
         let Some(program) = request.argv.first() else {
             return Err(invalid("the command is empty; name a program".to_owned()));
@@ -50,7 +53,7 @@ impl Plan {
             .iter()
             .map(|text| c_string(text))
             .collect::<Result<_, _>>()?;
-        let identity = user::resolve(request.user.as_deref(), root)?;
+        let identity = accounts.resolve(request.user.as_deref())?;
         let cwd = request
             .cwd
             .as_deref()
@@ -141,6 +144,8 @@ fn make_cwd(cwd: &str) -> Result<(), Error> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use microagent_protocol::{ExecRole, TtySize};
 
     use super::*;
@@ -175,9 +180,19 @@ mod tests {
         assert_eq!(candidates("./ls", "/bin"), ["./ls"]);
         assert!(candidates("", "/bin").is_empty());
         let folder = tempfile::tempdir().unwrap();
-        let plan = Plan::new(&request(&["x"], &["PATH=/only"]), "box", folder.path()).unwrap();
+        let plan = Plan::new(
+            &request(&["x"], &["PATH=/only"]),
+            "box",
+            &Accounts::below(folder.path()),
+        )
+        .unwrap();
         assert_eq!(plan.candidates, [c"/only/x".to_owned()]);
-        let plan = Plan::new(&request(&["x"], &[]), "box", folder.path()).unwrap();
+        let plan = Plan::new(
+            &request(&["x"], &[]),
+            "box",
+            &Accounts::below(folder.path()),
+        )
+        .unwrap();
         assert_eq!(plan.candidates.len(), 6);
     }
 
@@ -208,7 +223,7 @@ mod tests {
         let new = folder.path().join("a/b");
         let mut wanted = request(&["x"], &[]);
         wanted.cwd = Some(new.to_str().unwrap().to_owned());
-        Plan::new(&wanted, "box", folder.path()).unwrap();
+        Plan::new(&wanted, "box", &Accounts::below(folder.path())).unwrap();
         assert!(new.is_dir());
         fs::write(folder.path().join("file"), "").unwrap();
         for bad in [
@@ -218,7 +233,7 @@ mod tests {
         ] {
             wanted.cwd = Some(bad.to_str().unwrap().to_owned());
             assert_eq!(
-                reason(Plan::new(&wanted, "box", folder.path())),
+                reason(Plan::new(&wanted, "box", &Accounts::below(folder.path()))),
                 StartFailure::BadWorkdir
             );
         }
@@ -226,7 +241,7 @@ mod tests {
 
     #[test]
     fn impossible_commands_are_refused() {
-        let root = Path::new("/nonexistent");
+        let root = &Accounts::below(Path::new("/nonexistent"));
         assert_eq!(
             reason(Plan::new(&request(&[], &[]), "box", root)),
             StartFailure::Invalid

@@ -1,6 +1,6 @@
 //! One session: read what to run or where to connect, do it or say why not, pump until it ends.
 
-use std::{fs::File, os::fd::OwnedFd, path::Path, time::Duration};
+use std::{fs::File, os::fd::OwnedFd, time::Duration};
 
 use microagent_protocol::{
     ExecRequest, ExecRole, FrameKind, FrameReader, ShellLine, ShellStart, StartFailure, TtySize,
@@ -98,7 +98,7 @@ fn run(mut stream: File, request: &ExecRequest, server: &Server) -> Result<(), E
         Err(error) => return not_started(&mut stream, &error),
     };
     let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
-    wait_for_full_pipes();
+    let _patience = FullPipes::awaited();
     let process = Process::new(child, &server.processes, oom_kills);
     let (_, pumped) = Pump::new(stream, process, sides).run(&SessionReply::Started { pid });
     pumped
@@ -119,7 +119,7 @@ fn run_line(mut stream: File, line: &ShellLine, server: &Server) -> Result<(), E
         Ok(begun) => begun,
         Err(error) => return not_started(&mut stream, &error),
     };
-    wait_for_full_pipes();
+    let _patience = FullPipes::awaited();
     let (line, pumped) = Pump::new(stream, line, sides).run(&reply);
     server.shells.finish(&mut turn, line);
     pumped
@@ -141,11 +141,11 @@ fn begin<'a>(
         let plan = Plan::new(
             &shell_request(&line.shell),
             &server.hostname,
-            Path::new("/"),
+            &server.accounts,
         )?;
         let uid = plan.identity.uid;
         Shell::start(&line.shell.program, (number, base), uid, |stdio| {
-            spawn(&plan, &stdio, server.members(), &server.processes)
+            spawn(&plan, &stdio, server.group(), &server.processes)
         })
     })?;
     let reply = SessionReply::Line {
@@ -180,14 +180,29 @@ fn has_hung_up(stream: &File) -> Result<bool, Error> {
 
 /// Lets a process that writes in small pieces go on instead of preempting it at
 /// each, so that a frame carries what has gathered. An idle processor still
-/// passes every piece on at once. Must come after the process was forked, as
-/// it would inherit this.
-fn wait_for_full_pipes() {
+/// passes every piece on at once. Must come after the process was started, as
+/// it would inherit this; ends when dropped.
+struct FullPipes;
+
+impl FullPipes {
+    fn awaited() -> Self {
+        schedule(libc::SCHED_BATCH);
+        Self
+    }
+}
+
+impl Drop for FullPipes {
+    fn drop(&mut self) {
+        schedule(libc::SCHED_OTHER);
+    }
+}
+
+/// Makes this thread one of `policy`. A kernel that refuses only makes bulk output slower.
+fn schedule(policy: i32) {
     // SAFETY: the parameter lives through the call; 0 is the calling thread.
-    // A kernel that refuses only makes bulk output slower.
     unsafe {
         let none: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(0, libc::SCHED_BATCH, &raw const none);
+        libc::sched_setscheduler(0, policy, &raw const none);
     }
 }
 
@@ -207,12 +222,12 @@ fn not_started(stream: &mut File, error: &Error) -> Result<(), Error> {
 
 fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child, Sides), Error> {
     let stop_signal = stop_signal(request.stop_signal)?;
-    let plan = Plan::new(request, &server.hostname, Path::new("/"))?;
+    let plan = Plan::new(request, &server.hostname, &server.accounts)?;
     let (stdio, sides) = match request.tty {
         Some(size) => with_terminal(size, plan.identity.uid, request.stdin)?,
         None => with_pipes(request.stdin)?,
     };
-    let child = spawn(&plan, &stdio, server.members(), &server.processes)?;
+    let child = spawn(&plan, &stdio, server.group(), &server.processes)?;
     if request.role == ExecRole::Workload {
         let child = child.clone();
         server

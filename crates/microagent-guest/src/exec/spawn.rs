@@ -1,21 +1,19 @@
-//! From a plan to a process: fork, become it, and learn exactly what failed.
+//! From a plan to a process: bear it, become it, and learn exactly what failed.
 
 use std::{
-    ffi::{CString, c_char, c_int},
-    fs::{File, OpenOptions},
-    io::{self, Read},
+    ffi::{CString, c_char, c_int, c_void},
+    fs::OpenOptions,
+    io,
     os::fd::{AsRawFd, OwnedFd, RawFd},
     ptr::null,
 };
 
 use microagent_protocol::StartFailure;
-use rustix::{
-    pipe::{PipeFlags, pipe_with},
-    process::{Pid, WaitOptions, waitpid},
-};
+use rustix::process::{WaitOptions, waitpid};
 
-use super::plan::Plan;
+use super::{offspring, plan::Plan};
 use crate::{
+    cgroup::Workloads,
     error::{Context, Error},
     reaper::{Child, Processes},
 };
@@ -47,45 +45,64 @@ fn open_null(options: &OpenOptions) -> Result<OwnedFd, Error> {
     Ok(file.into())
 }
 
-/// Starts `plan` in a session of its own, in the control group that `members` admits to.
+/// Starts `plan` in a session of its own, in the control group `group`.
 pub(crate) fn spawn(
     plan: &Plan,
     stdio: &Stdio,
-    members: Option<RawFd>,
+    group: Option<&Workloads>,
     processes: &Processes,
 ) -> Result<Child, Error> {
-    let pointers = Pointers::new(plan);
-    let (report, report_end) = pipe_with(PipeFlags::CLOEXEC).context("make a pipe")?;
-    processes.start(move || {
-        // SAFETY: the child only runs `become_it`, which keeps to what is
-        // allowed between fork and exec in a program with threads.
-        let pid = unsafe { libc::fork() };
-        if pid == 0 {
-            become_it(plan, &pointers, stdio, members, report_end.as_raw_fd());
+    let mut newborn = Newborn {
+        plan,
+        pointers: Pointers::new(plan),
+        stdio,
+        members: None,
+        failure: None,
+    };
+    processes.start(|| {
+        let mut started = newborn.start(group);
+        if let (Err(error), Some(group)) = (&started, group)
+            && offspring::may_join_later(error)
+        {
+            newborn.members = Some(group.members());
+            started = newborn.start(None);
         }
-        let Some(pid) = Pid::from_raw(pid.max(0)) else {
-            let error = io::Error::last_os_error();
-            return Err(Error::start(
+        let pid = started.map_err(|error| {
+            Error::start(
                 StartFailure::Guest,
                 format!("the guest cannot start another process: {error}"),
-            ));
-        };
-        drop(report_end);
-        let mut message = [0; 8];
-        let result = File::from(report).read_exact(&mut message);
-        if result.is_err() {
-            // The pipe closed without a word: the program runs.
+            )
+        })?;
+        let Some((step, errno)) = newborn.failure else {
+            // It went away without a word: the program runs.
             return Ok(pid);
-        }
-        // It has exited, or is about to; nobody else may see it.
+        };
+        // It has exited; nobody else may see it.
         let _ = waitpid(Some(pid), WaitOptions::empty());
-        let [a, b, c, d, e, f, g, h] = message;
-        let errno = c_int::from_ne_bytes([e, f, g, h]);
-        Err(explain(plan, c_int::from_ne_bytes([a, b, c, d]), errno))
+        Err(explain(plan, step, errno))
     })
 }
 
-/// The steps that can fail after the fork, as they are reported.
+/// What the child needs to become what was planned, and where it leaves word if it cannot.
+struct Newborn<'a> {
+    plan: &'a Plan,
+    pointers: Pointers,
+    stdio: &'a Stdio,
+    /// Where it joins its control group, if it is not born into it.
+    members: Option<RawFd>,
+    /// The step that failed, and why.
+    failure: Option<(c_int, c_int)>,
+}
+
+impl Newborn<'_> {
+    fn start(&mut self, group: Option<&Workloads>) -> io::Result<rustix::process::Pid> {
+        let argument = (&raw mut *self).cast();
+        // SAFETY: `become_it` keeps to what is allowed there, and this value lives through the call.
+        unsafe { offspring::start(group.map(Workloads::folder), become_it, argument) }
+    }
+}
+
+/// The steps of the child that can fail, as they are reported.
 mod step {
     use std::ffi::c_int;
 
@@ -167,7 +184,7 @@ fn exists(plan: &Plan, candidate: &CString) -> bool {
     Path::new(&path(&plan.cwd)).join(path(candidate)).exists()
 }
 
-/// The arrays `execve` takes, made before the fork.
+/// The arrays `execve` takes, made before there is a child.
 struct Pointers {
     argv: Vec<*const c_char>,
     env: Vec<*const c_char>,
@@ -189,26 +206,24 @@ impl Pointers {
     }
 }
 
-/// Runs in the forked child, where other threads' locks may be held for ever:
-/// plain system calls only, no allocation, no panic.
-fn become_it(
-    plan: &Plan,
-    pointers: &Pointers,
-    stdio: &Stdio,
-    members: Option<RawFd>,
-    report: RawFd,
-) -> ! {
-    let step = match prepare(plan, stdio, members) {
+/// Runs in the child, on the agent's memory, where other threads' locks may be held for ever: plain
+/// system calls only, no allocation, no panic.
+///
+/// # Safety
+/// `newborn` must be a [`Newborn`] that nobody else touches until the child is gone from this memory.
+unsafe extern "C" fn become_it(newborn: *mut c_void) -> ! {
+    // SAFETY: the caller's promise.
+    let newborn = unsafe { &mut *newborn.cast::<Newborn<'_>>() };
+    let step = match prepare(newborn.plan, newborn.stdio, newborn.members) {
         Err(step) => step,
         Ok(()) => {
-            execute(plan, pointers);
+            execute(newborn.plan, &newborn.pointers);
             step::EXEC
         }
     };
-    // SAFETY: reading errno, writing plain bytes, leaving at once.
+    // SAFETY: reading errno, which is the suspended caller's, and leaving at once.
     unsafe {
-        let message = [step, *libc::__errno_location()];
-        libc::write(report, message.as_ptr().cast(), size_of_val(&message));
+        newborn.failure = Some((step, *libc::__errno_location()));
         libc::_exit(127)
     }
 }
@@ -233,8 +248,9 @@ fn prepare(plan: &Plan, stdio: &Stdio, members: Option<RawFd>) -> Result<(), c_i
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::umask(0o022);
-        // The agent's protection is not the workload's. If somebody unmounted
-        // /proc, an out-of-memory kill finds other victims.
+        // The agent's protection is not the workload's (though both are one memory still, the kernel
+        // tells them apart here). If somebody unmounted /proc, an out-of-memory kill finds other
+        // victims.
         let score = libc::open(
             c"/proc/self/oom_score_adj".as_ptr(),
             libc::O_WRONLY | libc::O_CLOEXEC,
@@ -278,7 +294,7 @@ fn prepare(plan: &Plan, stdio: &Stdio, members: Option<RawFd>) -> Result<(), c_i
 fn execute(plan: &Plan, pointers: &Pointers) {
     let mut denied = false;
     // SAFETY: the arrays end with a null pointer and point to strings that
-    // live as long as the plan; errno is this thread's own.
+    // live as long as the plan; errno is the suspended caller's.
     unsafe {
         *libc::__errno_location() = libc::ENOENT;
         for path in &plan.candidates {

@@ -3,10 +3,12 @@
 //! work in a static program.
 
 use std::{
-    fs::OpenOptions,
+    fs::{self, Metadata, OpenOptions},
     io::{ErrorKind, Read},
-    os::unix::fs::OpenOptionsExt,
-    path::Path,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, PoisonError},
+    time::{SystemTime, UNIX_EPOCH},
 };
 
 use microagent_protocol::StartFailure;
@@ -15,6 +17,8 @@ use crate::error::{Context, Error};
 
 /// The most that is read of a passwd or group file.
 const LONGEST_FILE: usize = 8 * 1024 * 1024;
+/// The most of one that is kept in memory.
+const MOST_KEPT: usize = 64 * 1024;
 /// The most supplementary groups Linux takes.
 const MOST_GROUPS: usize = 65_536;
 /// The highest user or group number container engines take.
@@ -33,16 +37,94 @@ pub(crate) struct Identity {
     pub(crate) home: String,
 }
 
-/// Resolves `name`, `uid`, `name:group`, `uid:gid` and mixtures; root if there is none.
-///
-/// The rules are those container users know: a number is always a number and
-/// needs no entry; without a group it is the user's own (0 if there is no
-/// entry) and the user's supplementary groups count; with a group only that
-/// one counts.
-pub(crate) fn resolve(user: Option<&str>, root: &Path) -> Result<Identity, Error> {
-    let passwd = read(&root.join("etc/passwd"))?;
-    let group = read(&root.join("etc/group"))?;
-    lookup(user.unwrap_or_default(), &passwd, &group)
+/// The passwd and group files of an image.
+#[derive(Debug)]
+pub(crate) struct Accounts {
+    passwd: Kept,
+    group: Kept,
+}
+
+impl Accounts {
+    /// Those of the file system below `root`.
+    pub(crate) fn below(root: &Path) -> Self {
+        Self {
+            passwd: Kept::new(root.join("etc/passwd")),
+            group: Kept::new(root.join("etc/group")),
+        }
+    }
+
+    /// Resolves `name`, `uid`, `name:group`, `uid:gid` and mixtures; root if there is none.
+    ///
+    /// The rules are those container users know: a number is always a number and
+    /// needs no entry; without a group it is the user's own (0 if there is no
+    /// entry) and the user's supplementary groups count; with a group only that
+    /// one counts.
+    pub(crate) fn resolve(&self, user: Option<&str>) -> Result<Identity, Error> {
+        lookup(
+            user.unwrap_or_default(),
+            &self.passwd.text()?,
+            &self.group.text()?,
+        )
+    }
+}
+
+/// A text file, read anew when it has changed.
+#[derive(Debug)]
+struct Kept {
+    path: PathBuf,
+    last: Mutex<Option<(Stamp, Arc<str>)>>,
+}
+
+/// What changes with a file's content.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Stamp {
+    file: (u64, u64),
+    size: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(file: &Metadata) -> Self {
+        Self {
+            file: (file.dev(), file.ino()),
+            size: file.size(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            changed: (file.ctime(), file.ctime_nsec()),
+        }
+    }
+
+    /// Whether a later change would show: two changes within one tick of the clock look the same.
+    fn is_old(&self) -> bool {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH);
+        let changed = u64::try_from(self.changed.0);
+        matches!((now, changed), (Ok(now), Ok(changed)) if changed + 1 < now.as_secs())
+    }
+}
+
+impl Kept {
+    fn new(path: PathBuf) -> Self {
+        Self {
+            path,
+            last: Mutex::new(None),
+        }
+    }
+
+    /// What it says; nothing if it is not there.
+    fn text(&self) -> Result<Arc<str>, Error> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((stamp, text)) = &*last
+            && fs::metadata(&self.path).is_ok_and(|file| Stamp::of(&file) == *stamp)
+        {
+            return Ok(Arc::clone(text));
+        }
+        *last = None;
+        let (text, stamp) = read(&self.path)?;
+        if let Some(stamp) = stamp.filter(|stamp| stamp.is_old() && text.len() <= MOST_KEPT) {
+            *last = Some((stamp, Arc::clone(&text)));
+        }
+        Ok(text)
+    }
 }
 
 fn lookup(spec: &str, passwd: &str, group: &str) -> Result<Identity, Error> {
@@ -136,8 +218,8 @@ fn groups(group: &str) -> impl Iterator<Item = Group<'_>> {
     })
 }
 
-/// A text file of the image, bounded; empty if it is not there.
-fn read(path: &Path) -> Result<String, Error> {
+/// A text file of the image, bounded, and which one it was; empty if it is not there.
+fn read(path: &Path) -> Result<(Arc<str>, Option<Stamp>), Error> {
     // Non-blocking, so that a pipe in its place does not hold the agent.
     let file = OpenOptions::new()
         .read(true)
@@ -145,25 +227,26 @@ fn read(path: &Path) -> Result<String, Error> {
         .open(path);
     let file = match file {
         Ok(file) => file,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(String::new()),
+        Err(error) if error.kind() == ErrorKind::NotFound => return Ok((Arc::from(""), None)),
         Err(error) => return Err(error).context(format_args!("open {}", path.display())),
     };
     let context = || format!("read {}", path.display());
     let mut bytes = Vec::new();
-    let regular = file.metadata().context(context())?.is_file();
-    if regular {
+    let metadata = file.metadata().context(context())?;
+    if metadata.is_file() {
         file.take(LONGEST_FILE as u64 + 1)
             .read_to_end(&mut bytes)
             .context(context())?;
     }
-    if !regular || bytes.len() > LONGEST_FILE {
+    if !metadata.is_file() || bytes.len() > LONGEST_FILE {
         return Err(Error::Unreadable {
             path: path.to_owned(),
             limit: LONGEST_FILE,
         });
     }
     // A line with other bytes cannot be asked for, but must not hide the rest.
-    Ok(String::from_utf8_lossy(&bytes).into_owned())
+    let text = Arc::from(String::from_utf8_lossy(&bytes));
+    Ok((text, Some(Stamp::of(&metadata))))
 }
 
 #[cfg(test)]
@@ -237,12 +320,45 @@ mod tests {
     #[test]
     fn an_image_without_the_files_still_has_root() {
         let folder = tempfile::tempdir().unwrap();
-        assert_eq!(resolve(None, folder.path()).unwrap().uid, 0);
+        let accounts = Accounts::below(folder.path());
+        assert_eq!(accounts.resolve(None).unwrap().uid, 0);
         std::fs::create_dir_all(folder.path().join("etc/passwd")).unwrap();
         assert!(matches!(
-            resolve(None, folder.path()),
+            accounts.resolve(None),
             Err(Error::Unreadable { .. })
         ));
+    }
+
+    #[test]
+    fn what_changed_is_read_again_and_what_did_not_is_kept() {
+        let folder = tempfile::tempdir().unwrap();
+        let (etc, accounts) = (folder.path().join("etc"), Accounts::below(folder.path()));
+        fs::create_dir(&etc).unwrap();
+        let uid = || accounts.resolve(Some("u")).unwrap().uid;
+        let replace = |uid: u32| {
+            let part = etc.join("part");
+            fs::write(&part, format!("u:x:{uid}:1::/:\n")).unwrap();
+            fs::rename(part, etc.join("passwd")).unwrap();
+        };
+        // Within one tick of the clock, in place and by another file.
+        for number in 10..30 {
+            fs::write(etc.join("passwd"), format!("u:x:{number}:1::/:\n")).unwrap();
+            assert_eq!(uid(), number);
+            replace(number + 30);
+            assert_eq!(uid(), number + 30);
+        }
+        assert!(accounts.passwd.last.lock().unwrap().is_none());
+        // Old enough by its own clock to be kept.
+        let old = |stamp: Stamp| Stamp {
+            changed: (stamp.changed.0 - 5, 0),
+            ..stamp
+        };
+        let now = Stamp::of(&fs::metadata(etc.join("passwd")).unwrap());
+        assert!(!now.is_old() && old(now).is_old());
+        *accounts.passwd.last.lock().unwrap() = Some((now, Arc::from("u:x:7:7::/:")));
+        assert_eq!(uid(), 7);
+        replace(8);
+        assert_eq!(uid(), 8);
     }
 
     proptest! {

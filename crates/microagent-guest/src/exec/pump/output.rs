@@ -7,6 +7,7 @@ use microagent_protocol::{
     frame::{HEADER, MAX_DATA, encode_header},
 };
 use rustix::{
+    buffer::spare_capacity,
     io::{Errno, read, write},
     pipe::fcntl_getpipe_size,
 };
@@ -91,16 +92,20 @@ impl Output {
             return Ok(());
         };
         let most = self.left.unwrap_or(MOST_OUTPUT).min(MOST_OUTPUT);
-        outgoing.bytes.resize(HEADER + most, 0);
+        let bytes = &mut outgoing.bytes;
+        bytes.reserve_exact(HEADER + MOST_OUTPUT);
+        bytes.resize(HEADER, 0);
         let result = if most == 0 {
             Ok(0)
+        } else if most >= bytes.capacity() - HEADER {
+            // As they come, without a page touched before it is needed.
+            read(fd, spare_capacity(bytes))
         } else {
-            read(fd, &mut outgoing.bytes[HEADER..])
+            bytes.resize(HEADER + most, 0);
+            read(fd, &mut bytes[HEADER..])
         };
         let count = result.unwrap_or(0);
-        outgoing
-            .bytes
-            .truncate(if count == 0 { 0 } else { HEADER + count });
+        bytes.truncate(if count == 0 { 0 } else { HEADER + count });
         match result {
             Ok(count) if count > 0 => {
                 outgoing.bytes[..HEADER].copy_from_slice(&encode_header(self.kind, count)?);
