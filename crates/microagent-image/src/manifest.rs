@@ -18,6 +18,8 @@ pub const MAX_MANIFESTS: usize = 1024;
 pub const MAX_NESTING: usize = 4;
 /// The largest layer accepted, in bytes as stored.
 pub const MAX_LAYER: u64 = 64 << 30;
+/// The most other places of one layer that are looked at.
+const MAX_URLS: usize = 8;
 
 pub(crate) const OCI_MANIFEST: &str = "application/vnd.oci.image.manifest.v1+json";
 pub(crate) const OCI_INDEX: &str = "application/vnd.oci.image.index.v1+json";
@@ -26,6 +28,8 @@ pub(crate) const OCI_LAYER: &str = "application/vnd.oci.image.layer.v1.tar";
 const DOCKER_MANIFEST: &str = "application/vnd.docker.distribution.manifest.v2+json";
 const DOCKER_LIST: &str = "application/vnd.docker.distribution.manifest.list.v2+json";
 const DOCKER_CONFIG: &str = "application/vnd.docker.container.image.v1+json";
+/// What artifacts had of their own before they became image manifests with an `artifactType`.
+const ARTIFACT_MANIFEST: &str = "application/vnd.oci.artifact.manifest.v1+json";
 
 /// The media types asked for, as an `Accept` header.
 pub(crate) const ACCEPT: &str = "application/vnd.oci.image.index.v1+json, application/vnd.oci.image.manifest.v1+json, application/vnd.docker.distribution.manifest.list.v2+json, application/vnd.docker.distribution.manifest.v2+json";
@@ -84,6 +88,9 @@ pub struct Descriptor {
     /// What kind of artifact the manifest describes, where it is no image.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub artifact_type: Option<String>,
+    /// Where else the content is, for layers that registries may not hand on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub urls: Option<Vec<String>>,
 }
 
 /// A descriptor's platform as written; [`Platform`] is the normalised form.
@@ -119,6 +126,8 @@ pub struct Layer {
     pub size: u64,
     /// How it is stored.
     pub compression: Compression,
+    /// Where else it is, should the registry not have it (a layer that may not be handed on).
+    pub urls: Vec<String>,
 }
 
 /// The manifest of one image for one platform.
@@ -142,6 +151,7 @@ pub struct Index {
 }
 
 /// What a registry or a layout gives under an image's name.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and not for long")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// One image.
@@ -178,7 +188,7 @@ struct Raw {
 ///
 /// # Errors
 /// [`ImageError::BadManifest`], with the reason: too large, no JSON, schema 1, an artifact that is no
-/// image, a layer of a foreign or unknown media type, contradictory or missing fields.
+/// image, a layer of an unknown media type, contradictory or missing fields.
 pub fn parse(bytes: &[u8]) -> Result<Document> {
     parse_as(bytes, None)
 }
@@ -206,6 +216,17 @@ pub fn parse_as(bytes: &[u8], content_type: Option<&str>) -> Result<Document> {
         return Err(refuse(format!(
             "its schema version {} is unknown",
             raw.schema_version
+        )));
+    }
+    let own = raw.media_type.as_deref().unwrap_or_default();
+    if let Some(artifact) = raw
+        .artifact_type
+        .as_deref()
+        .or((own == ARTIFACT_MANIFEST).then_some(own))
+    {
+        return Err(refuse(format!(
+            "it is an artifact of type `{}`, not an image",
+            clip(artifact)
         )));
     }
     // A document that is both could be read as one image by us and as another by someone else.
@@ -305,12 +326,6 @@ fn read_manifest(raw: Raw, media_type: &'static str) -> std::result::Result<Docu
     let (Some(config), Some(layers)) = (raw.config, raw.layers) else {
         return Err("it has no config or no layers".into());
     };
-    if let Some(artifact) = raw.artifact_type {
-        return Err(format!(
-            "it is an artifact of type `{}`, not an image",
-            clip(&artifact)
-        ));
-    }
     if !matches!(config.media_type.as_str(), OCI_CONFIG | DOCKER_CONFIG) {
         return Err(format!(
             "its config has the media type `{}`, so it is an artifact, not an image",
@@ -328,7 +343,7 @@ fn read_manifest(raw: Raw, media_type: &'static str) -> std::result::Result<Docu
     }
     let mut total = 0u64;
     let mut read = Vec::with_capacity(layers.len());
-    for (number, layer) in layers.iter().enumerate() {
+    for (number, layer) in layers.into_iter().enumerate() {
         let compression = layer_compression(&layer.media_type)
             .map_err(|why| format!("its layer {} ({}) {why}", number + 1, layer.digest.short()))?;
         if layer.size > MAX_LAYER {
@@ -343,6 +358,10 @@ fn read_manifest(raw: Raw, media_type: &'static str) -> std::result::Result<Docu
             digest: layer.digest,
             size: layer.size,
             compression,
+            urls: match is_foreign(&layer.media_type) {
+                true => layer.urls.into_iter().flatten().take(MAX_URLS).collect(),
+                false => Vec::new(),
+            },
         });
     }
     if total > 4 * MAX_LAYER {
@@ -358,19 +377,22 @@ fn read_manifest(raw: Raw, media_type: &'static str) -> std::result::Result<Docu
     }))
 }
 
+/// Layers that registries may not hand on are plain layers otherwise (OCI image specification, "Non-Distributable
+/// Layers"; Docker calls them foreign).
+fn is_foreign(media_type: &str) -> bool {
+    media_type.contains(".layer.nondistributable.") || media_type.contains(".rootfs.foreign.")
+}
+
 fn layer_compression(media_type: &str) -> std::result::Result<Compression, String> {
-    match media_type {
+    let plain = media_type
+        .replace(".layer.nondistributable.", ".layer.")
+        .replace(".rootfs.foreign.", ".rootfs.");
+    match plain.as_str() {
         OCI_LAYER | "application/vnd.docker.image.rootfs.diff.tar" => Ok(Compression::None),
         "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Compression::Gzip),
         "application/vnd.oci.image.layer.v1.tar+zstd"
         | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Compression::Zstd),
-        foreign if foreign.contains("nondistributable") || foreign.contains("foreign") => {
-            Err(format!(
-                "is a foreign layer (`{}`), which is not kept in registries",
-                clip(foreign)
-            ))
-        }
         other if other.contains("encrypted") => Err(format!(
             "is encrypted (`{}`), which is not supported",
             clip(other)

@@ -71,9 +71,19 @@ impl Platform {
             (have, want) if have == want => Some(0),
             (Some(_), None) => Some(2),
             (None, Some(_)) => Some(1),
+            // A later variant of a CPU runs what was built for an earlier one.
+            (Some(have), Some(want)) => {
+                let behind = generation(want)?.checked_sub(generation(have)?)?;
+                (behind > 0).then(|| behind.saturating_add(1))
+            }
             _ => None,
         }
     }
+}
+
+/// The number of a variant such as `v7`.
+fn generation(variant: &str) -> Option<u8> {
+    variant.strip_prefix('v')?.parse().ok()
 }
 
 impl Default for Platform {
@@ -168,7 +178,7 @@ mod tests {
         let plain: Platform = "linux/arm".parse().unwrap();
         assert_eq!(v7.fit(&v7), Some(0));
         assert_eq!(plain.fit(&v7), Some(1));
-        assert_eq!(v6.fit(&v7), None);
+        assert_eq!((v6.fit(&v7), v7.fit(&v6)), (Some(2), None));
         assert_eq!(v6.fit(&plain), Some(2));
         assert_eq!(
             Platform::new("windows", "amd64", None).fit(&Platform::new("linux", "amd64", None)),

@@ -149,7 +149,7 @@ impl ImageStore {
         let origin = RegistryScope::of(reference);
         let mirrors = options.registry.mirrors_of(&origin);
         if !mirrors.is_empty() {
-            options.registry.refuse_blocked(&origin, &name)?;
+            options.registry.refuse_blocked(origin.registry(), &name)?;
         }
         for mirror in mirrors {
             let options = options.clone().registry(options.registry.for_mirror());
@@ -269,6 +269,7 @@ impl Documents for Remote<'_> {
             digest: descriptor.digest,
             size: descriptor.size,
             what: &format!("the configuration of {}", self.reference),
+            urls: &[],
             progress: &|_| {},
             cancelled: &AtomicBool::new(false),
         };
@@ -406,6 +407,7 @@ impl Layers<'_> {
                 layer.digest,
                 self.image
             ),
+            urls: &layer.urls,
             progress: &progress,
             cancelled: failed,
         };

@@ -185,7 +185,7 @@ fn redirects_that_lead_astray() {
         ("http://registry.example/x", "not HTTPS"),
         ("ftp://127.0.0.1/x", "not HTTPS"),
         ("/again", "too often"),
-        ("http://u:p@127.0.0.1/", "no URL"),
+        ("http://u:p@127.0.0.1/", "one with a password"),
     ] {
         let registry = Scripted::start(move |_| {
             Answer::of("302 Found", vec![("Location", location.into())], Vec::new())

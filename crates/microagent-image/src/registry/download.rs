@@ -21,6 +21,8 @@ pub(crate) struct Blob<'b> {
     pub(crate) size: u64,
     /// What it is called in messages.
     pub(crate) what: &'b str,
+    /// Where else it is, should the registry not have it.
+    pub(crate) urls: &'b [String],
     /// Hears how many bytes are there.
     pub(crate) progress: &'b (dyn Fn(u64) + Sync),
     /// Set when another download failed, and this one is not wanted any more.

@@ -212,7 +212,12 @@ impl<'a> Client<'a> {
                 from: (download.have() > 0).then_some(download.have()),
                 ..Ask::default()
             };
-            let response = self.transport.get(&path, ask)?;
+            let mut response = self.transport.get(&path, ask)?;
+            if response.status() == StatusCode::NOT_FOUND
+                && let Some(found) = self.elsewhere(blob, ask)?
+            {
+                response = found;
+            }
             let response = self.expect(
                 response,
                 &doing,
@@ -224,6 +229,24 @@ impl<'a> Client<'a> {
             )?;
             download.receive(response)
         })
+    }
+
+    /// A blob that registries may not hand on, from where its maker put it; the last failure if none has it.
+    fn elsewhere(
+        &self,
+        blob: &Blob<'_>,
+        ask: Ask<'_>,
+    ) -> std::result::Result<Option<Response<ureq::Body>>, Failure> {
+        let mut last = Ok(None);
+        for url in blob.urls {
+            last = self.transport.get_elsewhere(url, ask).map(Some);
+            if let Ok(Some(response)) = &last
+                && response.status().is_success()
+            {
+                break;
+            }
+        }
+        last
     }
 
     fn expect(

@@ -112,12 +112,12 @@ impl RegistryOptions {
         }
     }
 
-    /// Whether `image` may be asked for at `scope` at all.
-    pub(crate) fn refuse_blocked(&self, scope: &RegistryScope, image: &str) -> Result<()> {
-        match self.host(scope.registry()) {
+    /// Whether `image`, or a part of it, may be asked for at `authority` at all.
+    pub(crate) fn refuse_blocked(&self, authority: &str, image: &str) -> Result<()> {
+        match self.host(authority) {
             Some((_, host)) if host.blocked => Err(ImageError::Blocked {
                 image: image.to_owned(),
-                registry: scope.registry().to_owned(),
+                registry: authority.to_owned(),
             }),
             _ => Ok(()),
         }

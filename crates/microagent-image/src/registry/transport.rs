@@ -69,7 +69,7 @@ impl<'a> Transport<'a> {
         events: &'a (dyn Fn(ImageEvent) + Sync),
     ) -> Result<Self> {
         let registry = scope.registry();
-        options.refuse_blocked(&scope, &what)?;
+        options.refuse_blocked(registry, &what)?;
         let authority = match registry {
             "docker.io" => "registry-1.docker.io",
             other => other,
@@ -124,6 +124,14 @@ impl<'a> Transport<'a> {
         }
     }
 
+    /// Gets a part of the image from a place that is not the registry's, and is told nothing of us.
+    pub(super) fn get_elsewhere(&self, url: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
+        let target = url.parse().ok().filter(is_bare);
+        let target = target.ok_or_else(|| self.odd("it names a place that is no URL"))?;
+        self.permitted(&target, "names a place at")?;
+        Ok(self.follow(url, ask, None)?.0)
+    }
+
     /// Asks `url` and wherever it redirects to; only the first origin ever sees `authorization`.
     fn follow(
         &self,
@@ -165,21 +173,25 @@ impl<'a> Transport<'a> {
             .get(header::LOCATION)
             .and_then(|value| value.to_str().ok())
             .ok_or_else(|| self.odd("it redirects to nowhere"))?;
-        let target = resolve(from, location).ok_or_else(|| {
-            self.odd(&format!(
-                "it redirects to `{}`, which is no URL",
-                clip(location)
-            ))
-        })?;
+        // What it says is not repeated: it may hold a password or a signature.
+        let target = resolve(from, location)
+            .ok_or_else(|| self.odd("it redirects to what is no URL, or one with a password"))?;
+        self.permitted(&target, "redirects to")?;
+        Ok(target)
+    }
+
+    /// Whether anything may be asked of `target`, where a registry sends us.
+    fn permitted(&self, target: &Uri, how: &str) -> Attempt<()> {
         let authority = target
             .authority()
             .map_or("", |authority| authority.as_str());
+        self.options.refuse_blocked(authority, &self.what)?;
         match target.scheme_str() {
-            Some("https") => Ok(target),
-            Some("http") if self.options.may_be_plain(authority) => Ok(target),
+            Some("https") => Ok(()),
+            Some("http") if self.options.may_be_plain(authority) => Ok(()),
             _ => Err(self
                 .odd(&format!(
-                    "it redirects to `{}`, which is not HTTPS",
+                    "it {how} `{}`, which is not HTTPS",
                     clip(authority)
                 ))
                 .into()),
@@ -286,10 +298,13 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
             .map_or("", |(folder, _)| folder);
         format!("{scheme}://{authority}{folder}/{location}")
     };
-    let uri: Uri = text.parse().ok()?;
-    // `user:password@host` would be sent as credentials nobody asked for.
-    let authority = uri.authority()?.as_str();
-    (!authority.contains('@') && uri.scheme().is_some()).then_some(uri)
+    text.parse().ok().filter(is_bare)
+}
+
+/// Whether it is whole, and has no `user:password@`, which would be sent as credentials nobody asked for.
+fn is_bare(uri: &Uri) -> bool {
+    let authority = uri.authority().map(ureq::http::uri::Authority::as_str);
+    uri.scheme().is_some() && authority.is_some_and(|authority| !authority.contains('@'))
 }
 
 #[cfg(test)]

@@ -123,6 +123,7 @@ impl Entry {
             }),
             annotations: Some(notes),
             artifact_type: None,
+            urls: None,
         }
     }
 }

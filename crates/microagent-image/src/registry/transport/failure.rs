@@ -118,11 +118,21 @@ impl Transport<'_> {
                 }
                 | Credential::Identity(secret)
                 | Credential::Bearer(secret),
-            )) => Some(secret.expose()),
+            )) => Some(secret),
             _ => None,
         };
-        let secrets = [token, secret].into_iter().flatten();
+        // The forms in which a token service was sent it.
+        let pair = match &authorization.credential {
+            Some(Some(Credential::Basic { username, password })) => {
+                Some(super::login::encoded_pair(username, password))
+            }
+            _ => None,
+        };
+        let in_form = secret.map(super::login::percent_encoded);
+        let sent = [&pair, &in_form].into_iter().flatten();
+        let secrets = [token, secret.map(Secret::expose)].into_iter().flatten();
         secrets
+            .chain(sent.map(|text| text.as_str()))
             .filter(|secret| !secret.is_empty())
             .fold(says.to_owned(), |says, secret| says.replace(secret, "…"))
     }

@@ -228,8 +228,20 @@ fn bearer_header(token: &Secret) -> Secret {
 }
 
 fn basic(username: &str, password: &Secret) -> Secret {
+    Secret::new(format!("Basic {}", *encoded_pair(username, password)))
+}
+
+/// A user name and password, as a header carries them.
+pub(super) fn encoded_pair(username: &str, password: &Secret) -> Zeroizing<String> {
     let pair = Zeroizing::new(format!("{username}:{}", password.expose()));
-    Secret::new(format!("Basic {}", BASE64.encode(pair.as_bytes())))
+    Zeroizing::new(BASE64.encode(pair.as_bytes()))
+}
+
+/// A secret, as a form carries it.
+pub(super) fn percent_encoded(secret: &Secret) -> Zeroizing<String> {
+    let mut text = Zeroizing::new(String::new());
+    percent_encode(secret.expose(), &mut text);
+    text
 }
 
 fn percent_encode(value: &str, into: &mut String) {
