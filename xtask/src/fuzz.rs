@@ -3,21 +3,27 @@
 //! Our code has no unsafe Rust where it decodes, so no sanitizer is needed and
 //! the stable compiler's coverage pass is enough.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
 
 use anyhow::{Context as _, bail};
 
 use crate::process;
 
-/// How long CI runs each target.
-pub(crate) const CI_SECONDS: u32 = 60;
+/// How long CI runs each target: those longer that read what a guest or a layer says.
+const CI_SECONDS: u32 = 30;
+const CI_LONGER_SECONDS: u32 = 60;
+const CI_LONGER: &[&str] = &["guest_frames", "layer", "supervisor_frames"];
 
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
     -Ccodegen-units=1 -Clink-dead-code";
 
-/// Builds the targets and runs each for `seconds`, two side by side.
-pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+/// Builds the targets and runs each for `seconds`, or as long as CI does; two side by side.
+pub(crate) fn run(only: Option<&str>, seconds: Option<u32>) -> anyhow::Result<()> {
     let dir = process::root().join("fuzz");
     let target_dir = process::target_dir().join("fuzz");
     let mut names = Vec::new();
@@ -34,7 +40,14 @@ pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
     if names.is_empty() {
         bail!("there is no such fuzz target; see fuzz/targets");
     }
-    names.sort();
+    let seconds_of = |name: &str| {
+        seconds.unwrap_or(match CI_LONGER.contains(&name) {
+            true => CI_LONGER_SECONDS,
+            false => CI_SECONDS,
+        })
+    };
+    // Those that take equally long side by side.
+    names.sort_by_key(|name| (std::cmp::Reverse(seconds_of(name)), name.clone()));
     process::run(
         process::cargo()
             .args([
@@ -50,6 +63,7 @@ pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
             .env("CARGO_TARGET_DIR", &target_dir),
     )?;
     let bin = target_dir.join(host_target()?).join("release");
+    let memory = Memory::new()?;
     for pair in names.chunks(2) {
         let mut running = Vec::new();
         for name in pair {
@@ -59,7 +73,7 @@ pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
             let kept = dir.join("corpus").join(name);
             let mut command = Command::new(bin.join(name));
             command
-                .arg(format!("-max_total_time={seconds}"))
+                .arg(format!("-max_total_time={}", seconds_of(name)))
                 .args([
                     "-rss_limit_mb=1024",
                     "-timeout=10",
@@ -71,6 +85,7 @@ pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
             if kept.is_dir() {
                 command.arg(&kept);
             }
+            command.env("TMPDIR", &memory.0);
             let log = target_dir.join(format!("{name}.log"));
             command.stderr(fs::File::create(&log)?);
             println!("$ {}", process::shown(&command));
@@ -102,6 +117,30 @@ pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
         }
     }
     Ok(())
+}
+
+/// A directory for what targets write, in memory where there is such a place; gone afterwards.
+struct Memory(PathBuf);
+
+impl Memory {
+    fn new() -> anyhow::Result<Self> {
+        let shared = Path::new("/dev/shm");
+        let base = match shared.is_dir() {
+            true => shared.to_owned(),
+            false => std::env::temp_dir(),
+        };
+        let directory = base.join(format!("microagent-fuzz-{}", std::process::id()));
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("cannot make {}", directory.display()))?;
+        Ok(Self(directory))
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        // A rest in memory is gone with the next boot.
+        let _ = fs::remove_dir_all(&self.0);
+    }
 }
 
 fn host_target() -> anyhow::Result<String> {

@@ -54,7 +54,7 @@ const STAGES: &[(&str, Stage)] = &[
     ("vm", |tally| {
         tests(tally, &["--package", "microagent-cli", "--test", "*"])
     }),
-    ("fuzz", |_| fuzz::run(None, fuzz::CI_SECONDS)),
+    ("fuzz", |_| fuzz::run(None, None)),
 ];
 
 /// Runs the named stages, or all.

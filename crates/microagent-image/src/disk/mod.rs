@@ -181,6 +181,17 @@ fn lay_out(
 /// What [`build`] would say about the layer.
 #[doc(hidden)]
 pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
+    // The same bytes twice: as a first layer, and over themselves.
+    fuzz_layers(&[data, data]).map(drop)
+}
+
+/// Drives reader, merge and writer with uncompressed layers under tight limits, for fuzzing. Gives the names in
+/// the merged tree, each with its kind (`d`, `f`, `l` or `?`) and a number that names of one file share.
+///
+/// # Errors
+/// What [`build`] would say about a layer.
+#[doc(hidden)]
+pub fn fuzz_layers(layers: &[&[u8]]) -> Result<Vec<(Vec<u8>, char, u32)>, LayerFault> {
     struct Nowhere;
     impl BlockFile for Nowhere {
         fn write_blocks(&mut self, _block: u32, _bytes: &[u8]) -> io::Result<()> {
@@ -192,10 +203,9 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
     let mut appender = Appender::new(&mut nowhere, FIRST_CONTENT_BLOCK, limits.max_disk_bytes);
     let mut tree = Tree::new(&limits);
     let mut entries = 0;
-    // The same bytes twice: as a first layer, and over themselves.
-    for _ in 0..2 {
+    for layer in layers {
         tree.begin_layer();
-        let mut reader = TarReader::new(data, limits.tar());
+        let mut reader = TarReader::new(*layer, limits.tar());
         match apply(
             &mut reader,
             &mut tree,
@@ -208,12 +218,13 @@ pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
             Err(ContentError::Output(error)) => return Err(error.into()),
         }
     }
+    let names = tree.names();
     let identity = Identity {
         uuid: [1; 16],
         label: [0; 16],
     };
     match ext4::write(&mut tree, &mut appender, &identity, None) {
-        Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(()),
+        Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(names),
         Err(LayoutError::Output(error)) => Err(error.into()),
     }
 }

@@ -12,6 +12,7 @@
 //! - Whiteouts hide what earlier *layers* left, whatever their place in their own layer.
 //! - A hard link's metadata is that of the file it names.
 
+mod listing;
 mod path;
 mod whiteout;
 

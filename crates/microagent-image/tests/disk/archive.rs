@@ -1,7 +1,7 @@
 //! Writes archives byte by byte, also those no honest tool would write.
 
 /// Metadata of an entry.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 pub(crate) struct Meta {
     pub(crate) mode: u32,
     pub(crate) uid: u64,
@@ -98,7 +98,7 @@ impl Tar {
         self
     }
 
-    fn body(mut self, bytes: &[u8]) -> Self {
+    pub(crate) fn body(mut self, bytes: &[u8]) -> Self {
         self.0.extend_from_slice(bytes);
         self.0.resize(self.0.len().next_multiple_of(512), 0);
         self
