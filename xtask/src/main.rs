@@ -7,6 +7,7 @@ mod bench_image;
 mod bench_net;
 mod bench_run;
 mod bench_workspace;
+mod corpus;
 mod debian;
 mod demo;
 mod fuzz;
@@ -53,6 +54,15 @@ enum Task {
         #[arg(long, default_value_t = 9)]
         runs: usize,
     },
+    /// Compare images of many tools, and random stacks of layers, with what umoci unpacks.
+    Corpus {
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+        /// How many random stacks.
+        #[arg(long, default_value_t = 2000)]
+        stacks: usize,
+    },
     /// Run every fuzz target.
     Fuzz {
         /// Only this target.
@@ -76,7 +86,8 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Bench { filter, runs } => {
             return bench::run(filter.as_deref().unwrap_or_default(), runs);
         }
-        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
+        Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
         Task::Install { prefix } => install::run(&prefix)?,
     }
     Ok(ExitCode::SUCCESS)

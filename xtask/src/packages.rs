@@ -70,6 +70,15 @@ pub(crate) const TEST: &[Need] = &[
     need("c++", "g++", "builds the fuzzer"),
 ];
 
+/// What makes the images that `corpus` compares, besides.
+pub(crate) const CORPUS: &[Need] = &[
+    need("debootstrap", "debootstrap", "makes images"),
+    need("cdebootstrap", "cdebootstrap", "makes images"),
+    need("multistrap", "multistrap", "makes images"),
+    need("buildah", "buildah", "makes images of layers"),
+    need("npm", "npm", "makes an image of an application"),
+];
+
 /// Installs the packages of `needs` whose programs are missing: asks on a
 /// terminal unless `yes`.
 pub(crate) fn install(needs: &[&[Need]], yes: bool) -> anyhow::Result<()> {

@@ -6,6 +6,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod command;
+pub mod corpus;
 mod fixture;
 mod leftovers;
 mod pty;

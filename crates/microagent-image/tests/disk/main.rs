@@ -3,13 +3,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
 
 mod archive;
+mod corpus;
 mod hostile;
 mod model;
 mod oracle;
+mod random;
+mod stack;
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
 use archive::{DIR, FILE, Meta, Tar, header};
@@ -202,43 +205,6 @@ fn hard_link_names(root: &Path) -> u64 {
         .iter()
         .filter(|(path, facts)| facts.same_as != **path)
         .count() as u64
-}
-
-#[test]
-fn debian_is_what_umoci_unpacks() {
-    let cache = std::env::var_os("MICROAGENT_TEST_CACHE").map_or_else(
-        || Path::new(env!("CARGO_TARGET_TMPDIR")).join("cache"),
-        PathBuf::from,
-    );
-    fs::create_dir_all(&cache).unwrap();
-    let tar = cache.join("debian-bookworm-minbase.tar");
-    if !tar.exists() {
-        let partial = cache.join(format!(
-            "debian-bookworm-minbase.{}.tar",
-            std::process::id()
-        ));
-        tool(
-            "mmdebstrap",
-            "mmdebstrap",
-            &[
-                "--quiet",
-                "--variant=minbase",
-                "bookworm",
-                partial.to_str().unwrap(),
-            ],
-        );
-        fs::rename(&partial, &tar).unwrap();
-    }
-    let work = directory();
-    let layers = [fs::read(&tar).unwrap()];
-    let disk = work.path().join("disk.ext4");
-    let built = build_plain(&layers, &disk).unwrap();
-    e2fsck(&disk);
-    let theirs = umoci(&layers, work.path());
-    let mounted = Mounted::new(&disk);
-    let compared = assert_same(mounted.path(), &theirs);
-    assert!(compared > 5000, "{compared} entries");
-    assert_eq!(built.stream_bytes, layers[0].len() as u64);
 }
 
 #[test]

@@ -1,30 +1,14 @@
-//! Random stacks of small layers against a model that applies the specification naively, in two passes a layer.
+//! Random stacks of small layers against a model that applies the specification naively.
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use microagent_image::disk::fuzz_layers;
 use mkext4::reader::Fs;
 use proptest::prelude::*;
+use proptest::test_runner::FileFailurePersistence;
 
-use crate::archive::{DIR, FILE, Tar};
 use crate::oracle::{build_plain, directory, e2fsck};
-
-#[derive(Debug, Clone)]
-enum Step {
-    File(String, Vec<u8>),
-    Directory(String),
-    Symlink(String),
-    HardLink(String, usize),
-    Whiteout(String),
-    Opaque(String),
-}
-
-#[derive(Debug, Clone, PartialEq)]
-enum Node {
-    Directory,
-    /// Identity and content: names of one file share the identity.
-    File(usize, Vec<u8>),
-    Symlink,
-}
+use crate::stack::{Node, Step, apply};
 
 fn path() -> impl Strategy<Value = String> {
     prop::collection::vec(prop::sample::select(vec!["a", "b", "c"]), 1..4)
@@ -47,139 +31,43 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn below(tree: &BTreeMap<String, Node>, directory: &str) -> Vec<String> {
-    let prefix = format!("{directory}/");
-    tree.keys()
-        .filter(|name| name.starts_with(&prefix))
-        .cloned()
-        .collect()
+/// Names of one file share an identity in the model, and a number in what was found.
+fn assert_identities<'n>(
+    files: impl Iterator<Item = (&'n str, usize, u32)>,
+) -> Result<(), TestCaseError> {
+    let mut identities: BTreeMap<usize, u32> = BTreeMap::new();
+    for (name, identity, inode) in files {
+        prop_assert_eq!(
+            *identities.entry(identity).or_insert(inode),
+            inode,
+            "{}",
+            name
+        );
+    }
+    let inodes: BTreeSet<u32> = identities.values().copied().collect();
+    prop_assert_eq!(
+        inodes.len(),
+        identities.len(),
+        "different files, different inodes"
+    );
+    Ok(())
 }
 
-fn remove(tree: &mut BTreeMap<String, Node>, name: &str) {
-    for inner in below(tree, name) {
-        tree.remove(&inner);
-    }
-    tree.remove(name);
+type Steps = Vec<(Vec<Step>, bool)>;
+
+fn stacks() -> impl Strategy<Value = Steps> {
+    prop::collection::vec((prop::collection::vec(step(), 0..12), any::<bool>()), 1..5)
 }
 
-/// Puts a node, with its missing parents; `false` where a parent is no directory.
-fn put(tree: &mut BTreeMap<String, Node>, name: &str, node: Node) -> bool {
-    let mut parents: Vec<&str> = name.match_indices('/').map(|(at, _)| &name[..at]).collect();
-    if parents.iter().any(|parent| {
-        tree.get(*parent)
-            .is_some_and(|node| *node != Node::Directory)
-    }) {
-        return false;
-    }
-    for parent in parents.drain(..) {
-        tree.insert(parent.to_owned(), Node::Directory);
-    }
-    if !(node == Node::Directory && tree.get(name) == Some(&Node::Directory)) {
-        remove(tree, name);
-    }
-    tree.insert(name.to_owned(), node);
-    true
-}
-
-/// Applies a layer: all whiteouts to what lies below, then all else. Returns its archive, whose order is `late`:
-/// whiteouts behind the entries.
-fn apply(
-    tree: &mut BTreeMap<String, Node>,
-    steps: &[Step],
-    late: bool,
-    next: &mut usize,
-) -> Vec<u8> {
-    let mut whiteouts = Tar::default();
-    let mut hidden_files: Vec<String> = Vec::new();
-    for step in steps {
-        match step {
-            Step::Whiteout(name) => {
-                hidden_files.extend(below(tree, name).into_iter().chain([name.clone()]).filter(
-                    |hidden| {
-                        tree.get(hidden)
-                            .is_some_and(|node| *node != Node::Directory)
-                    },
-                ));
-                remove(tree, name);
-                let (parent, last) = name
-                    .rsplit_once('/')
-                    .map_or(("", name.as_str()), |(p, l)| (p, l));
-                let parent = if parent.is_empty() {
-                    String::new()
-                } else {
-                    format!("{parent}/")
-                };
-                whiteouts = whiteouts.whiteout(&format!("{parent}.wh.{last}"));
-            }
-            Step::Opaque(name) => {
-                for inner in below(tree, name) {
-                    if tree
-                        .remove(&inner)
-                        .is_some_and(|node| node != Node::Directory)
-                    {
-                        hidden_files.push(inner);
-                    }
-                }
-                whiteouts = whiteouts.whiteout(&format!("{name}/.wh..wh..opq"));
-            }
-            _ => {}
-        }
-    }
-    let mut entries = Tar::default();
-    for step in steps {
-        match step {
-            Step::File(name, content) => {
-                *next += 1;
-                if put(tree, name, Node::File(*next, content.clone())) {
-                    entries = entries.file(name, content, FILE);
-                }
-            }
-            Step::Directory(name) => {
-                if put(tree, name, Node::Directory) {
-                    entries = entries.dir(&format!("{name}/"), DIR);
-                }
-            }
-            Step::Symlink(name) => {
-                if put(tree, name, Node::Symlink) {
-                    entries = entries.symlink(name, "nowhere");
-                }
-            }
-            Step::HardLink(name, pick) => {
-                let files: Vec<(String, Node)> = tree
-                    .iter()
-                    .filter(|(_, n)| matches!(n, Node::File(..)))
-                    .map(|(p, n)| (p.clone(), n.clone()))
-                    .collect();
-                if files.is_empty() {
-                    continue;
-                }
-                let (target, node) = files[pick % files.len()].clone();
-                // A link through a name that replaces its own target's directory is no link any more.
-                if target == *name {
-                    continue;
-                }
-                if put(tree, name, node) {
-                    entries = entries.hard_link(name, &target);
-                }
-            }
-            Step::Whiteout(_) | Step::Opaque(_) => {}
-        }
-    }
-    // A whiteout that comes too late to make room for a parent is an error, here as in umoci.
-    let in_the_way = |step: &Step| match step {
-        Step::File(name, _)
-        | Step::Directory(name)
-        | Step::Symlink(name)
-        | Step::HardLink(name, _) => hidden_files
-            .iter()
-            .any(|hidden| name.starts_with(&format!("{hidden}/"))),
-        Step::Whiteout(_) | Step::Opaque(_) => false,
-    };
-    if late && !steps.iter().any(in_the_way) {
-        entries.raw(&whiteouts.0).end()
-    } else {
-        whiteouts.raw(&entries.0).end()
-    }
+/// The layers of a stack, and what the model says they leave.
+fn modelled(stack: &Steps) -> (Vec<Vec<u8>>, BTreeMap<String, Node>) {
+    let mut tree = BTreeMap::new();
+    let mut next = 0;
+    let layers = stack
+        .iter()
+        .map(|(steps, late)| apply(&mut tree, steps, *late, &mut next))
+        .collect();
+    (layers, tree)
 }
 
 /// What the disk says, read by a reader in Rust that checks every structure.
@@ -219,31 +107,60 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn layers_merge_as_the_specification_says(
-        stack in prop::collection::vec((prop::collection::vec(step(), 0..12), any::<bool>()), 1..5)
-    ) {
-        let mut tree = BTreeMap::new();
-        let mut next = 0;
-        let layers: Vec<Vec<u8>> =
-            stack.iter().map(|(steps, late)| apply(&mut tree, steps, *late, &mut next)).collect();
+    fn layers_merge_as_the_specification_says(stack in stacks()) {
+        let (layers, tree) = modelled(&stack);
         let work = directory();
         let disk = work.path().join("disk");
         build_plain(&layers, &disk).unwrap();
         e2fsck(&disk);
         let found = read_back(&std::fs::read(&disk).unwrap());
         prop_assert_eq!(tree.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
-        let mut identities: BTreeMap<usize, u32> = BTreeMap::new();
         for (name, node) in &tree {
-            let (ours, inode) = &found[name];
-            match (node, ours) {
-                (Node::File(id, content), Node::File(_, read)) => {
+            match (node, &found[name].0) {
+                (Node::File(_, content), Node::File(_, read)) => {
                     prop_assert_eq!(content, read, "{}", name);
-                    prop_assert_eq!(*identities.entry(*id).or_insert(*inode), *inode, "{}", name);
                 }
-                _ => prop_assert_eq!(node, ours, "{}", name),
+                (node, ours) => prop_assert_eq!(node, ours, "{}", name),
             }
         }
-        let inodes: BTreeSet<u32> = identities.values().copied().collect();
-        prop_assert_eq!(inodes.len(), identities.len(), "different files, different inodes");
+        assert_identities(tree.iter().filter_map(|(name, node)| match node {
+            Node::File(identity, _) => Some((name.as_str(), *identity, found[name].1)),
+            _ => None,
+        }))?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig {
+        cases: 4000,
+        failure_persistence: Some(Box::new(FileFailurePersistence::WithSource("regressions"))),
+        ..ProptestConfig::default()
+    })]
+
+    /// Names and identities alone, without a disk: many more of them.
+    #[test]
+    fn thousands_of_stacks_leave_the_right_names(stack in stacks()) {
+        let (layers, tree) = modelled(&stack);
+        let slices: Vec<&[u8]> = layers.iter().map(Vec::as_slice).collect();
+        let found = fuzz_layers(&slices).map_err(|fault| TestCaseError::fail(fault.to_string()))?;
+        let found: BTreeMap<String, (char, u32)> = found
+            .into_iter()
+            .map(|(name, kind, node)| (String::from_utf8(name).unwrap(), (kind, node)))
+            .collect();
+        let expected: BTreeMap<&String, char> = tree
+            .iter()
+            .map(|(name, node)| (name, match node {
+                Node::Directory => 'd',
+                Node::File(..) => 'f',
+                Node::Symlink => 'l',
+            }))
+            .collect();
+        let ours: BTreeMap<&String, char> =
+            found.iter().map(|(name, (kind, _))| (name, *kind)).collect();
+        prop_assert_eq!(expected, ours);
+        assert_identities(tree.iter().filter_map(|(name, node)| match node {
+            Node::File(identity, _) => Some((name.as_str(), *identity, found[name].1)),
+            _ => None,
+        }))?;
     }
 }

@@ -1,6 +1,6 @@
 //! What other programs say about the same layers: umoci as root, e2fsck, and the kernel's own ext4.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{Read, Write};
@@ -8,6 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::SystemTime;
 
 use microagent_image::disk::{BuildOptions, BuiltDisk, Compression, DiskError, LayerSource, build};
 use sha2::{Digest, Sha256};
@@ -120,6 +121,17 @@ impl Drop for Mounted {
 
 /// Writes an OCI layout with gzip layers and unpacks it with umoci; returns its rootfs.
 pub(crate) fn umoci(layers: &[Vec<u8>], under: &Path) -> PathBuf {
+    unpacked(layers, under).unwrap()
+}
+
+/// Like [`umoci`]; what it says when it refuses.
+pub(crate) fn unpacked(layers: &[Vec<u8>], under: &Path) -> Result<PathBuf, String> {
+    let layout = layout(layers, under);
+    unpacked_layout(&layout, "test", under)
+}
+
+/// Writes an OCI layout with gzip layers, whose one image is `test`.
+fn layout(layers: &[Vec<u8>], under: &Path) -> PathBuf {
     let layout = under.join("layout");
     fs::create_dir_all(layout.join("blobs/sha256")).unwrap();
     let store = |bytes: &[u8]| {
@@ -153,18 +165,22 @@ pub(crate) fn umoci(layers: &[Vec<u8>], under: &Path) -> PathBuf {
         r#"{"imageLayoutVersion":"1.0.0"}"#,
     )
     .unwrap();
+    layout
+}
+
+/// Unpacks an image of a layout with umoci; returns its rootfs, or what umoci says when it refuses.
+pub(crate) fn unpacked_layout(layout: &Path, name: &str, under: &Path) -> Result<PathBuf, String> {
     let bundle = under.join("bundle");
-    tool(
-        "umoci",
-        "umoci",
-        &[
-            "unpack",
-            "--image",
-            &format!("{}:test", layout.display()),
-            bundle.to_str().unwrap(),
-        ],
-    );
-    bundle.join("rootfs")
+    let output = Command::new("umoci")
+        .args(["unpack", "--image"])
+        .arg(format!("{}:{name}", layout.display()))
+        .arg(&bundle)
+        .output()
+        .unwrap_or_else(|error| panic!("cannot run umoci: {error}; install the package umoci"));
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).into_owned());
+    }
+    Ok(bundle.join("rootfs"))
 }
 
 fn hex(bytes: &[u8]) -> String {
@@ -293,6 +309,43 @@ pub(crate) fn assert_same(ours: &Path, theirs: &Path) -> usize {
         }
     }
     a.len()
+}
+
+/// What is different between our tree and the one umoci unpacked after `begun`, and how many names ours has. umoci
+/// leaves the time of unpacking on directories that no entry described and on those it emptied, and the former have
+/// the group of a parent with the set-group-ID bit: that is passed over.
+pub(crate) fn differences(
+    ours: &Path,
+    theirs: &Path,
+    begun: SystemTime,
+) -> (BTreeMap<PathBuf, String>, usize) {
+    let begun = begun
+        .duration_since(SystemTime::UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs() as i64 - 1);
+    let (a, b) = (facts(ours), facts(theirs));
+    let mut differences = BTreeMap::new();
+    for path in a.keys().chain(b.keys()).cloned().collect::<BTreeSet<_>>() {
+        let (a, b) = (a.get(&path), b.get(&path));
+        let same = match (a, b) {
+            (Some(a), Some(b)) => {
+                let mut b = b.clone();
+                if b.kind == "directory" && b.mtime.0 >= begun {
+                    b.mtime = a.mtime;
+                    if (a.mode, a.owner, a.mtime) == (0o755, (0, 0), (0, 0)) {
+                        (b.mode, b.owner.1) = (b.mode & !0o2000, 0);
+                    }
+                }
+                let is_content = a.kind == "file" && a.same_as == path;
+                *a == b && (!is_content || same_content(&ours.join(&path), &theirs.join(&path)))
+            }
+            _ => false,
+        };
+        if !same {
+            let text = format!("{path:?}\n  ours   {a:?}\n  theirs {b:?}");
+            differences.insert(path, text);
+        }
+    }
+    (differences, a.len())
 }
 
 fn same_content(a: &Path, b: &Path) -> bool {
