@@ -60,6 +60,8 @@ pub(crate) struct Reach {
     pub read: Vec<PathBuf>,
     /// Devices and files it may also write. Missing ones are left out.
     pub write: Vec<PathBuf>,
+    /// Directories in which it may make sockets and files of its own.
+    pub make: Vec<PathBuf>,
     /// Whether it needs TCP.
     pub tcp: bool,
 }
@@ -185,7 +187,12 @@ fn landlock_ruleset(reach: &Reach) -> Result<(Option<OwnedFd>, i32), landlock::R
     let mut created = ruleset.create()?;
     let read = AccessFs::from_read(abi);
     let write = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
-    for (paths, access) in [(&reach.read, read), (&reach.write, write)] {
+    let make = write | AccessFs::MakeSock | AccessFs::MakeReg | AccessFs::RemoveFile;
+    for (paths, access) in [
+        (&reach.read, read),
+        (&reach.write, write),
+        (&reach.make, make),
+    ] {
         for path in paths {
             // What is not there cannot be reached either.
             let Ok(fd) = PathFd::new(path) else { continue };

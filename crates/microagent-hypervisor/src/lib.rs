@@ -7,15 +7,21 @@
 #![deny(unsafe_code)]
 
 #[cfg(target_os = "linux")]
+mod boot_file;
+#[cfg(target_os = "linux")]
 mod confine;
 #[cfg(target_os = "linux")]
 mod console;
 mod error;
+#[cfg(target_os = "linux")]
+pub mod firecracker;
 mod machine;
 #[cfg(target_os = "linux")]
 pub mod probe;
 #[cfg(target_os = "linux")]
 mod process;
+#[cfg(target_os = "linux")]
+mod program;
 #[cfg(target_os = "linux")]
 pub mod qemu;
 #[cfg(target_os = "linux")]

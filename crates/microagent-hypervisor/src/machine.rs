@@ -181,9 +181,39 @@ pub trait Machine: Send + Sync {
     /// If the VMM does not obey; whatever could be cut is cut.
     fn sever(&self) -> Result<(), crate::Error>;
 
+    /// The VMM's own last words, made safe to show; all of them once it has ended.
+    fn words(&self) -> String;
+
     /// Kills the VMM. Killing a dead one is no error.
     ///
     /// # Errors
     /// If the kernel refuses.
     fn kill(&self) -> Result<(), crate::Error>;
+}
+
+/// What every driver refuses.
+#[cfg(target_os = "linux")]
+pub(crate) fn check(spec: &MachineSpec) -> Result<(), crate::Error> {
+    let named = [
+        &spec.kernel,
+        &spec.initramfs,
+        &spec.console.log,
+        &spec.vsock.uds,
+        &spec.runtime_dir,
+    ];
+    let disks = spec.disks.iter().map(|disk| &disk.path);
+    if let Some(path) = named
+        .into_iter()
+        .chain(disks)
+        .find(|path| !path.is_absolute())
+    {
+        return Err(crate::Error::Invalid(format!(
+            "{} is not an absolute path",
+            path.display()
+        )));
+    }
+    if spec.memory.0 == 0 {
+        return Err(crate::Error::Invalid("it has no memory".to_owned()));
+    }
+    Ok(())
 }

@@ -3,13 +3,13 @@
 
 use std::{
     collections::VecDeque,
-    ffi::{OsStr, OsString},
+    ffi::OsString,
     fs, io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
     },
-    path::{Path, PathBuf},
+    path::PathBuf,
     process::{Command, Stdio},
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
@@ -49,6 +49,9 @@ pub(crate) struct Plan {
     pub seal: Seal,
     /// Its end of the console is read here and written to the log.
     pub console: UnixStream,
+    /// The other end of the console, where the program has it as standard input and output.
+    /// Otherwise its input is empty, and its output counts as its own words.
+    pub stdio: Option<UnixStream>,
     /// Where the console goes.
     pub log: RotatingLog,
 }
@@ -242,6 +245,7 @@ fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
         descriptors,
         seal,
         console,
+        stdio,
         log,
     } = plan;
     let start_error = |source: &dyn std::fmt::Display| Error::VmmStart {
@@ -249,13 +253,25 @@ fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
         reason: source.to_string(),
     };
     let (stderr, stderr_write) = io::pipe().map_err(|source| start_error(&source))?;
+    let (input, output) = match stdio {
+        Some(console) => (
+            Stdio::from(OwnedFd::from(
+                console.try_clone().map_err(|e| start_error(&e))?,
+            )),
+            Stdio::from(OwnedFd::from(console)),
+        ),
+        None => (
+            Stdio::null(),
+            Stdio::from(stderr_write.try_clone().map_err(|e| start_error(&e))?),
+        ),
+    };
     let mut command = Command::new(&program);
     command
         .args(&arguments)
         .env_clear()
         .current_dir("/")
-        .stdin(Stdio::null())
-        .stdout(stderr_write.try_clone().map_err(|e| start_error(&e))?)
+        .stdin(input)
+        .stdout(output)
         .stderr(stderr_write);
     let keep: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let parent = rustix::process::getpid();
@@ -484,19 +500,6 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
         .collect::<String>()
         .trim()
         .to_owned()
-}
-
-/// Finds an executable file on a `PATH` value.
-pub(crate) fn find_program(name: &OsStr, search_path: &OsStr) -> Option<PathBuf> {
-    std::env::split_paths(search_path)
-        .filter(|dir| dir.is_absolute())
-        .map(|dir| dir.join(name))
-        .find(|path| is_executable(path))
-}
-
-/// Whether `path` is a file this process may execute.
-pub(crate) fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
 }
 
 #[cfg(test)]

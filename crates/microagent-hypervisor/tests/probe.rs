@@ -14,7 +14,7 @@ use microagent_hypervisor::probe::{
     CHECK_KVM, CHECK_QEMU, CHECK_TCG, Depth, ProbeHost, Probed, probe,
 };
 use microagent_protocol::{
-    Backend, BackendChoice,
+    Backend, BackendChoice, NetworkMode,
     supervisor::{HostQuery, ProbeGuest, Verdict},
 };
 
@@ -37,6 +37,8 @@ fn emulation_is_proved_kvm_only_by_a_guest_and_both_are_remembered() {
     let path = std::env::var_os("PATH").unwrap();
     let host = ProbeHost {
         search_path: &path,
+        firecracker: None,
+        libexec: None,
         runtime_dir: dir.path(),
         depth: Depth::Prove,
     };
@@ -95,6 +97,8 @@ fn without_qemu_nothing_is_chosen_and_the_package_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let host = ProbeHost {
         search_path: dir.path().as_os_str(),
+        firecracker: None,
+        libexec: None,
         runtime_dir: dir.path(),
         depth: Depth::Prove,
     };
@@ -106,5 +110,9 @@ fn without_qemu_nothing_is_chosen_and_the_package_is_named() {
         "{}",
         probed.report.reason
     );
-    assert!(probed.driver(BackendChoice::Auto).is_err());
+    assert!(
+        probed
+            .driver(BackendChoice::Auto, NetworkMode::User)
+            .is_err()
+    );
 }

@@ -16,6 +16,8 @@ use crate::{
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(rename_all = "kebab-case")]
 pub enum Backend {
+    /// Firecracker, which needs KVM.
+    Firecracker,
     /// QEMU with KVM.
     QemuKvm,
     /// QEMU with software emulation.
@@ -24,12 +26,13 @@ pub enum Backend {
 
 impl Backend {
     /// Every backend.
-    pub const ALL: [Self; 2] = [Self::QemuKvm, Self::QemuTcg];
+    pub const ALL: [Self; 3] = [Self::Firecracker, Self::QemuKvm, Self::QemuTcg];
 
     /// Its name on the command line and on the wire.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
+            Self::Firecracker => "firecracker",
             Self::QemuKvm => "qemu-kvm",
             Self::QemuTcg => "qemu-tcg",
         }
@@ -59,7 +62,7 @@ pub enum BackendChoice {
 
 /// Not a backend's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{input:?} is not a backend; use auto, qemu, qemu-kvm or qemu-tcg")]
+#[error("{input:?} is not a backend; use auto, firecracker, qemu, qemu-kvm or qemu-tcg")]
 pub struct InvalidBackend {
     input: String,
 }

@@ -49,9 +49,12 @@ impl Backends for HostBackends {
                 tracing::warn!("cannot make {}: {error}", cache.display());
             }
         }
+        let programs = Programs::of_this_process();
         let probed = probe(
             &ProbeHost {
-                search_path: &search_path(),
+                search_path: &programs.search_path,
+                firecracker: programs.firecracker.as_deref(),
+                libexec: programs.libexec.as_deref(),
                 runtime_dir: &spec.runtime_dir,
                 depth: Depth::Choose,
             },
@@ -66,10 +69,10 @@ impl Backends for HostBackends {
             },
         );
         let (driver, reason) = probed
-            .driver(spec.backend)
+            .driver(spec.backend, spec.network)
             .map_err(|error| ErrorReport::new(ErrorKind::Unsupported, error.to_string()))?;
         Ok(Chosen {
-            hypervisor: Box::new(driver),
+            hypervisor: driver,
             reason,
         })
     }
@@ -77,9 +80,12 @@ impl Backends for HostBackends {
     fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport> {
         let place = ProbePlace::new()
             .map_err(|error| Error::file("make", std::env::temp_dir())(error).report())?;
+        let programs = Programs::of_this_process();
         let probed = probe(
             &ProbeHost {
-                search_path: &search_path(),
+                search_path: &programs.search_path,
+                firecracker: programs.firecracker.as_deref(),
+                libexec: programs.libexec.as_deref(),
                 runtime_dir: &place.0,
                 depth: Depth::Prove,
             },
@@ -113,6 +119,27 @@ impl Drop for ProbePlace {
 }
 
 /// Where programs are looked for.
-fn search_path() -> OsString {
-    std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into())
+struct Programs {
+    search_path: OsString,
+    /// `MICROAGENT_FIRECRACKER`.
+    firecracker: Option<PathBuf>,
+    /// `../libexec` of this executable.
+    libexec: Option<PathBuf>,
+}
+
+impl Programs {
+    fn of_this_process() -> Self {
+        let beside = std::env::current_exe()
+            .and_then(std::fs::canonicalize)
+            .ok()
+            .and_then(|path| Some(path.parent()?.parent()?.join("libexec")));
+        Self {
+            search_path: std::env::var_os("PATH")
+                .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
+            firecracker: std::env::var_os("MICROAGENT_FIRECRACKER")
+                .filter(|path| !path.is_empty())
+                .map(PathBuf::from),
+            libexec: beside,
+        }
+    }
 }

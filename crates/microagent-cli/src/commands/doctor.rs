@@ -17,7 +17,7 @@ use crate::{
     after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can."
 )]
 pub(crate) struct DoctorArgs {
-    /// Look at one backend: auto, qemu, qemu-kvm or qemu-tcg
+    /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendChoice,
     /// Prove everything again

@@ -9,7 +9,7 @@ use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
 /// whole.
 #[derive(Debug, Args)]
 pub(crate) struct HostArgs {
-    /// Look at one backend: auto, qemu, qemu-kvm or qemu-tcg
+    /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendChoice,
     /// Find everything out again

@@ -21,13 +21,18 @@ struct Disk {
     serial: String,
 }
 
-/// The device file of the disk with `serial`; if no disk has any serial, the
-/// one at `position` in the order of their names.
+/// Set to `ordered` by a VMM whose disks have serials of its own: the kernel hands words of its
+/// command line that it does not know to its first program.
+const DISKS: &str = "microagent_disks";
+
+/// The device file of the disk with `serial`; if no disk has any serial, or the VMM says that they
+/// mean nothing, the one at `position` in the order of their names.
 pub(crate) fn wait_for(serial: &str, position: Option<usize>) -> Result<PathBuf, Error> {
+    let ordered = std::env::var_os(DISKS).is_some_and(|value| value == "ordered");
     let deadline = Instant::now() + WAIT;
     let mut pause = Duration::from_micros(500);
     loop {
-        let disks = list(Path::new("/sys/block")).unwrap_or_default();
+        let disks = list(Path::new("/sys/block"), ordered).unwrap_or_default();
         if let Some(disk) = choose(&disks, serial, position) {
             let device = Path::new("/dev").join(&disk.name);
             if device.exists() {
@@ -54,7 +59,8 @@ pub(crate) fn wait_for(serial: &str, position: Option<usize>) -> Result<PathBuf,
     }
 }
 
-fn list(folder: &Path) -> io::Result<Vec<Disk>> {
+/// The disks there are, without their serials where those mean nothing.
+fn list(folder: &Path, ordered: bool) -> io::Result<Vec<Disk>> {
     let mut disks = Vec::new();
     for entry in fs::read_dir(folder)? {
         let Ok(name) = entry?.file_name().into_string() else {
@@ -64,6 +70,9 @@ fn list(folder: &Path) -> io::Result<Vec<Disk>> {
             // A VMM without serials leaves the file empty or away.
             let mut serial =
                 fs::read_to_string(folder.join(&name).join("serial")).unwrap_or_default();
+            if ordered {
+                serial.clear();
+            }
             serial.truncate(serial.trim_end().floor_char_boundary(LONGEST_SERIAL));
             disks.push(Disk { name, serial });
         }
@@ -104,7 +113,7 @@ mod tests {
         position: Option<usize>,
     ) -> Option<String> {
         let folder = tree(disks);
-        let disks = list(folder.path()).unwrap();
+        let disks = list(folder.path(), false).unwrap();
         choose(&disks, serial, position).map(|disk| disk.name.clone())
     }
 
@@ -118,6 +127,13 @@ mod tests {
         assert_eq!(chosen(&disks, "base", Some(0)).as_deref(), Some("vdb"));
         assert_eq!(chosen(&disks, "scratch", Some(1)).as_deref(), Some("vda"));
         assert_eq!(chosen(&disks, "data", None), None);
+    }
+
+    #[test]
+    fn a_vmms_own_serials_mean_nothing() {
+        let folder = tree(&[("vda", Some("65024123")), ("vdb", Some("65024124"))]);
+        let disks = list(folder.path(), true).unwrap();
+        assert_eq!(choose(&disks, "scratch", Some(1)).unwrap().name, "vdb");
     }
 
     #[test]

@@ -57,6 +57,9 @@ pub(crate) struct Booted {
     pub(crate) config: Box<BootConfig>,
 }
 
+/// The position of the first disk after base and scratch.
+const FIRST_EXTRA: usize = 2;
+
 /// From the first instruction to a machine that is what the host's
 /// configuration says. `kernel_ms` is when the kernel started the agent, and
 /// everything the host says later arrives at `events`.
@@ -116,8 +119,8 @@ fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> 
     clock::set(config.unix_nanos).during("set the clock")?;
     identity::seed(&config.entropy).during("seed the random number generator")?;
     identity::apply(config).during("take the host name")?;
-    for disk in &config.disks {
-        mount_extra(disk, disks)
+    for (index, disk) in config.disks.iter().enumerate() {
+        mount_extra(disk, index, disks)
             .map_err(|error| Error::Disk {
                 name: disk.name.clone(),
                 mountpoint: disk.mountpoint.clone(),
@@ -131,7 +134,7 @@ fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> 
     Ok(())
 }
 
-fn mount_extra(disk: &DiskMount, disks: &mut WritableDisks) -> Result<(), Error> {
+fn mount_extra(disk: &DiskMount, index: usize, disks: &mut WritableDisks) -> Result<(), Error> {
     let target = Path::new(&disk.mountpoint);
     if !target.is_absolute() {
         return Err(Error::Malformed {
@@ -139,7 +142,7 @@ fn mount_extra(disk: &DiskMount, disks: &mut WritableDisks) -> Result<(), Error>
             why: "it is not absolute".to_owned(),
         });
     }
-    let device = disks::wait_for(&disk.serial, None)?;
+    let device = disks::wait_for(&disk.serial, Some(FIRST_EXTRA + index))?;
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o755)

@@ -24,17 +24,28 @@ use rustix::{
 };
 
 use crate::{
-    ConsoleSpec, Error, Machine, MachineSpec, VsockSpec,
-    process::printable,
-    qemu::{Qemu, QemuMachine},
-    vsock,
+    ConsoleSpec, Error, Hypervisor, Machine, MachineSpec, VsockSpec, process::printable, vsock,
 };
+
+/// How long a killed VMM may take to be gone.
+const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// The guest's first words.
 pub(super) struct Hello {
     pub kernel_release: String,
     /// From the launch.
     pub after: Duration,
+}
+
+impl std::fmt::Display for Hello {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "a guest with kernel {} said hello after {} ms",
+            self.kernel_release,
+            self.after.as_millis()
+        )
+    }
 }
 
 /// A directory of its own, gone with all in it in the end.
@@ -66,7 +77,8 @@ impl Drop for Place {
 
 /// Boots the guest; ends it as soon as it said hello or `limit` passed.
 pub(super) fn until_hello(
-    driver: &Qemu,
+    driver: &dyn Hypervisor,
+    program: &Path,
     guest: &ProbeGuest,
     runtime_dir: &Path,
     attempt: u32,
@@ -99,12 +111,12 @@ pub(super) fn until_hello(
         context: format!("listen for the probe guest at {}", uds.display()),
         source,
     })?;
-    let machine = driver.launch_qemu(&spec)?;
+    let machine = driver.launch(&spec)?;
     listener.set_nonblocking(true).map_err(|source| Error::Io {
         context: "wait for the probe guest".to_owned(),
         source,
     })?;
-    while connected(&machine, &listener, deadline)? {
+    while connected(&*machine, &listener, deadline)? {
         let Ok((stream, _)) = listener.accept() else {
             continue;
         };
@@ -120,11 +132,14 @@ pub(super) fn until_hello(
         }
     }
     let ended = machine.wait(Duration::ZERO)?;
-    let words = machine.last_words();
+    // Also waits for the last of its words.
+    machine.kill()?;
+    machine.wait(END_LIMIT)?;
+    let words = machine.words();
     let console = last_line(&spec.console.log);
     Err(match ended {
         Some(exit) => Error::VmmStart {
-            program: driver.binary().path().to_owned(),
+            program: program.to_owned(),
             reason: format!("it ended ({exit:?}) before the guest spoke: {words}{console}"),
         },
         None => Error::Timeout {
@@ -154,7 +169,7 @@ fn first_word(stream: UnixStream, deadline: Instant) -> Result<String, FrameErro
 
 /// Waits until the guest connects; `false` if the VMM ended or time ran out first.
 fn connected(
-    machine: &QemuMachine,
+    machine: &dyn Machine,
     listener: &UnixListener,
     deadline: Instant,
 ) -> Result<bool, Error> {

@@ -80,6 +80,9 @@ struct Contents {
     tsc_khz: Option<u64>,
     #[serde(default)]
     qemu: Option<(FileStamp, QemuVersion)>,
+    /// The Firecracker its verdict was proved with.
+    #[serde(default)]
+    firecracker: Option<FileStamp>,
     /// The probe guest the verdicts were proved with: kernel, initramfs.
     #[serde(default)]
     guest: Option<(FileStamp, FileStamp)>,
@@ -143,6 +146,15 @@ impl Cache {
         if self.now.qemu != stamp {
             self.now.verdicts.clear();
             self.now.qemu = stamp;
+        }
+    }
+
+    /// Takes note of the Firecracker that is there; a verdict on another one holds no more.
+    pub(super) fn keep_firecracker(&mut self, path: &Path) {
+        let stamp = FileStamp::of(path);
+        if self.now.firecracker != stamp {
+            self.now.verdicts.remove(super::CHECK_FIRECRACKER);
+            self.now.firecracker = stamp;
         }
     }
 

@@ -12,14 +12,15 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, BackendChoice,
+    Backend, BackendChoice, NetworkMode,
     supervisor::{HostCheck, HostQuery, HostReport, ProbeGuest, Verdict},
 };
 
 use self::cache::{Cache, Kept};
 use crate::{
-    Confinement, Error,
+    Confinement, Error, Hypervisor,
     confine::{Reach, Seal},
+    firecracker::{Firecracker, FirecrackerBinary},
     measure_tsc_khz,
     qemu::{Accelerator, Qemu, QemuBinary},
 };
@@ -33,6 +34,8 @@ const TCG_LIMIT: Duration = Duration::from_secs(30);
 pub const CHECK_QEMU: &str = "qemu";
 /// The name of the check of KVM.
 pub const CHECK_KVM: &str = "kvm";
+/// The name of the check of Firecracker.
+pub const CHECK_FIRECRACKER: &str = "firecracker";
 /// The name of the check of software emulation.
 pub const CHECK_TCG: &str = "software-emulation";
 /// The name of the check of what holds a VMM back.
@@ -53,6 +56,10 @@ pub enum Depth {
 pub struct ProbeHost<'a> {
     /// Where programs are looked for: the value of a `PATH` variable.
     pub search_path: &'a OsStr,
+    /// Where Firecracker is, if that was said.
+    pub firecracker: Option<&'a Path>,
+    /// A directory of programs to look for after `search_path`.
+    pub libexec: Option<&'a Path>,
     /// An existing private directory (0700) with a short path for the probe's sockets.
     pub runtime_dir: &'a Path,
     /// How far to go.
@@ -65,35 +72,51 @@ pub struct Probed {
     /// For people and programs; a backend is chosen as [`HostQuery::backend`] asks.
     pub report: HostReport,
     binary: Option<QemuBinary>,
+    firecracker: Option<FirecrackerBinary>,
     tsc_khz: Option<u64>,
 }
 
 impl Probed {
-    /// The driver for a choice, and why it was taken.
+    /// The driver for a choice and a network, and why it was taken.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if nothing that was found fits the choice.
-    pub fn driver(&self, choice: BackendChoice) -> Result<(Qemu, String), Error> {
-        let (backend, reason) = select(choice, &self.report.checks)?;
+    pub fn driver(
+        &self,
+        choice: BackendChoice,
+        network: NetworkMode,
+    ) -> Result<(Box<dyn Hypervisor>, String), Error> {
+        let (backend, reason) = select(choice, network, &self.report.checks)?;
+        if backend == Backend::Firecracker {
+            let binary = self.firecracker.clone().ok_or_else(|| {
+                Error::Unsupported("Firecracker was chosen, but none was found".to_owned())
+            })?;
+            return Ok((Box::new(Firecracker::new(binary)), reason));
+        }
         let binary = self
             .binary
             .clone()
             .ok_or_else(|| Error::Unsupported("QEMU was chosen, but none was found".to_owned()))?;
-        let accelerator = match backend {
-            Backend::QemuKvm => Accelerator::Kvm,
-            Backend::QemuTcg => Accelerator::Tcg {
+        let accelerator = if backend == Backend::QemuKvm {
+            Accelerator::Kvm
+        } else {
+            Accelerator::Tcg {
                 tsc_khz: self.tsc_khz,
-            },
+            }
         };
-        Ok((Qemu::new(binary, accelerator), reason))
+        Ok((Box::new(Qemu::new(binary, accelerator)), reason))
     }
 }
 
-/// Chooses a backend by what was found.
+/// Chooses a backend by what was found, for a machine with this network.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the failing checks' remedies.
-pub fn select(choice: BackendChoice, checks: &[HostCheck]) -> Result<(Backend, String), Error> {
+pub fn select(
+    choice: BackendChoice,
+    network: NetworkMode,
+    checks: &[HostCheck],
+) -> Result<(Backend, String), Error> {
     let find = |name: &str| checks.iter().find(|check| check.name == name);
     let works = |name: &str| find(name).is_some_and(|check| check.verdict != Verdict::Unusable);
     let refuse = |wanted: &str, names: &[&str]| {
@@ -117,7 +140,19 @@ pub fn select(choice: BackendChoice, checks: &[HostCheck]) -> Result<(Backend, S
     // Only what was seen to work counts as KVM; emulation needs no hardware.
     let kvm = qemu && find(CHECK_KVM).is_some_and(|check| check.verdict == Verdict::Ready);
     let tcg = qemu && works(CHECK_TCG);
+    let firecracker = find(CHECK_FIRECRACKER).is_some_and(|check| check.verdict == Verdict::Ready);
     match choice {
+        // The driver has no network yet: a machine that needs one is QEMU's.
+        BackendChoice::Auto if firecracker && network == NetworkMode::Isolated => Ok((
+            Backend::Firecracker,
+            "KVM and Firecracker were proved to work".to_owned(),
+        )),
+        BackendChoice::Only(Backend::Firecracker) if firecracker => {
+            Ok((Backend::Firecracker, "it was asked for".to_owned()))
+        }
+        BackendChoice::Only(Backend::Firecracker) => {
+            Err(refuse("firecracker", &[CHECK_FIRECRACKER]))
+        }
         BackendChoice::Auto | BackendChoice::Qemu if kvm => {
             Ok((Backend::QemuKvm, "KVM was proved to work".to_owned()))
         }
@@ -169,9 +204,11 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
         tcg.required = !kvm_ready;
         checks.push(tcg);
     }
+    let (firecracker_check, firecracker) = check_firecracker(host, query, &mut cache);
+    checks.push(firecracker_check);
     checks.push(check_confinement());
     cache.save();
-    let (chosen, reason) = match select(query.backend, &checks) {
+    let (chosen, reason) = match select(query.backend, NetworkMode::User, &checks) {
         Ok((backend, reason)) => (Some(backend), reason),
         Err(error) => (None, error.to_string()),
     };
@@ -184,6 +221,7 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
             checks,
         },
         binary,
+        firecracker,
         tsc_khz,
     }
 }
@@ -276,6 +314,74 @@ fn check_kvm(
     kept.into_check(CHECK_KVM, since)
 }
 
+/// Firecracker is looked at where it can matter: where it is there, and KVM opens.
+fn check_firecracker(
+    host: &ProbeHost<'_>,
+    query: &HostQuery,
+    cache: &mut Cache,
+) -> (HostCheck, Option<FirecrackerBinary>) {
+    let since = Instant::now();
+    let name = CHECK_FIRECRACKER;
+    let unusable = |detail: String, remedy: String| {
+        let mut check = check(name, since, Verdict::Unusable, detail);
+        check.remedy = Some(remedy);
+        check
+    };
+    let found = FirecrackerBinary::find(host.firecracker, host.search_path, host.libexec);
+    let binary = match found {
+        Ok(binary) => binary,
+        Err(error) => {
+            let remedy = crate::firecracker::REMEDY.to_owned();
+            return (unusable(error.to_string(), remedy), None);
+        }
+    };
+    cache.keep_firecracker(binary.path());
+    let what = format!(
+        "Firecracker {} at {}",
+        binary.version(),
+        binary.path().display()
+    );
+    let device = match kvm::look() {
+        Ok(device) => device,
+        Err(kvm::Missing { reason, remedy }) => {
+            return (unusable(format!("{what}; {reason}"), remedy), Some(binary));
+        }
+    };
+    if let Some(kept) = cache.verdict(name) {
+        return (kept.into_check(name, since), Some(binary));
+    }
+    let Some(guest) = &query.probe else {
+        let detail = format!("{what}; not proved, as there is no kernel to boot yet");
+        let mut check = check(name, since, Verdict::Degraded, detail);
+        check.remedy = Some("install a kernel, then ask again".to_owned());
+        return (check, Some(binary));
+    };
+    let driver = Firecracker::new(binary.clone()).start_limit(KVM_LIMIT);
+    let booted = boot::until_hello(
+        &driver,
+        binary.path(),
+        guest,
+        host.runtime_dir,
+        0,
+        KVM_LIMIT,
+    );
+    let (kept, lasting) = match booted {
+        Ok(hello) => (Kept::ready(format!("{what}; {hello}")), true),
+        Err(error) => (
+            Kept {
+                verdict: Verdict::Unusable,
+                detail: format!("{what}; a guest did not boot with it: {error}"),
+                remedy: Some(device.remedy().to_owned()),
+            },
+            !(device.hardware && matches!(error, Error::Timeout { .. })),
+        ),
+    };
+    if lasting {
+        cache.keep_verdict(name, &kept);
+    }
+    (kept.into_check(name, since), Some(binary))
+}
+
 fn check_tcg(
     host: &ProbeHost<'_>,
     query: &HostQuery,
@@ -345,12 +451,15 @@ fn boot_probe(
     limit: Duration,
 ) -> Result<String, Error> {
     let driver = Qemu::new(binary.clone(), accelerator).start_limit(limit);
-    let hello = boot::until_hello(&driver, guest, host.runtime_dir, attempt, limit)?;
-    Ok(format!(
-        "a guest with kernel {} said hello after {} ms",
-        hello.kernel_release,
-        hello.after.as_millis()
-    ))
+    let hello = boot::until_hello(
+        &driver,
+        binary.path(),
+        guest,
+        host.runtime_dir,
+        attempt,
+        limit,
+    )?;
+    Ok(hello.to_string())
 }
 
 fn check_confinement() -> HostCheck {
@@ -396,7 +505,13 @@ mod tests {
     #[test]
     fn kvm_is_taken_only_where_it_was_proved() {
         use Verdict::{Degraded, Ready, Unusable};
-        let auto = |kvm, tcg| select(BackendChoice::Auto, &checks(Ready, kvm, tcg));
+        let auto = |kvm, tcg| {
+            select(
+                BackendChoice::Auto,
+                NetworkMode::User,
+                &checks(Ready, kvm, tcg),
+            )
+        };
         assert_eq!(auto(Ready, Ready).unwrap().0, Backend::QemuKvm);
         let (backend, reason) = auto(Degraded, Degraded).unwrap();
         assert_eq!(backend, Backend::QemuTcg);
@@ -413,10 +528,36 @@ mod tests {
     }
 
     #[test]
+    fn firecracker_is_taken_where_it_was_proved_and_does_what_is_asked() {
+        use Verdict::{Ready, Unusable};
+        let with = |verdict| {
+            let mut all = checks(Ready, Ready, Ready);
+            all.push(check(CHECK_FIRECRACKER, Instant::now(), verdict, "detail"));
+            all
+        };
+        let auto = |network, verdict| {
+            select(BackendChoice::Auto, network, &with(verdict))
+                .unwrap()
+                .0
+        };
+        assert_eq!(auto(NetworkMode::Isolated, Ready), Backend::Firecracker);
+        assert_eq!(auto(NetworkMode::User, Ready), Backend::QemuKvm);
+        assert_eq!(auto(NetworkMode::Isolated, Unusable), Backend::QemuKvm);
+        let named = BackendChoice::Only(Backend::Firecracker);
+        let error = select(named, NetworkMode::Isolated, &with(Unusable)).unwrap_err();
+        assert!(error.to_string().contains("firecracker: detail"), "{error}");
+    }
+
+    #[test]
     fn a_named_backend_is_that_one_or_none() {
         use Verdict::{Ready, Unusable};
         let only = |backend, kvm, tcg| {
-            select(BackendChoice::Only(backend), &checks(Ready, kvm, tcg)).map(|(got, _)| got)
+            select(
+                BackendChoice::Only(backend),
+                NetworkMode::User,
+                &checks(Ready, kvm, tcg),
+            )
+            .map(|(got, _)| got)
         };
         assert_eq!(
             only(Backend::QemuTcg, Ready, Ready).unwrap(),
@@ -431,6 +572,7 @@ mod tests {
         );
         let none = select(
             BackendChoice::Only(Backend::QemuTcg),
+            NetworkMode::User,
             &checks(Unusable, Ready, Ready),
         );
         assert!(none.unwrap_err().to_string().contains("qemu remedy"));

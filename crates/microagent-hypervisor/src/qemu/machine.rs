@@ -4,10 +4,7 @@ use std::{
     fs::{File, OpenOptions},
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
-        unix::{
-            fs::{MetadataExt, OpenOptionsExt},
-            net::UnixStream,
-        },
+        unix::{fs::OpenOptionsExt, net::UnixStream},
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -23,6 +20,7 @@ use super::{
 };
 use crate::{
     Error, Exit, Machine, MachineSpec, SerialPort,
+    boot_file::BootFile,
     confine::{Confinement, Reach, Seal},
     console::RotatingLog,
     process::{Plan, Vmm},
@@ -52,7 +50,7 @@ impl QemuMachine {
         limit: Duration,
         spec: &MachineSpec,
     ) -> Result<Self, Error> {
-        check(spec)?;
+        crate::machine::check(spec)?;
         let machine_type = MachineType::for_attempt(spec.attempt);
         let deadline = Instant::now() + limit;
 
@@ -121,6 +119,7 @@ impl QemuMachine {
             descriptors,
             seal: Seal::prepare(&reach(binary, accelerator, spec), true)?,
             console: console_here,
+            stdio: None,
             log,
         })?;
         let machine = Self {
@@ -159,7 +158,7 @@ impl QemuMachine {
     }
 
     /// Ends it, if it has not ended, and gives all it said of itself.
-    pub(crate) fn last_words(mut self) -> String {
+    fn last_words(mut self) -> String {
         // Also waits for the thread that gathers its words.
         self.vmm.end();
         self.vmm.words()
@@ -181,12 +180,6 @@ impl QemuMachine {
     #[must_use]
     pub const fn machine_type(&self) -> MachineType {
         self.machine_type
-    }
-
-    /// QEMU's own last words, if it had any.
-    #[must_use]
-    pub fn words(&self) -> String {
-        self.vmm.words()
     }
 }
 
@@ -241,82 +234,13 @@ impl Machine for QemuMachine {
         }
     }
 
+    fn words(&self) -> String {
+        self.vmm.words()
+    }
+
     fn kill(&self) -> Result<(), Error> {
         self.vmm.kill()
     }
-}
-
-fn check(spec: &MachineSpec) -> Result<(), Error> {
-    let named = [
-        &spec.kernel,
-        &spec.initramfs,
-        &spec.console.log,
-        &spec.vsock.uds,
-        &spec.runtime_dir,
-    ];
-    let disks = spec.disks.iter().map(|disk| &disk.path);
-    if let Some(path) = named
-        .into_iter()
-        .chain(disks)
-        .find(|path| !path.is_absolute())
-    {
-        return Err(Error::Invalid(format!(
-            "{} is not an absolute path",
-            path.display()
-        )));
-    }
-    if spec.memory.0 == 0 {
-        return Err(Error::Invalid("it has no memory".to_owned()));
-    }
-    Ok(())
-}
-
-/// A file QEMU reads by name.
-struct BootFile {
-    name: PathBuf,
-    /// What the name leads to, where QEMU could not open the file itself.
-    copy: Option<OwnedFd>,
-}
-
-impl BootFile {
-    /// QEMU runs without capabilities. Started by root it could not read what
-    /// belongs to somebody else, so it gets a copy in memory then.
-    fn open(what: &'static str, path: &Path) -> Result<Self, Error> {
-        let fail = |source: std::io::Error| Error::Io {
-            context: format!("open the {what} {}", path.display()),
-            source,
-        };
-        let mut file = File::open(path).map_err(fail)?;
-        if !rustix::process::geteuid().is_root() || readable_by_plain_root(path).map_err(fail)? {
-            return Ok(Self {
-                name: path.to_owned(),
-                copy: None,
-            });
-        }
-        let copy = rustix::fs::memfd_create(what, rustix::fs::MemfdFlags::CLOEXEC)
-            .map_err(|errno| fail(errno.into()))?;
-        let mut writer = File::from(copy);
-        std::io::copy(&mut file, &mut writer).map_err(fail)?;
-        let copy = OwnedFd::from(writer);
-        Ok(Self {
-            name: format!("/proc/self/fd/{}", copy.as_raw_fd()).into(),
-            copy: Some(copy),
-        })
-    }
-}
-
-/// Whether user 0 without capabilities can read the file at this path.
-fn readable_by_plain_root(path: &Path) -> std::io::Result<bool> {
-    let real = std::fs::canonicalize(path)?;
-    for (depth, part) in real.ancestors().enumerate() {
-        let meta = std::fs::metadata(part)?;
-        let needed = if depth == 0 { 0o4 } else { 0o1 };
-        let shift = if meta.uid() == 0 { 6 } else { 0 };
-        if (meta.mode() >> shift) & needed == 0 {
-            return Ok(false);
-        }
-    }
-    Ok(true)
 }
 
 fn socket_pair(what: &str) -> Result<(UnixStream, UnixStream), Error> {
@@ -365,6 +289,7 @@ fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> R
     Reach {
         read,
         write,
+        make: Vec::new(),
         tcp: spec.network == NetworkMode::User,
     }
 }

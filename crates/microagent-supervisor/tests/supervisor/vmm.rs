@@ -197,6 +197,10 @@ impl Machine for ScriptedMachine {
         Ok(())
     }
 
+    fn words(&self) -> String {
+        String::new()
+    }
+
     fn kill(&self) -> Result<(), Error> {
         self.signal(rustix::process::Signal::KILL);
         Ok(())

@@ -1,0 +1,118 @@
+//! Firecracker: the driver for Linux hosts with KVM. `binary` finds it and asks its version, `api`
+//! speaks its published API over `http`, `machine` is one process and the machine in it.
+
+mod api;
+mod binary;
+mod http;
+mod machine;
+
+use std::{path::PathBuf, time::Duration};
+
+use microagent_protocol::{Backend, NetworkMode};
+
+pub(crate) use self::binary::REMEDY;
+pub use self::{
+    api::{CpuTemplate, HugePages, RateLimiter, TokenBucket},
+    binary::{FirecrackerBinary, FirecrackerVersion},
+    machine::{FirecrackerMachine, Snapshot},
+};
+use crate::{Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan};
+
+/// How long Firecracker may take until its API answers.
+const START_LIMIT: Duration = Duration::from_secs(10);
+
+/// What Firecracker can do beyond a [`MachineSpec`]. The default is what a workspace gets.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Tuning {
+    /// Show the guest two threads for each core; the number of vCPUs must be even then, or 1.
+    pub smt: bool,
+    /// Back the guest's memory with large pages.
+    pub huge_pages: Option<HugePages>,
+    /// Show the guest the processor features of a template instead of the host's.
+    pub cpu_template: Option<CpuTemplate>,
+    /// What each writable disk may do in a time.
+    pub disk_limit: Option<RateLimiter>,
+    /// A balloon, at first empty: memory can be taken back from the guest.
+    pub balloon: bool,
+    /// Where snapshots may be written to and read from.
+    pub snapshots: Option<PathBuf>,
+}
+
+/// The driver.
+#[derive(Clone, Debug)]
+pub struct Firecracker {
+    binary: FirecrackerBinary,
+    tuning: Tuning,
+    start_limit: Duration,
+}
+
+impl Firecracker {
+    /// A driver that runs this program.
+    #[must_use]
+    pub fn new(binary: FirecrackerBinary) -> Self {
+        Self {
+            binary,
+            tuning: Tuning::default(),
+            start_limit: START_LIMIT,
+        }
+    }
+
+    /// The same with other settings.
+    #[must_use]
+    pub fn tuning(mut self, tuning: Tuning) -> Self {
+        self.tuning = tuning;
+        self
+    }
+
+    /// The same with another limit until its API answers.
+    #[must_use]
+    pub const fn start_limit(mut self, limit: Duration) -> Self {
+        self.start_limit = limit;
+        self
+    }
+
+    /// As [`Hypervisor::launch`], with the machine's own type.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::launch`].
+    pub fn launch_firecracker(&self, spec: &MachineSpec) -> Result<FirecrackerMachine, Error> {
+        FirecrackerMachine::launch(&self.binary, &self.tuning, self.start_limit, spec)
+    }
+
+    /// Launches the machine of a snapshot, at the instant it was taken. The files of its disks, its
+    /// vsock's socket and its console are found where they were, so `spec` must name the same; time
+    /// and entropy in the guest are those of the snapshot until somebody sets them.
+    ///
+    /// # Errors
+    /// As [`Hypervisor::launch`]; if the snapshot is of another machine or version.
+    pub fn restore(
+        &self,
+        spec: &MachineSpec,
+        snapshot: &Snapshot,
+    ) -> Result<FirecrackerMachine, Error> {
+        FirecrackerMachine::restore(&self.binary, &self.tuning, self.start_limit, spec, snapshot)
+    }
+}
+
+impl Hypervisor for Firecracker {
+    fn backend(&self) -> Backend {
+        Backend::Firecracker
+    }
+
+    fn capabilities(&self) -> Capabilities {
+        Capabilities {
+            pause: true,
+            user_network: false,
+            sever: true,
+            console: true,
+        }
+    }
+
+    fn network_plan(&self, _: NetworkMode) -> Option<NetworkPlan> {
+        None
+    }
+
+    fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {
+        Ok(Box::new(self.launch_firecracker(spec)?))
+    }
+}
