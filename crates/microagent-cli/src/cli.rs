@@ -257,7 +257,7 @@ pub(crate) fn main() -> ExitCode {
 }
 
 /// Reads a command line.
-fn parse<T: Into<std::ffi::OsString> + Clone>(
+pub(crate) fn parse<T: Into<std::ffi::OsString> + Clone>(
     arguments: impl IntoIterator<Item = T>,
 ) -> Result<Cli, clap::Error> {
     let matches = Cli::command().try_get_matches_from(arguments)?;

@@ -4,6 +4,8 @@
 
 mod cli;
 mod commands;
+#[cfg(test)]
+mod documents;
 mod each;
 mod options;
 mod output;

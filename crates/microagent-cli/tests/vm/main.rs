@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod docs;
+mod ends;
 mod exec;
 mod exit_codes;
 mod files;
@@ -13,8 +14,10 @@ mod kept;
 mod library;
 mod lifecycle;
 mod lifetime;
+mod plain;
 mod refusals;
 mod settings;
+mod snippets;
 mod specs;
 mod streams;
 mod supervise;

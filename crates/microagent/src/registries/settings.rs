@@ -202,6 +202,18 @@ mod tests {
     }
 
     #[test]
+    fn what_the_document_shows_is_understood() {
+        let page = include_str!("../../../../docs/registries.md");
+        let (_, block) = page.split_once("```toml\n").unwrap();
+        let (text, _) = block.split_once("```").unwrap();
+        let settings = parse(text).unwrap();
+        assert_eq!(settings.registry.len(), 3);
+        for (name, host) in &settings.registry {
+            convert(name, host).unwrap();
+        }
+    }
+
+    #[test]
     fn faults_are_named_with_their_place() {
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("registries.toml");

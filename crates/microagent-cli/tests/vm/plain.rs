@@ -1,0 +1,94 @@
+//! Commands that need no machine.
+
+use std::fs;
+
+use testkit::Sandbox;
+
+use crate::sandbox;
+
+#[test]
+fn what_was_left_behind_is_counted_and_removed() {
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    sandbox
+        .microagent(["create", "stays", Sandbox::BUSYBOX])
+        .run()
+        .success();
+    let workspaces = sandbox.state().join("workspaces");
+    // Half deleted, and half made: a workspace is none before its manifest is written.
+    for name in [".trash-0a1b2c3d", "half-made"] {
+        fs::create_dir(workspaces.join(name)).unwrap();
+        fs::write(workspaces.join(name).join("scratch.ext4"), [1; 100_000]).unwrap();
+    }
+    let look = sandbox.microagent(["prune", "--dry-run"]).json();
+    let look = look.run().success().parsed();
+    assert_eq!(look["dry_run"], true);
+    let kinds: Vec<_> = look["leftovers"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|leftover| leftover["what"].as_str().unwrap())
+        .collect();
+    assert!(
+        kinds.len() == 2 && kinds.contains(&"deleted") && kinds.contains(&"abandoned"),
+        "{look}"
+    );
+    assert!(
+        look["reclaimed_bytes"].as_u64().unwrap() >= 200_000,
+        "{look}"
+    );
+    assert!(workspaces.join("half-made").exists(), "it only looked");
+
+    let done = sandbox.microagent(["gc"]).json().run().success().parsed();
+    assert_eq!(done["reclaimed_bytes"], look["reclaimed_bytes"], "{done}");
+    assert_eq!(done["dry_run"], false);
+    let listed = sandbox.microagent(["list"]).json().run().success().parsed();
+    assert_eq!(listed["workspaces"][0]["name"], "stays", "{listed}");
+    let text = sandbox.microagent(["gc"]).run().success();
+    assert_eq!(text.out(), "0 B reclaimed\n");
+    assert!(!workspaces.join("half-made").exists());
+    let gone = sandbox.microagent(["delete", "stays"]).run().success();
+    assert_eq!(gone.out(), "stays deleted\n");
+}
+
+#[test]
+fn the_program_tells_of_itself() {
+    let sandbox = sandbox();
+    let version = sandbox.microagent(["version"]).json().run().success();
+    let version = version.parsed();
+    assert_eq!(version["version"], env!("CARGO_PKG_VERSION"));
+    assert_eq!(version["guest_sha256"], microagent::GUEST_SHA256);
+    let text = sandbox.microagent(["version"]).run().success().out();
+    assert!(
+        text.contains(env!("CARGO_PKG_VERSION")) && text.contains("guest agent"),
+        "{text}"
+    );
+
+    for (shell, sign) in [
+        ("bash", "complete -F"),
+        ("zsh", "#compdef microagent"),
+        ("fish", "complete -c microagent"),
+    ] {
+        let script = sandbox.microagent(["completions", shell]).run().success();
+        for word in [sign, "quarantine", "--mediation-optional"] {
+            assert!(
+                script.out().contains(word.trim_start_matches('-')),
+                "{shell}: {word}"
+            );
+        }
+        assert!(
+            !script.out().contains("privileged"),
+            "{shell} offers what is refused"
+        );
+    }
+
+    let pages = tempfile::tempdir().unwrap();
+    let directory = pages.path().join("man1");
+    sandbox
+        .microagent(["man", directory.to_str().unwrap()])
+        .run()
+        .success();
+    let page = fs::read_to_string(directory.join("microagent-apply.1")).unwrap();
+    assert!(page.contains("dry") && page.contains(".TH"), "{page}");
+    let main = sandbox.microagent(["man"]).run().success();
+    assert!(main.out().contains(".TH MICROAGENT 1"), "{main}");
+}
