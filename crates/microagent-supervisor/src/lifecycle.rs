@@ -471,4 +471,6 @@ fn taken_by_signal(status: &ExitStatus) -> bool {
 }
 
 #[cfg(test)]
+mod model;
+#[cfg(test)]
 mod tests;
