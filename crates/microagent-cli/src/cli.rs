@@ -42,15 +42,25 @@ pub(crate) struct Cli {
     command: Command,
 }
 
+/// What `--output` is called among the options. A command with an option of this name has an
+/// `--output` of its own.
+pub(crate) const FORM: &str = "form";
+
 /// Options of every command, on either side of its name.
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Global options")]
 pub(crate) struct Globals {
     /// Print one JSON document; the same as --output json
-    #[arg(long, global = true, conflicts_with = "output")]
+    #[arg(long, global = true)]
     pub(crate) json: bool,
     /// The form of results and errors [default: text, or the value of MICROAGENT_OUTPUT]
-    #[arg(long, global = true, value_name = "FORM")]
+    #[arg(
+        id = FORM,
+        long = "output",
+        global = true,
+        value_name = "FORM",
+        conflicts_with = "json"
+    )]
     pub(crate) output: Option<Form>,
     /// No progress and no notices
     #[arg(long, short, global = true)]
@@ -169,6 +179,16 @@ enum Command {
         #[command(subcommand)]
         command: commands::kernel::KernelCommand,
     },
+    /// List and take out the artifacts of a workspace
+    #[command(
+        alias = "artifact",
+        subcommand_required = true,
+        arg_required_else_help = true
+    )]
+    Artifacts {
+        #[command(subcommand)]
+        command: commands::artifacts::ArtifactsCommand,
+    },
     /// Copy files between this host and a workspace
     #[command(visible_alias = "copy")]
     Cp(commands::cp::CpArgs),
@@ -239,6 +259,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
+        Command::Artifacts { command } => commands::artifacts::run(&command, globals, &screen),
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),
         Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
@@ -263,7 +284,7 @@ pub(crate) fn parse<T: Into<std::ffi::OsString> + Clone>(
     let matches = Cli::command().try_get_matches_from(arguments)?;
     Cli::from_arg_matches(&matches)
         .and_then(|mut cli| {
-            cli.command.settle(&cli.globals)?;
+            cli.command.settle(&mut cli.globals)?;
             Ok(cli)
         })
         .map_err(|error| in_form_of(error, matches.subcommand_name()))
@@ -271,10 +292,10 @@ pub(crate) fn parse<T: Into<std::ffi::OsString> + Clone>(
 
 impl Command {
     /// Checks what one option alone does not show.
-    fn settle(&mut self, globals: &Globals) -> Result<(), clap::Error> {
+    fn settle(&mut self, globals: &mut Globals) -> Result<(), clap::Error> {
         match self {
-            Self::Run(args) => args.settle(),
-            Self::Create(args) => args.settle(),
+            Self::Run(args) => args.settle(globals),
+            Self::Create(args) => args.settle(globals),
             Self::Logs(args) => args.settle(globals),
             Self::Events(args) => args.settle(globals),
             Self::Stats(args) => args.settle(globals),
@@ -422,6 +443,44 @@ mod tests {
         assert_eq!((args.image(), args.command().len()), ("debian:12", 0));
         let args = run_args(&["--image", "debian:12", "Ls", "-l"]).unwrap();
         assert_eq!(args.command(), ["Ls", "-l"]);
+    }
+
+    #[test]
+    fn output_is_a_form_or_an_artifact() {
+        let parsed = |words: &[&str]| parse(["microagent"].iter().chain(words));
+        for words in [
+            &["run", "--output", "json", "--output", "a=/a", "busybox"][..],
+            &["--output", "json", "run", "--output=a=/a", "busybox"],
+            &["--json", "create", "--output", "a=/a", "x", "busybox"],
+            &[
+                "create", "--output", "json", "x", "busybox", "--output", "a=/a",
+            ],
+        ] {
+            let cli = parsed(words).unwrap();
+            assert_eq!(cli.globals.form(), Form::Json, "{words:?}");
+        }
+        let cli = parsed(&["--output", "text", "list"]).unwrap();
+        assert_eq!(cli.globals.form(), Form::Text);
+        for (words, named) in [
+            (
+                &["run", "--output", "xml", "busybox"][..],
+                "NAME=/guest/path",
+            ),
+            (&["run", "--output", "a=b", "busybox"], "absolute"),
+            (&["run", "--json", "--output", "text", "busybox"], "--json"),
+            (
+                &["run", "--output", "text", "--output", "json", "busybox"],
+                "twice",
+            ),
+            (&["list", "--output", "a=/a"], "json"),
+            (
+                &["run", "-d", "--artifacts-dir", "x", "busybox"],
+                "--artifacts-dir",
+            ),
+        ] {
+            let error = parsed(words).unwrap_err().to_string();
+            assert!(error.contains(named), "{words:?}: {error}");
+        }
     }
 
     #[test]

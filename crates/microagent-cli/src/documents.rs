@@ -164,6 +164,8 @@ fn library() -> BTreeSet<String> {
         Workspace::pause,
         Workspace::resume,
         Workspace::quarantine,
+        Workspace::artifacts,
+        Workspace::take_artifacts,
         Workspace::exec,
         Workspace::connect_shell,
         Workspace::shell_line,

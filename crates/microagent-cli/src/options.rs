@@ -7,14 +7,15 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use clap::{Args, error::ErrorKind};
+use clap::{Args, ValueEnum as _, error::ErrorKind};
 use microagent::{
-    BackendChoice, CreateOptions, EnvVar, Error, KernelChoice, Mebibytes, NetworkMode, Platform,
-    Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount, env_file,
+    BackendChoice, CreateOptions, DeclaredArtifact, EnvVar, Error, KernelChoice, Mebibytes,
+    NetworkMode, Platform, Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount,
+    env_file,
 };
 
 use crate::{
-    cli::usage,
+    cli::{FORM, Form, Globals, usage},
     commands::wiring_args::WiringArgs,
     refusals::{self, RefusedFlags},
     surroundings,
@@ -107,6 +108,14 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "HOST", help_heading = "Image")]
     pub(crate) insecure_registry: Vec<String>,
 
+    /// Declare a file or directory of the guest as an artifact, by a name; repeatable. Or the form of
+    /// results: text or json
+    #[arg(long = "output", value_name = "NAME=/PATH", help_heading = "Artifacts")]
+    outputs: Vec<OutputArg>,
+    /// Has the global option's place, so that `--output` can be both here.
+    #[arg(id = FORM, long = "output-form", hide = true)]
+    _form: Option<Form>,
+
     #[command(flatten)]
     wiring: WiringArgs,
 
@@ -135,6 +144,32 @@ impl FromStr for EnvArg {
             return Err(format!("{text:?} is not a variable's name"));
         }
         Ok(Self::FromHost(text.to_owned()))
+    }
+}
+
+/// The value of `--output` where artifacts can be declared.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum OutputArg {
+    /// How results are printed.
+    Form(Form),
+    /// What is taken out.
+    Artifact(DeclaredArtifact),
+}
+
+impl FromStr for OutputArg {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if text.contains('=') {
+            return text
+                .parse()
+                .map(Self::Artifact)
+                .map_err(|error: microagent::InvalidWiring| error.to_string());
+        }
+        Form::from_str(text, false).map(Self::Form).map_err(|_| {
+            "write NAME=/guest/path for an artifact, or text or json for the form of results"
+                .to_owned()
+        })
     }
 }
 
@@ -167,15 +202,17 @@ impl Words {
 }
 
 impl WorkspaceArgs {
-    /// Checks what one option alone does not show; gives the image, if one was named, and the
-    /// command.
+    /// Checks what one option alone does not show, and hands on what is meant for all commands; gives
+    /// the image, if one was named, and the command.
     ///
     /// # Errors
     /// A usage error.
     pub(crate) fn settle(
         &self,
         words: Words,
+        globals: &mut Globals,
     ) -> Result<(Option<String>, Vec<String>), clap::Error> {
+        self.hand_on_form(globals)?;
         let (image, command) = words.split(self.image.as_deref());
         if let Some(image) = &image
             && let Err(error) = image.parse::<Reference>()
@@ -189,6 +226,24 @@ impl WorkspaceArgs {
             ));
         }
         Ok((image, command))
+    }
+
+    fn hand_on_form(&self, globals: &mut Globals) -> Result<(), clap::Error> {
+        let mut forms = self.outputs.iter().filter_map(|output| match output {
+            OutputArg::Form(form) => Some(*form),
+            OutputArg::Artifact(_) => None,
+        });
+        let Some(form) = forms.next() else {
+            return Ok(());
+        };
+        if globals.json || forms.next().is_some() {
+            return Err(usage(
+                ErrorKind::ArgumentConflict,
+                "the form of results is given twice, by --output or --json",
+            ));
+        }
+        globals.output = Some(form);
+        Ok(())
     }
 
     /// Whether a port of the host is to be picked.
@@ -248,6 +303,11 @@ impl WorkspaceArgs {
         }
         for script in self.setup {
             options = options.setup(script);
+        }
+        for output in self.outputs {
+            if let OutputArg::Artifact(artifact) = output {
+                options = options.output(artifact);
+            }
         }
         macro_rules! set {
             ($($method:ident: $value:expr),* $(,)?) => {

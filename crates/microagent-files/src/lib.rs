@@ -15,7 +15,7 @@ pub mod tar;
 pub use self::attributes::{Attributes, travels};
 pub use self::error::CopyError;
 pub use self::incoming::{Incoming, Item, Kind, Place, Policy, Trust};
-pub use self::land::land;
+pub use self::land::{Temporary, land};
 pub use self::pack::pack;
 
 /// The most directories above a file.

@@ -136,15 +136,18 @@ impl<'de> Deserialize<'de> for Digest {
 }
 
 /// A SHA-256 sum in the making.
-#[derive(Clone, Default)]
-pub(crate) struct Hasher(Sha256);
+#[derive(Clone, Debug, Default)]
+pub struct Hasher(Sha256);
 
 impl Hasher {
-    pub(crate) fn update(&mut self, bytes: &[u8]) {
+    /// Takes more of the content.
+    pub fn update(&mut self, bytes: &[u8]) {
         self.0.update(bytes);
     }
 
-    pub(crate) fn finish(self) -> Digest {
+    /// The digest of everything that was taken.
+    #[must_use]
+    pub fn finish(self) -> Digest {
         Digest(self.0.finalize().into())
     }
 }

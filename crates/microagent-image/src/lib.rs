@@ -37,7 +37,7 @@ mod store;
 mod sync;
 
 pub use config::ImageConfig;
-pub use digest::Digest;
+pub use digest::{Digest, Hasher};
 pub use error::{ImageError, Result};
 pub use event::ImageEvent;
 pub use import::ImportOptions;

@@ -186,7 +186,7 @@ pub struct LaunchSpec {
     /// Without it the owner starts one, or the machine idles until it is told to end.
     #[serde(default)]
     pub workload: Option<ExecRequest>,
-    /// Taken out into `artifacts/` of the directory before the guest is shut down.
+    /// Declared to be taken out by name. Whoever launched the machine does that.
     #[serde(default)]
     pub artifacts: Vec<DeclaredArtifact>,
     /// The guest's host name.

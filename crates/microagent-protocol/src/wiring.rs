@@ -402,7 +402,7 @@ impl fmt::Display for MediationRoute {
     }
 }
 
-/// A file or directory of the guest that is to be taken out at the end.
+/// A file or directory of the guest that is to be taken out by its name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 pub struct DeclaredArtifact {

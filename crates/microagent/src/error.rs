@@ -57,6 +57,16 @@ pub enum Error {
         /// The workspace.
         name: String,
     },
+    /// A workspace declares no artifact of this name.
+    #[error("The workspace {workspace} declares no artifact named {name}; {}.", declares(.declared))]
+    NoArtifact {
+        /// The workspace.
+        workspace: String,
+        /// The name.
+        name: String,
+        /// The names of those it declares.
+        declared: Vec<String>,
+    },
     /// It cannot be done in the workspace's present state.
     #[error("The workspace {name} is {state} and cannot be {doing}.")]
     State {
@@ -310,6 +320,13 @@ fn remedies(refused: &[RefusedChange]) -> String {
     words.join(" ")
 }
 
+fn declares(names: &[String]) -> String {
+    match names {
+        [] => "it declares none".to_owned(),
+        names => format!("it declares {}", names.join(", ")),
+    }
+}
+
 fn list(paths: &[PathBuf]) -> String {
     if paths.is_empty() {
         return "the places to look at (there were none)".to_owned();
@@ -355,6 +372,10 @@ impl Error {
             Self::NoResult { name } => {
                 report.remedy(format!("`microagent wait {name}` waits for it."))
             }
+            Self::NoArtifact { workspace, .. } => report.remedy(format!(
+                "Artifacts are declared with --output when a workspace is made; `microagent cp \
+                 {workspace}:/PATH .` takes any file."
+            )),
             Self::State { remedy, .. } => report.remedy(remedy.clone()),
             Self::Busy { .. } => report.remedy("Try again when it is done."),
             Self::Damaged { .. } => report
@@ -422,9 +443,10 @@ impl Error {
             | Self::State { .. }
             | Self::Diverged { .. }
             | Self::Unchangeable { .. } => ErrorKind::Conflict,
-            Self::NoWorkspace { .. } | Self::NoResult { .. } | Self::NotLoggedIn { .. } => {
-                ErrorKind::NotFound
-            }
+            Self::NoWorkspace { .. }
+            | Self::NoResult { .. }
+            | Self::NoArtifact { .. }
+            | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::ForeignPlatform { .. } => ErrorKind::Unsupported,
             Self::Image(error) => image_kind(error),

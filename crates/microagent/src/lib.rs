@@ -19,6 +19,7 @@
 //! [`RunOptions`] and [`RunIo`].
 #![forbid(unsafe_code)]
 
+mod artifacts;
 mod auth;
 mod command;
 mod config;
@@ -49,6 +50,10 @@ mod supervisor;
 mod wiring;
 mod workspaces;
 
+pub use artifacts::{
+    Artifact, ArtifactChannels, ArtifactKind, ArtifactList, ArtifactState, ChannelKind,
+    EgressArtifact, IngressArtifact, TakenArtifacts,
+};
 pub use config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram, Timeouts};
 pub use contract::{Contract, contract};
 pub use copy::{CopyIo, CopyOptions, Endpoint, InvalidEndpoint};

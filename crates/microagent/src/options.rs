@@ -4,8 +4,8 @@ use std::{path::PathBuf, time::Duration};
 
 use microagent_image::{Platform, PullPolicy};
 use microagent_protocol::{
-    BackendChoice, FileMode, GuestPath, Mebibytes, MediationRoute, NetworkMode, PublishedPort,
-    TtySize, VcpuCount,
+    BackendChoice, DeclaredArtifact, FileMode, GuestPath, Mebibytes, MediationRoute, NetworkMode,
+    PublishedPort, TtySize, VcpuCount,
 };
 use serde::{Deserialize, Serialize};
 
@@ -194,6 +194,8 @@ pub struct RunOptions {
     pub(crate) headroom: Option<Mebibytes>,
     pub(crate) network: NetworkMode,
     pub(crate) wiring: Wiring,
+    pub(crate) outputs: Vec<DeclaredArtifact>,
+    pub(crate) artifacts_dir: Option<PathBuf>,
     pub(crate) timeout: Option<Duration>,
     pub(crate) backend: BackendChoice,
     pub(crate) kernel: KernelChoice,
@@ -226,6 +228,8 @@ impl RunOptions {
             headroom: None,
             network: NetworkMode::default(),
             wiring: Wiring::default(),
+            outputs: Vec::new(),
+            artifacts_dir: None,
             timeout: None,
             backend: BackendChoice::default(),
             kernel: KernelChoice::default(),
@@ -403,6 +407,28 @@ impl RunOptions {
     pub fn wiring(mut self, wiring: Wiring) -> Self {
         self.wiring = self.wiring.and(wiring);
         self
+    }
+
+    /// Declares a file or directory of the guest as an artifact, after those declared so far. How it is
+    /// at the end stands in [`RunResult::artifacts`](crate::RunResult::artifacts); from a workspace that
+    /// is kept it is had by [`Workspace::take_artifacts`](crate::Workspace::take_artifacts), also while
+    /// it runs.
+    pub fn output(mut self, artifact: DeclaredArtifact) -> Self {
+        self.outputs.push(artifact);
+        self
+    }
+
+    /// Puts the artifacts into this directory of the host at the end of a run; it is made if it is
+    /// missing. A run with artifacts ends with a clean shutdown, as one that is kept does.
+    pub fn artifacts_dir(mut self, directory: impl Into<PathBuf>) -> Self {
+        self.artifacts_dir = Some(directory.into());
+        self
+    }
+
+    /// Whether artifacts are declared that are gone when the run is over.
+    #[must_use]
+    pub fn drops_artifacts(&self) -> bool {
+        !self.outputs.is_empty() && !self.keep && self.artifacts_dir.is_none()
     }
 
     /// The most time from the machine's launch to the command's end. It holds even when the

@@ -9,7 +9,7 @@ use microagent_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::options::Resources;
+use crate::{artifacts::Artifact, options::Resources};
 
 /// The image that ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -37,7 +37,7 @@ pub struct KernelInfo {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Phase {
     /// `image`, `kernel`, `workspace`, `launch` (to the VMM's start), `boot` (to the guest's
-    /// readiness), `setup`, `command`, `shutdown` or `total`.
+    /// readiness), `setup`, `command`, `shutdown`, `artifacts` or `total`.
     pub name: String,
     /// Milliseconds.
     pub ms: u64,
@@ -89,6 +89,9 @@ pub struct RunResult {
     pub end_cause: EndCause,
     /// Whether the workspace is still there.
     pub kept: bool,
+    /// The declared artifacts as they were at the end, in the order they were declared.
+    #[serde(default)]
+    pub artifacts: Vec<Artifact>,
     /// What went wrong, where the exit code alone does not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<ErrorReport>,
@@ -146,6 +149,7 @@ mod tests {
 
     #[test]
     fn the_json_form_is_a_promise() {
+        use crate::artifacts::{ArtifactKind, ArtifactState};
         use microagent_protocol::{Mebibytes, output::OutputEncoding};
         use std::time::{Duration, SystemTime};
         let at = |ms| Timestamp(SystemTime::UNIX_EPOCH + Duration::from_millis(ms));
@@ -191,6 +195,26 @@ mod tests {
             final_state: State::Stopped,
             end_cause: EndCause::WorkloadFinished,
             kept: false,
+            artifacts: vec![
+                Artifact {
+                    name: "report".parse().unwrap(),
+                    path: "/out/report.txt".parse().unwrap(),
+                    state: ArtifactState::Present {
+                        kind: ArtifactKind::File,
+                        size_bytes: 7,
+                        sha256: "22".into(),
+                        skipped: 0,
+                        saved_as: Some("/here/report".into()),
+                    },
+                },
+                Artifact {
+                    name: "site".parse().unwrap(),
+                    path: "/out/site".parse().unwrap(),
+                    state: ArtifactState::Missing {
+                        error: ErrorReport::new(ErrorKind::NotFound, "There is no /out/site."),
+                    },
+                },
+            ],
             error: None,
         };
         let expected = serde_json::json!({
@@ -218,6 +242,28 @@ mod tests {
             "final_state": "stopped",
             "end_cause": "workload_finished",
             "kept": false,
+            "artifacts": [
+                {
+                    "name": "report",
+                    "path": "/out/report.txt",
+                    "status": "present",
+                    "type": "file",
+                    "size_bytes": 7,
+                    "sha256": "22",
+                    "skipped": 0,
+                    "saved_as": "/here/report",
+                },
+                {
+                    "name": "site",
+                    "path": "/out/site",
+                    "status": "missing",
+                    "error": {
+                        "kind": "not_found",
+                        "message": "There is no /out/site.",
+                        "retryable": false,
+                    },
+                },
+            ],
         });
         assert_eq!(serde_json::to_value(&result).unwrap(), expected);
         assert_eq!(

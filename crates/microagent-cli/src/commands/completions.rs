@@ -1,6 +1,6 @@
 //! `microagent completions`.
 
-use clap::{Args, Command, CommandFactory as _, ValueEnum};
+use clap::{Arg, Args, Command, CommandFactory as _, ValueEnum};
 use clap_complete::Shell;
 use microagent::Error;
 
@@ -41,25 +41,39 @@ fn script(shell: CompletedShell) -> String {
         CompletedShell::Fish => Shell::Fish,
     };
     let mut script = Vec::new();
-    let mut program = offered(&Cli::command());
+    let mut program = offered(&Cli::command(), &[]);
     clap_complete::generate(shell, &mut program, "microagent", &mut script);
     String::from_utf8_lossy(&script).into_owned()
 }
 
 /// The command without its hidden options, which some generators would offer: those of container
-/// engines are only there to be refused.
-fn offered(command: &Command) -> Command {
+/// engines are only there to be refused. Options of all commands are `inherited`, but for one that the
+/// command has its own of.
+fn offered(command: &Command, inherited: &[Arg]) -> Command {
     let about = command.get_about().cloned().unwrap_or_default();
-    let options = command
+    let own: Vec<&Arg> = command
         .get_arguments()
-        .filter(|option| !option.is_hide_set());
+        .filter(|option| !option.is_hide_set())
+        .collect();
+    let is_own = |other: &&Arg| {
+        own.iter()
+            .any(|option| option.get_long() == other.get_long())
+    };
+    let handed_on: Vec<Arg> = inherited
+        .iter()
+        .filter(|option| !is_own(option))
+        .chain(own.iter().copied().filter(|option| option.is_global_set()))
+        .map(|option| option.clone().global(false))
+        .collect();
+    let options = own.iter().copied().filter(|option| !option.is_global_set());
     let inner = command
         .get_subcommands()
         .filter(|inner| !inner.is_hide_set());
     Command::new(command.get_name().to_owned())
         .about(about)
         .args(options.cloned())
-        .subcommands(inner.map(offered))
+        .args(&handed_on)
+        .subcommands(inner.map(|inner| offered(inner, &handed_on)))
 }
 
 #[cfg(test)]
@@ -78,6 +92,7 @@ mod tests {
                 );
             }
             assert!(script.contains("state-dir"), "{shell:?}");
+            assert!(!script.contains("output-form"), "{shell:?}");
             // Options that are only there to be refused are nothing to offer.
             assert!(!script.contains("privileged"), "{shell:?}");
         }

@@ -56,12 +56,12 @@ pub(crate) struct CreateArgs {
 
 impl CreateArgs {
     /// Finds out which words are the image and which the command.
-    pub(crate) fn settle(&mut self) -> Result<(), clap::Error> {
+    pub(crate) fn settle(&mut self, globals: &mut Globals) -> Result<(), clap::Error> {
         let words = Words {
             first: self.first.take(),
             rest: std::mem::take(&mut self.rest),
         };
-        (self.first, self.rest) = self.workspace.settle(words)?;
+        (self.first, self.rest) = self.workspace.settle(words, globals)?;
         let missing = match (&self.name, &self.first) {
             (None, _) => Some("<NAME>"),
             (_, None) => Some("<IMAGE>"),

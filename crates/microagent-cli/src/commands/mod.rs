@@ -1,6 +1,7 @@
 //! One file per command, named as the command.
 
 pub(crate) mod apply;
+pub(crate) mod artifacts;
 pub(crate) mod clone;
 pub(crate) mod completions;
 pub(crate) mod connect;

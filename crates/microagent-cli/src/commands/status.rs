@@ -132,7 +132,7 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
             .map_or_else(|| "unseen".to_owned(), |code| code.to_string());
         rows.push(("result", format!("exit code {code}, {}", result.exited_at)));
     }
-    rows.extend(status.artifacts.iter().map(|artifact| {
+    rows.extend(status.artifacts.egress.iter().map(|artifact| {
         (
             "artifact",
             format!("{} at {}", artifact.name, artifact.path),

@@ -3,13 +3,14 @@
 #![allow(
     dead_code,
     unused_variables,
+    clippy::print_stderr,
     clippy::print_stdout,
     reason = "it is compiled and not run"
 )]
 
 use std::{error::Error, path::PathBuf};
 
-use microagent::{ExecOptions, LineOptions, Microagent, RunIo, RunOptions};
+use microagent::{ArtifactState, ExecOptions, LineOptions, Microagent, RunIo, RunOptions};
 
 type Outcome = Result<(), Box<dyn Error>>;
 
@@ -53,6 +54,22 @@ let options = RunOptions::new("debian:12")
     .publish("0:80".parse()?) // 0 picks a port
     .mediation("2048=127.0.0.1:9900".parse()?);
     Ok(options)
+}
+
+#[rustfmt::skip]
+fn what_comes_out(microagent: &Microagent) -> Outcome {
+let options = RunOptions::new("debian:12")
+    .shell("make -C /src report > /out/report.txt")
+    .output("report=/out/report.txt".parse()?)
+    .artifacts_dir("/srv/results");
+let result = microagent.run(&options, RunIo::captured())?;
+for artifact in &result.artifacts {
+    match &artifact.state {
+        ArtifactState::Present { size_bytes, sha256, .. } => println!("{size_bytes} {sha256}"),
+        ArtifactState::Missing { error } => eprintln!("{}: {}", artifact.name, error.message),
+    }
+}
+    Ok(())
 }
 
 #[rustfmt::skip]

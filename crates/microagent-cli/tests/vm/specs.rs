@@ -207,3 +207,24 @@ fn what_is_applied_is_in_force_at_the_next_start() {
         .success();
     sandbox.leftovers().none(&[]);
 }
+
+#[test]
+fn the_example_hands_out_what_it_declares() {
+    let sandbox = sandbox();
+    let host = tempfile::tempdir().unwrap();
+    let example = concat!(env!("CARGO_MANIFEST_DIR"), "/../../examples/agent.yaml");
+    let finished = sandbox
+        .run(["--json", "--file", example, "--artifacts-dir"])
+        .arg(host.path())
+        .run()
+        .success();
+    let result = finished.parsed();
+    let statuses: Vec<_> = result["artifacts"].as_array().unwrap().iter().collect();
+    assert!(
+        statuses.len() == 2 && statuses.iter().all(|one| one["status"] == "present"),
+        "{finished}"
+    );
+    let report = fs::read_to_string(host.path().join("report.txt")).unwrap();
+    assert!(report.contains("round 3 on kernels, Linux"), "{report}");
+    assert!(host.path().join("everything.tar").is_file());
+}

@@ -29,7 +29,8 @@ use rustix::{
     process::geteuid,
 };
 
-use self::{destination::Destination, ground::Ground, temporary::Temporary};
+pub use self::temporary::Temporary;
+use self::{destination::Destination, ground::Ground};
 use crate::{
     attributes,
     error::{Context, CopyError},

@@ -25,15 +25,18 @@ use crate::error::{Context, CopyError};
 
 /// Made, but not under its name yet; gone if it is dropped.
 #[derive(Debug)]
-pub(super) struct Temporary {
+pub struct Temporary {
     file: Option<File>,
     /// The directory and the name it has until then; a file may have none.
     named: Option<(OwnedFd, OsString)>,
 }
 
 impl Temporary {
-    /// An empty file for its owner alone.
-    pub(super) fn file(folder: &OwnedFd) -> io::Result<Self> {
+    /// An empty file in `folder`, for its owner alone.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn file(folder: &OwnedFd) -> io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
         match openat(folder, ".", flags | OFlags::TMPFILE, mode) {
@@ -86,8 +89,11 @@ impl Temporary {
         })
     }
 
-    /// The open file.
-    pub(super) fn file_mut(&mut self, shown: &Path) -> Result<File, CopyError> {
+    /// The open file. `shown` is what it is called in messages.
+    ///
+    /// # Errors
+    /// [`CopyError::Missing`] if it is no file, [`CopyError::System`].
+    pub fn file_mut(&mut self, shown: &Path) -> Result<File, CopyError> {
         match &self.file {
             Some(file) => file.try_clone().context("open", shown),
             None => Err(CopyError::Missing {
@@ -102,13 +108,11 @@ impl Temporary {
         Some((folder, name))
     }
 
-    /// Gives it its name, in place of what has that now.
-    pub(super) fn publish(
-        mut self,
-        folder: &OwnedFd,
-        name: &[u8],
-        shown: &Path,
-    ) -> Result<(), CopyError> {
+    /// Gives it its name in `folder`, in place of the file that has it now.
+    ///
+    /// # Errors
+    /// [`CopyError::Conflict`] if a directory has that name, [`CopyError::System`].
+    pub fn publish(mut self, folder: &OwnedFd, name: &[u8], shown: &Path) -> Result<(), CopyError> {
         let name = OsStr::from_bytes(name);
         if self.named.is_none()
             && let Some(file) = &self.file

@@ -1,6 +1,9 @@
 //! The disks of a workspace whose machine does not run. They are held for as long as they are used.
 
-use std::{io::BufRead, path::PathBuf};
+use std::{
+    io::BufRead,
+    path::{Path, PathBuf},
+};
 
 use microagent_files::Policy;
 use microagent_protocol::{CopyIn, CopyPath, CopyReport, ExtraDisk};
@@ -13,7 +16,7 @@ use super::{
 use crate::{
     directories::{Held, SCRATCH},
     error::{Error, Result},
-    workspaces::Workspace,
+    workspaces::{Workspace, manifest::Manifest},
 };
 
 /// A workspace's disks.
@@ -23,7 +26,7 @@ pub(crate) struct Disks {
     base: PathBuf,
     scratch: PathBuf,
     extra: Vec<ExtraDisk>,
-    _held: Held,
+    _held: Option<Held>,
 }
 
 impl Disks {
@@ -37,14 +40,22 @@ impl Disks {
         if workspace.is_live()? {
             return Ok(None);
         }
-        let manifest = workspace.manifest();
+        let disks = Self::of(workspace.manifest(), workspace.directory());
         Ok(Some(Self {
-            workspace: workspace.name().to_string(),
-            base: manifest.parts.base_disk.path.clone(),
-            scratch: workspace.directory().join(SCRATCH),
-            extra: manifest.disks.clone(),
-            _held: held,
+            _held: Some(held),
+            ..disks
         }))
+    }
+
+    /// The disks of a workspace without a machine in `directory`, which the caller holds.
+    pub(crate) fn of(manifest: &Manifest, directory: &Path) -> Self {
+        Self {
+            workspace: manifest.name.to_string(),
+            base: manifest.parts.base_disk.path.clone(),
+            scratch: directory.join(SCRATCH),
+            extra: manifest.disks.clone(),
+            _held: None,
+        }
     }
 
     /// The tree that a path leads into.

@@ -18,7 +18,7 @@ mod tests;
 
 use std::{
     fmt,
-    io::{self, BufReader, Read, Write},
+    io::{self, BufReader, PipeReader, Read, Write},
     thread,
 };
 
@@ -26,8 +26,12 @@ use microagent_files::CopyError;
 use microagent_protocol::{CopyReport, CopyWhat, FileMode, Landing, Owner, Shipment};
 
 pub use self::endpoint::{Endpoint, InvalidEndpoint};
-pub(crate) use self::inject::{check as check_file, inject};
-use self::{source::Source, target::Target};
+use self::target::Target;
+pub(crate) use self::{
+    disks::Disks,
+    inject::{check as check_file, inject},
+    source::Source,
+};
 use crate::{
     config::Config,
     error::{Error, Result},
@@ -158,8 +162,18 @@ pub(crate) fn copy(
     pump(source, target)
 }
 
-/// Lets the source fill a pipe that the target empties.
-pub(crate) fn pump(source: Source, target: Target) -> Result<CopyReport> {
+fn pump(source: Source, target: Target) -> Result<CopyReport> {
+    let (mut report, left_out) = through(source, |stream| target.consume(stream))?;
+    report.absorb_skipped(left_out);
+    Ok(report)
+}
+
+/// Lets the source fill a pipe that `consume` empties; gives what comes of that, and what the source
+/// left out.
+pub(crate) fn through<T>(
+    source: Source,
+    consume: impl FnOnce(BufReader<PipeReader>) -> Result<T>,
+) -> Result<(T, CopyReport)> {
     let pipe = |error| Error::Io {
         doing: "make",
         path: "a pipe".into(),
@@ -172,13 +186,13 @@ pub(crate) fn pump(source: Source, target: Target) -> Result<CopyReport> {
         .name("copy-source".to_owned())
         .spawn(move || source.produce(writer))
         .map_err(pipe)?;
-    let landed = target.consume(BufReader::with_capacity(BUFFER, reader));
+    let landed = consume(BufReader::with_capacity(BUFFER, reader));
     let cancelled = landed.is_err() && !producer.is_finished();
     if landed.is_err() {
         canceller.cancel();
         if !waits && !producer.is_finished() {
             // Nobody can make the caller's stream end; its thread goes with it.
-            return landed;
+            return landed.map(|landed| (landed, CopyReport::default()));
         }
     }
     let produced = producer.join().unwrap_or_else(|_| {
@@ -188,10 +202,7 @@ pub(crate) fn pump(source: Source, target: Target) -> Result<CopyReport> {
         ))
     });
     match (produced, landed) {
-        (Ok(packed), Ok(mut report)) => {
-            report.absorb_skipped(packed);
-            Ok(report)
-        }
+        (Ok(packed), Ok(landed)) => Ok((landed, packed)),
         // A source that was let down by the target only saw the pipe break, or its machine's
         // connection, which was cut by our own hand.
         (Err(error), Err(landing)) if broke(&error) || cancelled && was_cut(&error) => Err(landing),

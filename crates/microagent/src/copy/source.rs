@@ -3,6 +3,7 @@
 use std::{
     io::{self, Read, Write},
     path::PathBuf,
+    sync::Arc,
 };
 
 use microagent_files::pack;
@@ -37,7 +38,7 @@ pub(crate) enum Source {
     },
     /// Files of a workspace, from its disks.
     Disks {
-        disks: Box<Disks>,
+        disks: Arc<Disks>,
         path: CopyPath,
         what: CopyWhat,
     },
@@ -87,7 +88,7 @@ impl Source {
         let workspace = Workspaces::new(config).open(name)?;
         match Disks::at_rest(&workspace)? {
             Some(disks) => Ok(Self::Disks {
-                disks: Box::new(disks),
+                disks: Arc::new(disks),
                 path: path.clone(),
                 what,
             }),

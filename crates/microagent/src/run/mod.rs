@@ -27,7 +27,7 @@ use self::{
     prepare::Prepared,
 };
 use crate::{
-    command,
+    artifacts, command,
     config::Config,
     copy,
     directories::{self, Directory, RuntimeDirectory},
@@ -97,6 +97,7 @@ impl Plan {
         let hostname = options.hostname.clone().unwrap_or_else(|| name.to_string());
         check_hostname(&hostname)?;
         options.wiring.check()?;
+        artifacts::check(&options.outputs)?;
         options.files.iter().try_for_each(copy::check_file)?;
         if options.timeout.is_some_and(|timeout| timeout.is_zero()) {
             return Err(Error::invalid(
@@ -138,6 +139,9 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         receiver,
     } = io.into_parts();
     directories::sweep(config);
+    if let Some(into) = &options.artifacts_dir {
+        artifacts::prepare(into)?;
+    }
 
     let mut prepared = prepare_or_cancel(config, options, &plan, &events, &sender, &receiver)?;
     let workload = command::workload(options, &prepared.image.config, stdin.is_some())?;
@@ -175,11 +179,22 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     follow(machine, sender.clone());
     let sinks = Sinks::new(stdout, stderr, config.capture_limit);
     // What is to outlive the machine has to be written out by it.
-    let clean = options.keep || options.wiring.writes_outside();
+    let clean = options.keep || options.wiring.writes_outside() || !options.outputs.is_empty();
     let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
         .run(&receiver, setups, workload, stdin);
     drop(supervisor);
     drop(runtime);
+    let collecting = Instant::now();
+    let artifacts = match driven.started_at {
+        Some(_) => artifacts::at_end(
+            config,
+            &manifest,
+            directory.path(),
+            options.artifacts_dir.as_deref(),
+        ),
+        None => Vec::new(),
+    };
+    let collected = (!artifacts.is_empty()).then(|| collecting.elapsed());
     if options.keep {
         if driven.started_at.is_some() {
             launch::setup_is_done(directory.path())?;
@@ -202,6 +217,8 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         image,
         kernel,
         argv,
+        artifacts,
+        collected,
     }
     .into_result(&sinks, phases.clone(), begun)
 }

@@ -1,6 +1,6 @@
 //! From what was seen of a machine to the result a caller gets, or the error.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use microagent_protocol::{
     EndCause, ExitStatus, State, WorkspaceName,
@@ -10,6 +10,7 @@ use microagent_protocol::{
 
 use super::{drive::Driven, phases::Phases};
 use crate::{
+    artifacts::Artifact,
     command::SHELL,
     config::Config,
     error::{Error, Result},
@@ -27,6 +28,9 @@ pub(crate) struct Outcome<'a> {
     pub(crate) image: &'a ImageInfo,
     pub(crate) kernel: &'a KernelInfo,
     pub(crate) argv: Vec<String>,
+    pub(crate) artifacts: Vec<Artifact>,
+    /// How long it took to collect them.
+    pub(crate) collected: Option<Duration>,
 }
 
 impl Outcome<'_> {
@@ -68,6 +72,7 @@ impl Outcome<'_> {
             ports: driven.ports,
             command: self.argv,
             kept: self.options.keep,
+            artifacts: self.artifacts,
             exit_code: exit_code(exit.as_ref(), end),
             exit,
             oom_kills: report.map_or(0, |report| report.oom_kills),
@@ -125,6 +130,7 @@ impl Outcome<'_> {
             ("setup", driven.setup),
             ("command", driven.command),
             ("shutdown", driven.shutdown),
+            ("artifacts", self.collected),
             ("total", Some(begun.elapsed())),
         ];
         for (name, duration) in own {

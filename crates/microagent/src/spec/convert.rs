@@ -20,15 +20,8 @@ impl Spec {
     ///
     /// # Errors
     /// [`Error::Io`] for a setup file that cannot be read, [`Error::Invalid`] for one that is no
-    /// script, and for outputs.
+    /// script.
     pub fn options(&self) -> Result<CreateOptions> {
-        if !self.outputs.is_empty() {
-            return Err(Error::invalid(
-                "outputs",
-                "artifacts are not taken out yet; leave them out, and take files with \
-                 `microagent cp`",
-            ));
-        }
         let image = self.image.as_ref().map(ToString::to_string);
         let mut run = RunOptions::new(image.unwrap_or_default());
         run = match &self.workload {
@@ -78,6 +71,9 @@ impl Spec {
         for route in &self.mediation {
             run = run.mediation(route.clone());
         }
+        for artifact in &self.outputs {
+            run = run.output(artifact.clone());
+        }
         let mut options = CreateOptions::new(run).restart(self.restart.unwrap_or_default());
         if let Some(health) = &self.health {
             options = options.health(health.clone());
@@ -126,7 +122,8 @@ mod tests {
              command: [z]\nshell: /bin/bash\nsetup: [one]\nenv: {A: 1}\nuser: root\nworkdir: /srv\n\
              resources: {memoryMiB: 1024, headroomMiB: 2048}\nhealth: {exec: ok}\n\
              disks: [{name: d, path: d, mountpoint: /d}]\nbundles: [{name: b, path: b, mountpoint: /b}]\n\
-             network: {mode: isolated, forwards: [{hostPort: 1, guestPort: 2}]}\n",
+             network: {mode: isolated, forwards: [{hostPort: 1, guestPort: 2}]}\n\
+             outputs: [{name: report, path: /srv/report.txt}, {name: all, path: /srv}]\n",
         );
         let run = &options.run;
         assert_eq!(run.image, "debian:12");
@@ -146,6 +143,12 @@ mod tests {
             .map(|volume| volume.name().as_str())
             .collect();
         assert_eq!(names, ["d", "b"]);
+        let outputs: Vec<_> = run
+            .outputs
+            .iter()
+            .map(|output| output.path.as_str())
+            .collect();
+        assert_eq!(outputs, ["/srv/report.txt", "/srv"]);
         assert_eq!(options.restart, RestartPolicy::Always);
         assert!(options.health.is_some());
     }

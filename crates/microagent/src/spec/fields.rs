@@ -162,7 +162,7 @@ pub(super) fn spec(base: &Path) -> Kind<Spec> {
     );
     let outputs = table.optional(
         "outputs",
-        "Files and directories of the guest that are to be taken out at the end; read and checked, and refused by `create` and `run` until they are.",
+        "Artifacts: files and directories of the guest that `artifacts` takes out by name, and `run --artifacts-dir` at the end.",
         list(output(), MAX_ARTIFACTS),
     );
     let health = table.optional(
@@ -617,7 +617,11 @@ fn bundle(base: &Rc<Path>) -> Kind<Volume> {
 
 fn output() -> Kind<DeclaredArtifact> {
     let mut table = Table::new("a table");
-    let name = table.required("name", "Its name, one of a kind.", item_name());
+    let name = table.required(
+        "name",
+        "Its name, one of a kind; the file on the host is called so, and a directory's with `.tar` behind.",
+        item_name(),
+    );
     let path = table.required("path", "Where it is in the guest.", guest_path());
     table.build(move |_, _| {
         Some(DeclaredArtifact {

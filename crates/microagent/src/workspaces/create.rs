@@ -189,6 +189,13 @@ pub(super) fn check(options: &CreateOptions) -> Result<()> {
             "a workspace that stays has no terminal of its own; use `connect` or `exec -t`",
         ));
     }
+    if options.run.artifacts_dir.is_some() {
+        return Err(Error::invalid(
+            "--artifacts-dir",
+            "only a run that is waited for fills it; take artifacts out of a workspace that stays \
+             with `artifacts get`",
+        ));
+    }
     if options.image_command && (options.run.shell.is_some() || !options.run.command.is_empty()) {
         return Err(Error::invalid(
             "--image-command",
@@ -317,7 +324,7 @@ pub(crate) fn manifest(
         disks: Vec::new(),
         publish: options.wiring.publish.clone(),
         mediation: options.wiring.mediation.clone(),
-        artifacts: Vec::new(),
+        artifacts: options.outputs.clone(),
         restart: RestartPolicy::default(),
         health: None,
     })

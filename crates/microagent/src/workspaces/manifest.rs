@@ -180,6 +180,17 @@ impl Manifest {
         files::write(&path, &bytes, durability)
     }
 
+    /// The most bytes its machine can hold, on its disks and in its memory.
+    pub(crate) fn capacity(&self) -> u64 {
+        let disks = self.disks.iter().map(|disk| &disk.path);
+        let on_disks: u64 = disks
+            .chain([&self.parts.base_disk.path])
+            .map(|path| path.metadata().map_or(0, |metadata| metadata.len()))
+            .sum();
+        let mib = u64::from(self.resources.size_mib.0) + u64::from(self.resources.memory_mib.0);
+        on_disks.saturating_add(mib << 20)
+    }
+
     /// A setup command as the guest is asked to run it.
     pub(crate) fn setup_request(&self, script: &str) -> ExecRequest {
         ExecRequest {

@@ -307,15 +307,7 @@ impl Workspace<'_> {
 
     /// The most bytes its machine can hold, on its disks and in its memory.
     pub(crate) fn capacity(&self) -> u64 {
-        let manifest = &self.manifest;
-        let disks = manifest.disks.iter().map(|disk| &disk.path);
-        let on_disks: u64 = disks
-            .chain([&manifest.parts.base_disk.path])
-            .map(|path| path.metadata().map_or(0, |metadata| metadata.len()))
-            .sum();
-        let resources = manifest.resources;
-        let mib = u64::from(resources.size_mib.0) + u64::from(resources.memory_mib.0);
-        on_disks.saturating_add(mib << 20)
+        self.manifest.capacity()
     }
 
     /// The way to its machine.

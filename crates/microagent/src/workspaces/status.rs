@@ -7,8 +7,8 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, BackendChoice, DeclaredArtifact, ExtraDisk, MediationRoute, ProcessIdentity,
-    Readiness, ReadinessReport, ReadinessSignal, State, Timestamp, WorkspaceName,
+    Backend, BackendChoice, ExtraDisk, MediationRoute, ProcessIdentity, Readiness, ReadinessReport,
+    ReadinessSignal, State, Timestamp, WorkspaceName,
     supervisor::{Event, EventKind, WorkloadResult},
 };
 use serde::Serialize;
@@ -18,6 +18,7 @@ use super::{
     verify::{self, Verification, Verify},
 };
 use crate::{
+    artifacts::ArtifactChannels,
     directories::SCRATCH,
     error::{IoContext, Result},
     options::Resources,
@@ -71,8 +72,8 @@ pub struct WorkspaceStatus {
     /// How its workload ended, if it did.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub result: Option<WorkloadResult>,
-    /// What it declares to be taken out.
-    pub artifacts: Vec<DeclaredArtifact>,
+    /// What was put in as a bundle, and what it declares to be taken out.
+    pub artifacts: ArtifactChannels,
     /// What it takes on the host's disk.
     pub disk_use: DiskUse,
     /// Its processes on the host, while it is live.
@@ -140,7 +141,7 @@ impl Workspace<'_> {
             mediation: manifest.mediation.clone(),
             disks: manifest.disks.clone(),
             result,
-            artifacts: manifest.artifacts.clone(),
+            artifacts: ArtifactChannels::of(manifest, &self.directory),
             disk_use: disk_use(&self.directory, manifest.resources)?,
             processes: live.map(|status| Processes {
                 supervisor: status.supervisor,

@@ -1,13 +1,14 @@
 //! The options of `microagent run`, and what they mean to the library.
 
-use std::time::Duration;
+use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, error::ErrorKind};
 use microagent::{Error, RunOptions, TtySize, WorkspaceName};
 
 use crate::{
-    cli::usage,
+    cli::{Globals, usage},
     options::{Words, WorkspaceArgs, duration},
+    surroundings,
 };
 
 const EXAMPLES: &str = "\
@@ -16,6 +17,7 @@ Examples:
   microagent run -it debian:12 bash
   microagent run -e TOKEN --workdir /src python:3.13 python -c 'print(1)'
   tar -c src | microagent run -i --profile medium rust:1 sh -c 'tar -x && cd src && cargo test'
+  microagent run --output report=/out/report.txt --artifacts-dir . debian:12 /work/check
   microagent run --setup 'apt-get update' --timeout 10m --image debian:12 --exec 'apt-cache stats'
 
 Everything after IMAGE belongs to the command. The command replaces the image's Cmd and keeps its
@@ -75,6 +77,16 @@ pub(crate) struct RunArgs {
     #[arg(long, value_name = "TIME", value_parser = duration, help_heading = "Workspace")]
     timeout: Option<Duration>,
 
+    /// Put the artifacts into this directory at the end, made if it is missing: a file as NAME, a
+    /// directory as NAME.tar
+    #[arg(
+        long,
+        value_name = "DIR",
+        conflicts_with = "detach",
+        help_heading = "Artifacts"
+    )]
+    artifacts_dir: Option<PathBuf>,
+
     #[command(flatten)]
     pub(super) workspace: WorkspaceArgs,
 }
@@ -82,12 +94,12 @@ pub(crate) struct RunArgs {
 impl RunArgs {
     /// Finds out which words are the image and which the command, and checks what one option
     /// alone does not show.
-    pub(crate) fn settle(&mut self) -> Result<(), clap::Error> {
+    pub(crate) fn settle(&mut self, globals: &mut Globals) -> Result<(), clap::Error> {
         let words = Words {
             first: self.first.take(),
             rest: std::mem::take(&mut self.rest),
         };
-        let (image, command) = self.workspace.settle(words)?;
+        let (image, command) = self.workspace.settle(words, globals)?;
         if image.is_none() && !self.workspace.has_spec() {
             return Err(usage(
                 ErrorKind::MissingRequiredArgument,
@@ -133,7 +145,11 @@ impl RunArgs {
                 $(if let Some(value) = $value { options = options.$method(value); })*
             };
         }
-        set! { name: self.name.map(String::from), timeout: self.timeout, tty: tty }
+        let artifacts_dir = self.artifacts_dir.map(|path| surroundings::absolute(&path));
+        set! {
+            name: self.name.map(String::from), timeout: self.timeout, tty: tty,
+            artifacts_dir: artifacts_dir.transpose()?,
+        }
         Ok(options)
     }
 }

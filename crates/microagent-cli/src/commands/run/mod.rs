@@ -10,6 +10,7 @@ use microagent::{
 };
 
 pub(crate) use self::args::RunArgs;
+use super::artifacts;
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
     output::Screen,
@@ -60,6 +61,11 @@ fn try_run(args: RunArgs, globals: &Globals, screen: &Screen) -> Result<u8, Erro
     let free_ports = args.workspace.wants_free_ports();
     let options = args.into_options(tty.then(|| size.unwrap_or(terminal::DEFAULT_SIZE)))?;
 
+    if options.drops_artifacts() {
+        screen.announce(
+            "Nothing of the artifacts will be left: give --artifacts-dir DIR to have them, or --keep.",
+        );
+    }
     let progress = Arc::new(Progress::new(screen));
     let raw = Arc::new(RawMode::default());
     let mut io = match screen.form {
@@ -102,6 +108,9 @@ fn report(result: &RunResult, screen: &Screen) {
         (Form::Text, Some(_)) if result.end_cause == EndCause::Killed => {}
         (Form::Text, Some(error)) => screen.error(error),
         (Form::Text, None) => {}
+    }
+    for artifact in &result.artifacts {
+        artifacts::tell(artifact, screen);
     }
     if result.kept {
         screen.notice(&format!("The workspace {} was kept.", result.workspace));

@@ -4,7 +4,8 @@
 use std::{collections::BTreeMap, path::Path};
 
 use microagent_protocol::{
-    EnvVar, ExtraDisk, MediationRoute, PublishedPort, WorkspaceName, exec::ExecRequest,
+    DeclaredArtifact, EnvVar, ExtraDisk, MediationRoute, PublishedPort, WorkspaceName,
+    exec::ExecRequest,
 };
 use serde::Serialize;
 
@@ -129,6 +130,14 @@ impl Circumstances<'_> {
         all.field("bundles", old, new, disks(true), || {
             anew("bundles become disks when a workspace is made")
         });
+        let output = |one: &DeclaredArtifact| format!("{}={}", one.name, one.path);
+        all.field(
+            "outputs",
+            old,
+            new,
+            |m| list(&m.artifacts, output),
+            || Need::Nothing,
+        );
         all.field(
             "health",
             old,

@@ -186,6 +186,7 @@ impl Workspace<'_> {
             disks: options.run.wiring.attached(&self.directory),
             publish: options.run.wiring.publish.clone(),
             mediation: options.run.wiring.mediation.clone(),
+            artifacts: options.run.outputs.clone(),
             restart: options.restart,
             health: options.health.clone(),
             ..current.clone()

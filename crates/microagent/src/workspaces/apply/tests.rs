@@ -320,6 +320,11 @@ fn a_live_workspace_keeps_what_its_machine_was_told() {
         ("memoryMiB: 512", "memoryMiB: 640", Effect::NextStart),
         ("on-failure", "always", Effect::Now),
         (
+            "image: web:1",
+            "image: web:1\noutputs: [{name: a, path: /a}]",
+            Effect::Now,
+        ),
+        (
             "hostPort: 8080,",
             "hostPort: 8080, host: 0.0.0.0,",
             Effect::NextStart,
@@ -373,6 +378,7 @@ fn no_part_of_a_manifest_is_forgotten() {
         .attached(place.dir.path());
     new.publish = Vec::new();
     new.mediation = Vec::new();
+    new.artifacts = vec!["a=/a".parse().unwrap()];
     new.restart = crate::RestartPolicy::Never;
     new.health = place
         .options(&(SPEC.to_owned() + "health: {exec: [ok]}\n"))
@@ -389,7 +395,7 @@ fn no_part_of_a_manifest_is_forgotten() {
         .collect();
     let untold: Vec<_> = kept
         .into_iter()
-        .filter(|key| !STAYS.contains(key) && *key != "artifacts")
+        .filter(|key| !STAYS.contains(key))
         .collect();
     assert!(
         untold.is_empty(),
@@ -404,8 +410,8 @@ fn no_part_of_a_manifest_is_forgotten() {
     let (changes, refused) = circumstances.compare(&old, &new);
     let told = changes.len() + refused.len();
     // image, three sizes, mode, host name, command, user, setup, files, shell, disks, forwards,
-    // mediation, restart, health
-    assert_eq!(told, 16, "{changes:?} {refused:?}");
+    // mediation, outputs, restart, health
+    assert_eq!(told, 17, "{changes:?} {refused:?}");
 }
 
 proptest! {
