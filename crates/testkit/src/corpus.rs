@@ -249,12 +249,13 @@ END
             buildah() { command buildah --storage-driver vfs --root "$PWD/storage" --runroot "$PWD/run" "$@"; }
             commit() { buildah commit --signature-policy policy.json -q "$1" "$2" >/dev/null; }
             printf '{"default":[{"type":"insecureAcceptAnything"}]}' > policy.json
-            installed base base-files tzdata libcap2-bin
-            one=$(buildah from scratch) && buildah add -q "$one" base.tar / && commit "$one" localhost/one
-            two=$(buildah from --signature-policy policy.json localhost/one) && at=$(buildah mount "$two")
+            installed base base-files tzdata
+            one=$(buildah from scratch) && at=$(buildah mount "$one")
+            tar -C "$at" --numeric-owner -xpf base.tar && commit "$one" localhost/one
+            two=$(buildah from --pull-never --signature-policy policy.json localhost/one) && at=$(buildah mount "$two")
             rm -r "$at/usr/share/zoneinfo/Europe" && rm "$at/etc/issue" && mkdir "$at/etc/issue"
             ln "$at/etc/debian_version" "$at/etc/issue/linked" && commit "$two" localhost/two
-            three=$(buildah from --signature-policy policy.json localhost/two) && at=$(buildah mount "$three")
+            three=$(buildah from --pull-never --signature-policy policy.json localhost/two) && at=$(buildah mount "$three")
             mkdir "$at/usr/share/zoneinfo/Europe" && echo back > "$at/usr/share/zoneinfo/Europe/Berlin"
             commit "$three" oci:layout:corpus
             buildah rm -a >/dev/null; rm -r storage run"#,
