@@ -86,6 +86,7 @@ type Benchmark = fn(&Bench) -> anyhow::Result<Vec<Figure>>;
 const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("sizes", bench_run::sizes),
     ("supervisor-rss", bench_run::supervisor_rss),
+    ("idle", bench_run::idle),
     ("run-vs-bare-boot", bench_run::run_against_bare_boot),
     ("create", bench_workspace::create),
     (

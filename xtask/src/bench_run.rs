@@ -20,6 +20,9 @@ const KIB: f64 = 1024.0;
 pub(crate) const IMAGE: &str = "debian:12";
 /// A bare boot takes a few seconds under emulation.
 const BARE_BOOT_DEADLINE: Duration = Duration::from_secs(60);
+/// How long a started machine is left alone before it counts as idle, and how long it is watched.
+const IDLE_SETTLES: Duration = Duration::from_secs(4);
+const IDLE_WINDOW: Duration = Duration::from_secs(20);
 
 /// Sizes of what every machine carries.
 pub(crate) fn sizes(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
@@ -63,6 +66,62 @@ pub(crate) fn supervisor_rss(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
             "MiB",
         ),
     ])
+}
+
+/// What a machine in which nothing happens costs: how often its supervisor wakes, and what its VMM
+/// spends on emulating an idle processor.
+pub(crate) fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let running = Running::start(bench)?;
+    let supervisor = parent_of(running.vmm)?;
+    // The guest agent does what can wait a second after it is ready.
+    std::thread::sleep(IDLE_SETTLES);
+    let (wakes, spent) = (waits_of(supervisor)?, processor_ticks(running.vmm)?);
+    std::thread::sleep(IDLE_WINDOW);
+    let wakes = waits_of(supervisor)?.saturating_sub(wakes);
+    let spent = processor_ticks(running.vmm)?.saturating_sub(spent);
+    let seconds = IDLE_WINDOW.as_secs_f64();
+    // Linux counts them in hundredths of a second whatever its timer does.
+    let percent = spent as f64 / seconds;
+    Ok(vec![
+        Figure::new(
+            "supervisor, wake-ups a second when nothing happens",
+            wakes as f64 / seconds,
+            "/s",
+        )
+        .at_most(0.0),
+        Figure::new("VMM of an idle guest, of one processor", percent, "%"),
+    ])
+}
+
+/// How often the threads of a process have gone to sleep.
+fn waits_of(pid: u32) -> anyhow::Result<u64> {
+    let mut waits = 0;
+    for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
+        let status = fs::read_to_string(thread?.path().join("status"))?;
+        waits += status
+            .lines()
+            .find_map(|line| {
+                line.strip_prefix("voluntary_ctxt_switches:")?
+                    .trim()
+                    .parse::<u64>()
+                    .ok()
+            })
+            .context("a thread has no voluntary_ctxt_switches")?;
+    }
+    Ok(waits)
+}
+
+/// Processor time a process has spent, in hundredths of a second.
+fn processor_ticks(pid: u32) -> anyhow::Result<u64> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    // The name before it may hold anything but ends with the last parenthesis.
+    let fields = stat.rsplit_once(") ").context("an odd stat file")?.1;
+    let mut fields = fields.split(' ').skip(11);
+    let mut next = || -> anyhow::Result<u64> {
+        let field = fields.next().context("a short stat file")?;
+        Ok(field.parse()?)
+    };
+    Ok(next()? + next()?)
 }
 
 /// A whole warm `run` against the least that the same VMM, kernel and

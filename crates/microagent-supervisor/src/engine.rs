@@ -47,8 +47,8 @@ use crate::{
 /// The vsock's Unix socket in the runtime directory.
 pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
 
-/// How long a discarded VMM is waited for at a time before that is logged.
-const REAP_NOTICE: Duration = Duration::from_secs(10);
+/// A VMM's end is waited for without a limit: a supervisor has nothing to wake it when nothing happens.
+const FOREVER: Duration = Duration::MAX;
 
 /// How long a dead VMM's guest may still be heard.
 const LAST_WORDS_LIMIT: Duration = Duration::from_millis(300);

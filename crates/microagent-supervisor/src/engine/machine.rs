@@ -178,7 +178,7 @@ fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
 /// Waits for the VMM's end, however long, and words it.
 fn watch(machine: &dyn Machine) -> String {
     loop {
-        match machine.wait(REAP_NOTICE) {
+        match machine.wait(FOREVER) {
             Ok(Some(Exit::Code(code))) => return format!("exit code {code}"),
             Ok(Some(Exit::Signal(signal))) => return format!("signal {signal}"),
             Ok(None) => {}

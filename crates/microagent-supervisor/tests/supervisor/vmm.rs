@@ -162,15 +162,13 @@ impl Machine for ScriptedMachine {
     }
 
     fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
-        let timeout = rustix::event::Timespec {
-            tv_sec: limit.as_secs().cast_signed(),
-            tv_nsec: limit.subsec_nanos().into(),
-        };
+        // Longer than can be said is for ever.
+        let timeout = rustix::event::Timespec::try_from(limit).ok();
         let mut ready = [rustix::event::PollFd::new(
             &self.pidfd,
             rustix::event::PollFlags::IN,
         )];
-        let _ = rustix::event::poll(&mut ready, Some(&timeout));
+        let _ = rustix::event::poll(&mut ready, timeout.as_ref());
         let status = self.child.lock().unwrap().try_wait().unwrap();
         Ok(status.map(|status| match status.code() {
             Some(code) => Exit::Code(code),
