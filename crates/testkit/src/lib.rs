@@ -8,6 +8,7 @@
 mod command;
 pub mod corpus;
 mod fixture;
+pub mod harness;
 mod leftovers;
 mod pty;
 pub mod registry;

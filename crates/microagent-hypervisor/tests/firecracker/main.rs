@@ -38,7 +38,7 @@ fn main() {
     if name == "firecracker" || name.starts_with("firecracker-1.") {
         fake::main(&name, &arguments[1..]);
     }
-    let tests: &[(&str, fn())] = &[
+    let tests: &[testkit::harness::Test] = &[
         ("a_machine_is_told_all_of_it_in_order", told),
         ("a_running_machine_is_controlled", controlled),
         ("its_settings_reach_firecracker", tuned),
@@ -52,29 +52,7 @@ fn main() {
         ("what_it_cannot_do_is_refused_before_it_starts", unsupported),
         ("the_published_document_is_enforced", document),
     ];
-    let filter = arguments.iter().skip(1).find(|word| !word.starts_with('-'));
-    if arguments.iter().any(|word| word == "--list") {
-        tests.iter().for_each(|(name, _)| println!("{name}: test"));
-        return;
-    }
-    let (mut passed, mut failed) = (0, 0);
-    for (name, test) in tests {
-        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        let (verdict, count) = match std::panic::catch_unwind(test) {
-            Ok(()) => ("ok", &mut passed),
-            Err(_) => ("FAILED", &mut failed),
-        };
-        *count += 1;
-        println!("test {name} ... {verdict}");
-    }
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    println!(
-        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out",
-        tests.len() - passed - failed
-    );
-    std::process::exit(i32::from(failed > 0));
+    testkit::harness::run(tests);
 }
 
 /// A machine's files in a directory of their own.

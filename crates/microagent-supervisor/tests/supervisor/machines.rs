@@ -24,7 +24,7 @@ use crate::{
 };
 
 /// The tests on real machines.
-pub(crate) const TESTS: &[(&str, fn())] = &[
+pub(crate) const TESTS: &[testkit::harness::Test] = &[
     ("a_real_machine_runs_a_workload_to_its_end", runs),
     ("a_real_machine_relays_bulk_both_ways", bulk),
     ("a_real_machine_is_paused_quarantined_and_killed", controls),

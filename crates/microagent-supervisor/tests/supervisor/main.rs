@@ -37,11 +37,7 @@ fn main() {
         Some("__stranger") => stranger(&arguments[2]),
         _ => {}
     }
-    let filter = arguments
-        .iter()
-        .skip(1)
-        .find(|argument| !argument.starts_with('-'));
-    let scripted: &[(&str, fn())] = &[
+    let scripted: &[testkit::harness::Test] = &[
         (
             "files_are_copied_both_ways",
             copies::files_are_copied_both_ways,
@@ -174,41 +170,8 @@ fn main() {
             a_terminated_supervisor_ends_its_machine,
         ),
     ];
-    let tests: Vec<_> = scripted
-        .iter()
-        .chain(wiring::TESTS)
-        .chain(machines::TESTS)
-        .collect();
-    if arguments.iter().any(|argument| argument == "--list") {
-        for (name, _) in &tests {
-            println!("{name}: test");
-        }
-        return;
-    }
-    let (mut passed, mut failed) = (0, 0);
-    for (name, test) in &tests {
-        if filter.is_some_and(|filter| !name.contains(filter.as_str())) {
-            continue;
-        }
-        let started = Instant::now();
-        let outcome = std::panic::catch_unwind(test);
-        let (verdict, count) = match outcome {
-            Ok(()) => ("ok", &mut passed),
-            Err(_) => ("FAILED", &mut failed),
-        };
-        *count += 1;
-        println!(
-            "test {name} ... {verdict} ({} ms)",
-            started.elapsed().as_millis()
-        );
-    }
-    let verdict = if failed == 0 { "ok" } else { "FAILED" };
-    // As the ordinary test runner closes: it is counted by that.
-    println!(
-        "test result: {verdict}. {passed} passed; {failed} failed; 0 ignored; 0 measured; {} filtered out",
-        tests.len() - passed - failed
-    );
-    std::process::exit(i32::from(failed > 0));
+    let tests = [scripted, wiring::TESTS, machines::TESTS].concat();
+    testkit::harness::run(&tests);
 }
 
 /// Everything the supervisor made is gone, and so is it.
