@@ -22,7 +22,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-hypervisor", &["microagent-protocol"]),
     (
         "microagent-image",
-        &["microagent-files", "microagent-protocol"],
+        &["microagent-ext4", "microagent-files", "microagent-protocol"],
     ),
     ("microagent-kernel", &["microagent-protocol"]),
     (

@@ -90,7 +90,7 @@ pub enum ImageError {
         registry: String,
     },
     /// The configuration says that nothing is pulled from there.
-    #[error("{image} cannot be pulled: {registry} is blocked in registries.toml.")]
+    #[error("{image} cannot be pulled or pushed: {registry} is blocked in registries.toml.")]
     Blocked {
         /// The image.
         image: String,
@@ -170,6 +170,26 @@ pub enum ImageError {
         needed: Option<u64>,
         /// How many bytes are free.
         available: u64,
+    },
+    /// The registry is none that takes images, or not this one.
+    #[error(
+        "{registry} does not take {image}: {reason}. It may be a mirror or read-only, or want the repository to be made there first; or it is no registry."
+    )]
+    TakesNoImages {
+        /// The image.
+        image: String,
+        /// The registry.
+        registry: String,
+        /// What it said.
+        reason: String,
+    },
+    /// What was asked for cannot be pushed as it was asked.
+    #[error("{image} cannot be pushed: {reason}.")]
+    CannotPush {
+        /// The image.
+        image: String,
+        /// Why, and what would be right.
+        reason: String,
     },
     /// The registry answered with an error, or not as a registry does.
     #[error("{registry} failed while {doing}: {reason}.")]
@@ -267,6 +287,38 @@ pub enum ImageError {
         /// Why.
         reason: String,
     },
+    /// The text is no change of a configuration.
+    #[error("`{input}` is no change of an image: {reason}.")]
+    BadChange {
+        /// What was given.
+        input: String,
+        /// The fault in it.
+        reason: String,
+    },
+    /// What an image is to be made on top of is not there.
+    #[error(
+        "The image {digest}, on top of which this was changed, is not in the store any more, or not whole."
+    )]
+    BaseGone {
+        /// Its manifest.
+        digest: Digest,
+    },
+    /// A change cannot become an image.
+    #[error("{image} cannot be made: {reason}.")]
+    CannotCommit {
+        /// The image.
+        image: String,
+        /// Why.
+        reason: String,
+    },
+    /// What was asked for cannot be written as it was asked.
+    #[error("{what} cannot be exported: {reason}.")]
+    CannotExport {
+        /// The image, or where it was to go.
+        what: String,
+        /// Why, and what would be right.
+        reason: String,
+    },
     /// The store's own files are not as they were written.
     #[error("The image store is damaged: {} {reason}. {remedy}", path.display())]
     Damaged {
@@ -286,6 +338,14 @@ pub enum ImageError {
         path: PathBuf,
         /// What the system said.
         source: io::Error,
+    },
+    /// A disk cannot be read.
+    #[error("Cannot use the disk {}: {source}.", path.display())]
+    Volume {
+        /// The disk.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: microagent_ext4::Error,
     },
     /// The base disk could not be built.
     #[error("The base disk of {image} could not be built: {source}")]

@@ -96,6 +96,48 @@ pub enum ImageEvent {
         /// Bytes in all.
         total: u64,
     },
+    /// An image is sent to a registry. What [`LayerExists`](Self::LayerExists) and
+    /// [`LayerProgress`](Self::LayerProgress) say after that is about the registry.
+    Pushing {
+        /// Where it goes, in its familiar form.
+        reference: String,
+        /// The digest of its manifest.
+        digest: Digest,
+        /// How many layers it has.
+        layers: usize,
+        /// The sum of the layers' sizes as stored (compressed), in bytes.
+        bytes: u64,
+    },
+    /// The registry took this layer over from another repository of its own.
+    LayerMounted {
+        /// The layer.
+        digest: Digest,
+        /// Its size in bytes.
+        bytes: u64,
+        /// The repository it came from.
+        from: String,
+    },
+    /// The registry has the image.
+    Pushed {
+        /// Where it is, in its familiar form.
+        reference: String,
+        /// The digest of its manifest.
+        digest: Digest,
+    },
+    /// So much of the content of a new layer has been written.
+    Committing {
+        /// The image it is for, in its familiar form.
+        reference: String,
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// So much of what is exported has been written.
+    Exporting {
+        /// Bytes so far.
+        bytes: u64,
+        /// Bytes in all, where that is known before.
+        total: Option<u64>,
+    },
     /// Another process is working on the same image; this one waits for its result.
     Waiting {
         /// The image.

@@ -21,29 +21,36 @@
 #![forbid(unsafe_code)]
 
 mod choose;
+mod commit;
 mod config;
 mod digest;
 pub mod disk;
 mod error;
 mod event;
+mod export;
 mod import;
 pub mod manifest;
 mod outdated;
+mod pack;
 mod platform;
 mod pull;
+mod push;
 mod reference;
 mod registry;
 mod store;
 mod sync;
 
+pub use commit::{CommitOptions, Committed, ImageChange, UpperDirectory};
 pub use config::ImageConfig;
 pub use digest::{Digest, Hasher};
 pub use error::{ImageError, Result};
 pub use event::ImageEvent;
+pub use export::{ExportFormat, ExportOptions, ExportTo, Exported, ExportedImage, RootDisk};
 pub use import::ImportOptions;
 pub use outdated::Freshness;
 pub use platform::Platform;
 pub use pull::{PullOptions, PullPolicy};
+pub use push::{PushOptions, Pushed};
 pub use reference::Reference;
 pub use registry::{
     ClientCertificate, Credential, Credentials, HostOptions, LoginCheck, ProxyOptions,

@@ -83,6 +83,11 @@ impl<W: Write> TarWriter<W> {
         self.output.write_all(bytes)
     }
 
+    /// The stream.
+    pub fn get_ref(&self) -> &W {
+        &self.output
+    }
+
     /// Ends the archive and gives the stream back.
     ///
     /// # Errors

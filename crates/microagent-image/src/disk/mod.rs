@@ -28,7 +28,7 @@ use sha2::{Digest, Sha256};
 use self::content::{Appender, BLOCK, BlockFile, ContentError, Extents, FileWriter};
 pub use self::error::{DiskError, EntryFault, LayerFault};
 pub use self::ext4::Headroom;
-use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
+use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError, Room};
 pub use self::limits::Limits;
 use self::output::{FileBlocks, Output, Unsynced};
 pub use self::scratch::create_scratch;
@@ -36,6 +36,7 @@ use self::source::{Budget, LayerStream, OverBudget, Pieces};
 pub use self::source::{Compression, LayerSource};
 pub use self::sums::{CHUNK_BYTES, ChunkSums};
 use self::tree::{Target, Tree};
+pub(crate) use self::xattr::acl_from_disk;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
 pub const FORMAT_VERSION: u32 = 1;
@@ -146,8 +147,32 @@ pub fn build_writable(
     options: &BuildOptions,
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<(), DiskError> {
+    write_room(layers, output, Room::Free(headroom), options, progress)
+}
+
+/// Like [`build_writable`], for a disk of exactly `size_bytes` (whole blocks of 4096 bytes).
+///
+/// # Errors
+/// As [`build`]; [`DiskError::Layout`] where that is too little, with how much it takes.
+pub fn build_sized(
+    layers: Vec<LayerSource>,
+    output: &Path,
+    size_bytes: u64,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(), DiskError> {
+    write_room(layers, output, Room::Total(size_bytes), options, progress)
+}
+
+fn write_room(
+    layers: Vec<LayerSource>,
+    output: &Path,
+    room: Room,
+    options: &BuildOptions,
+    progress: &mut dyn FnMut(BuildProgress<'_>),
+) -> Result<(), DiskError> {
     let output = Output::create(output)?;
-    let (_, _, unsynced) = lay_out(layers, &output, options, Some(headroom), progress)?;
+    let (_, _, unsynced) = lay_out(layers, &output, options, Some(room), progress)?;
     unsynced.syncer.finish().map_err(output.error("sync"))?;
     output.publish(0o600)
 }
@@ -157,12 +182,12 @@ fn lay_out(
     layers: Vec<LayerSource>,
     output: &Output,
     options: &BuildOptions,
-    headroom: Option<Headroom>,
+    room: Option<Room>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<(Merged, u64, Unsynced), DiskError> {
-    let hashed = headroom.is_none();
+    let hashed = room.is_none();
     let mut blocks = FileBlocks::new(output.file(), hashed).map_err(output.error("open"))?;
-    let merged = merge(layers, &mut blocks, options, headroom, progress, output)?;
+    let merged = merge(layers, &mut blocks, options, room, progress, output)?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output
         .file()
@@ -242,7 +267,7 @@ fn merge(
     layers: Vec<LayerSource>,
     blocks: &mut dyn BlockFile,
     options: &BuildOptions,
-    headroom: Option<Headroom>,
+    room: Option<Room>,
     progress: &mut dyn FnMut(BuildProgress<'_>),
     output: &Output,
 ) -> Result<Merged, DiskError> {
@@ -320,7 +345,7 @@ fn merge(
     })?;
     progress(BuildProgress::Finishing);
     let identity = identity(&diff_ids);
-    let written = ext4::write(&mut tree, &mut appender, &identity, headroom).map_err(|error| match error {
+    let written = ext4::write(&mut tree, &mut appender, &identity, room).map_err(|error| match error {
         LayoutError::Output(source) => output.error("write")(source),
         LayoutError::Full => DiskError::Layout(format!(
             "its metadata exceeds the limit of {} bytes on the disk; raise `Limits::max_disk_bytes` if you trust the image",

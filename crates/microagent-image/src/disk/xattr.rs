@@ -195,6 +195,28 @@ fn acl_to_disk(value: &[u8]) -> Option<Vec<u8>> {
     Some(disk)
 }
 
+/// The reverse: a POSIX ACL as ext4 keeps it to the form of system calls.
+pub(crate) fn acl_from_disk(value: &[u8]) -> Option<Vec<u8>> {
+    let mut rest = value.strip_prefix(&1u32.to_le_bytes())?;
+    let mut acl = 2u32.to_le_bytes().to_vec();
+    while !rest.is_empty() {
+        let tag = u16::from_le_bytes([*rest.first()?, *rest.get(1)?]);
+        let length = match tag {
+            0x02 | 0x08 => 8,
+            0x01 | 0x04 | 0x10 | 0x20 => 4,
+            _ => return None,
+        };
+        let (entry, after) = rest.split_at_checked(length)?;
+        acl.extend_from_slice(entry);
+        if length == 4 {
+            // ACL_UNDEFINED_ID
+            acl.extend_from_slice(&u32::MAX.to_le_bytes());
+        }
+        rest = after;
+    }
+    Some(acl)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -206,6 +228,10 @@ mod tests {
         acl.extend_from_slice(&[2, 0, 4, 0, 0xe8, 3, 0, 0]);
         let disk = acl_to_disk(&acl).unwrap();
         assert_eq!(disk, [1, 0, 0, 0, 1, 0, 6, 0, 2, 0, 4, 0, 0xe8, 3, 0, 0]);
+        assert_eq!(acl_from_disk(&disk), Some(acl.clone()));
+        for cut in [1, 5, 7, 11] {
+            assert_eq!(acl_from_disk(&disk[..cut]), None, "{cut}");
+        }
         assert!(acl_to_disk(&acl[..acl.len() - 1]).is_none());
         assert!(acl_to_disk(b"").is_none());
     }

@@ -50,6 +50,21 @@ impl Import<'_> {
         })
     }
 
+    /// The names of the images in a layout, the fullest of each.
+    pub(super) fn layout_names(&self, container: &Container) -> Result<BTreeSet<String>> {
+        let Some(bytes) = container.read("index.json", MAX_MANIFEST)? else {
+            return Ok(BTreeSet::new());
+        };
+        let Document::Index(index) = manifest::parse(&bytes)? else {
+            return Err(container.refuse("its `index.json` is not an index"));
+        };
+        Ok(index
+            .manifests
+            .iter()
+            .filter_map(|entry| own_names(entry).into_iter().next())
+            .collect())
+    }
+
     /// Leaves the entries of one image: the selected, or the one of the given name, or the only one.
     fn narrow(&self, container: &Container, entries: &mut Vec<Descriptor>) -> Result<()> {
         if entries.is_empty() {

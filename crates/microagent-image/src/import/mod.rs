@@ -6,6 +6,7 @@
 mod container;
 mod layers;
 mod layout;
+mod load;
 mod rootfs;
 mod saved;
 mod tarball;
@@ -26,6 +27,7 @@ use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::store::{Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
 use container::Container;
+pub(crate) use saved::{LayerOut, manifest_json};
 use tarball::{Kind, Skip, Streamed};
 
 /// The most bytes a compressed image archive may unpack to.
@@ -111,21 +113,11 @@ impl ImageStore {
         options: &ImportOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
-        let metadata = fs::metadata(path).context("open", path)?;
-        let import = Import {
-            store: self,
-            path,
-            options,
-            events,
-            told: Mutex::new(Instant::now()),
-        };
-        if metadata.is_dir() {
+        let import = Import::new(self, path, options, events);
+        if fs::metadata(path).context("open", path)?.is_dir() {
             return import.directory();
         }
-        if !metadata.is_file() {
-            return Err(import.refuse("it is neither a file nor a directory"));
-        }
-        import.file(File::open(path).context("open", path)?, metadata.len())
+        import.file()
     }
 }
 
@@ -136,6 +128,23 @@ struct Import<'a> {
     options: &'a ImportOptions,
     events: &'a (dyn Fn(ImageEvent) + Sync),
     told: Mutex<Instant>,
+}
+
+impl<'a> Import<'a> {
+    fn new(
+        store: &'a ImageStore,
+        path: &'a Path,
+        options: &'a ImportOptions,
+        events: &'a (dyn Fn(ImageEvent) + Sync),
+    ) -> Self {
+        Self {
+            store,
+            path,
+            options,
+            events,
+            told: Mutex::new(Instant::now()),
+        }
+    }
 }
 
 impl Import<'_> {
@@ -149,7 +158,16 @@ impl Import<'_> {
         self.layout(transaction, &Container::Directory(self.path.to_owned()))
     }
 
-    fn file(&self, file: File, length: u64) -> Result<ImageRecord> {
+    /// Opens the file and looks at what it is: how it is compressed, and whether it is an image archive.
+    fn look(&self) -> Result<(File, Compression, bool)> {
+        // Looked at before it is opened: opening a FIFO would wait for ever.
+        if !fs::metadata(self.path)
+            .context("open", self.path)?
+            .is_file()
+        {
+            return Err(self.refuse("it is neither a file nor a directory"));
+        }
+        let file = File::open(self.path).context("open", self.path)?;
         let mut head = Vec::new();
         (&file)
             .take(8)
@@ -167,6 +185,11 @@ impl Import<'_> {
             })?
         };
         rewind(&file)?;
+        Ok((file, compression, archive))
+    }
+
+    fn file(&self) -> Result<ImageRecord> {
+        let (file, compression, archive) = self.look()?;
         let transaction = self.store.begin()?;
         if archive {
             let container =
@@ -180,6 +203,7 @@ impl Import<'_> {
             }
             return Err(self.refuse("it looks like an image archive, but has neither `index.json` with `oci-layout` nor `manifest.json`"));
         }
+        let length = file.metadata().context("look at", self.path)?.len();
         self.rootfs(transaction, file, length, compression)
     }
 

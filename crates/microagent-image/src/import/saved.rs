@@ -1,5 +1,7 @@
 //! What `docker save` writes: `manifest.json`, configurations, and layers that have no manifest yet.
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
 use super::Import;
@@ -29,15 +31,8 @@ impl Import<'_> {
         transaction: Transaction,
         container: &Container,
     ) -> Result<ImageRecord> {
-        let bytes = container
-            .read("manifest.json", MAX_MANIFEST)?
-            .ok_or_else(|| container.refuse("it has no `manifest.json`"))?;
-        let items: Vec<Item> = serde_json::from_slice(&bytes).map_err(|error| {
-            container.refuse(format!(
-                "its `manifest.json` cannot be read: {}",
-                clip(&error.to_string())
-            ))
-        })?;
+        let items =
+            items(container)?.ok_or_else(|| container.refuse("it has no `manifest.json`"))?;
         let item = self.pick(container, items)?;
         if item.layers.len() > MAX_LAYERS {
             return Err(container.refuse(format!("it has more than {MAX_LAYERS} layers")));
@@ -79,6 +74,16 @@ impl Import<'_> {
         })
     }
 
+    /// The names of the images that `docker save` wrote.
+    pub(super) fn saved_names(&self, container: &Container) -> Result<BTreeSet<String>> {
+        let items = items(container)?.unwrap_or_default();
+        Ok(items
+            .into_iter()
+            .filter_map(|item| item.repo_tags)
+            .flatten()
+            .collect())
+    }
+
     fn pick(&self, container: &Container, mut items: Vec<Item>) -> Result<Item> {
         let names = |item: &Item| item.repo_tags.clone().unwrap_or_default();
         let listing = |items: &[Item]| items.iter().flat_map(names).collect::<Vec<_>>().join(", ");
@@ -109,6 +114,19 @@ impl Import<'_> {
         };
         Ok(items.swap_remove(at))
     }
+}
+
+fn items(container: &Container) -> Result<Option<Vec<Item>>> {
+    let Some(bytes) = container.read("manifest.json", MAX_MANIFEST)? else {
+        return Ok(None);
+    };
+    let items = serde_json::from_slice(&bytes).map_err(|error| {
+        container.refuse(format!(
+            "its `manifest.json` cannot be read: {}",
+            clip(&error.to_string())
+        ))
+    })?;
+    Ok(Some(items))
 }
 
 /// What the manifest says of the layers. A plain layer's digest is the one the configuration promises; a
@@ -142,14 +160,14 @@ fn saved_layer(container: &Container, name: &str) -> Result<Part> {
 /// A layer as a manifest writes it.
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-pub(super) struct LayerOut {
-    pub(super) media_type: &'static str,
-    pub(super) digest: Digest,
-    pub(super) size: u64,
+pub(crate) struct LayerOut {
+    pub(crate) media_type: &'static str,
+    pub(crate) digest: Digest,
+    pub(crate) size: u64,
 }
 
 /// The OCI manifest of an image that came without one. The same content gives the same bytes.
-pub(super) fn manifest_json(config: &[u8], layers: &[LayerOut]) -> Vec<u8> {
+pub(crate) fn manifest_json(config: &[u8], layers: &[LayerOut]) -> Vec<u8> {
     #[derive(Serialize)]
     #[serde(rename_all = "camelCase")]
     struct Out<'a> {

@@ -32,7 +32,7 @@ pub fn check_login(
     let transport = Transport::new(whole, "a login".into(), options, Some(credential), events)?;
     let doing = "checking the login";
     super::retrying(&transport, doing, |_| {
-        let response = transport.get("/v2/", Ask::default())?;
+        let response = transport.ask("/v2/", Ask::default())?;
         match response.status() {
             StatusCode::OK if transport.has_proved_itself() => Ok(LoginCheck::Accepted),
             StatusCode::OK => Ok(LoginCheck::NotAsked),

@@ -12,6 +12,7 @@ mod retry;
 mod scope;
 mod suggest;
 mod transport;
+mod upload;
 
 use std::fs::File;
 use std::io::Read;
@@ -25,6 +26,7 @@ pub(crate) use download::Blob;
 pub use options::{ClientCertificate, HostOptions, RegistryOptions};
 pub use proxy::ProxyOptions;
 pub use scope::RegistryScope;
+pub(crate) use upload::{Outcome, Upload};
 
 use crate::choose::Fetched;
 use crate::digest::Digest;
@@ -34,7 +36,7 @@ use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
 use download::Download;
 use retry::LONGEST_WAIT;
-use transport::{Ask, Failure, Passing, PassingKind, Transport};
+use transport::{Ask, Failure, Passing, PassingKind, Transport, Verb};
 
 /// However much a broken transfer gains each time, it is not resumed more often than this.
 const MAX_RESUMES: u32 = 64;
@@ -71,6 +73,14 @@ impl<'a> Client<'a> {
         })
     }
 
+    /// The same for whoever sends content there; some of it may be in the repository `from` already.
+    pub(crate) fn pushing(self, from: Option<String>) -> Self {
+        Self {
+            transport: self.transport.pushing(from),
+            ..self
+        }
+    }
+
     /// Fetches what the reference's digest, else its tag, names.
     pub(crate) fn manifest(&self) -> Result<Fetched> {
         let found = self.manifest_named(&self.name(), self.reference.digest());
@@ -98,10 +108,10 @@ impl<'a> Client<'a> {
         let said = self.retrying(&doing, |_| {
             let ask = Ask {
                 accept: Some(manifest::ACCEPT),
-                head: true,
+                verb: Verb::Head,
                 ..Ask::default()
             };
-            let response = self.transport.get(&path, ask)?;
+            let response = self.transport.ask(&path, ask)?;
             let response = self.expect(response, &doing, &[StatusCode::OK])?;
             Ok(declared_digest(&response))
         })?;
@@ -135,7 +145,7 @@ impl<'a> Client<'a> {
                 accept: Some(manifest::ACCEPT),
                 ..Ask::default()
             };
-            let response = self.transport.get(&path, ask)?;
+            let response = self.transport.ask(&path, ask)?;
             let response = self.expect(response, &doing, &[StatusCode::OK])?;
             let content_type = response
                 .headers()
@@ -212,7 +222,7 @@ impl<'a> Client<'a> {
                 from: (download.have() > 0).then_some(download.have()),
                 ..Ask::default()
             };
-            let mut response = self.transport.get(&path, ask)?;
+            let mut response = self.transport.ask(&path, ask)?;
             if response.status() == StatusCode::NOT_FOUND
                 && let Some(found) = self.elsewhere(blob, ask)?
             {

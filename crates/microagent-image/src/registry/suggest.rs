@@ -55,7 +55,7 @@ fn list(
         "tags" => format!("/v2/{repository}/tags/list?n={ASKED}"),
         _ => format!("/v2/_catalog?n={ASKED}"),
     };
-    let response = transport.get(&path, Ask::default())?;
+    let response = transport.ask(&path, Ask::default())?;
     if !response.status().is_success() {
         return Err(Failure::passing("there is no list"));
     }

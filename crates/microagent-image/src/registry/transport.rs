@@ -4,6 +4,7 @@ mod agent;
 mod failure;
 mod login;
 
+use std::io::Read;
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -27,11 +28,35 @@ type Attempt<T> = std::result::Result<T, Failure>;
 /// What is asked for, besides the path.
 #[derive(Clone, Copy, Default)]
 pub(super) struct Ask<'r> {
+    pub(super) verb: Verb,
     pub(super) accept: Option<&'r str>,
     /// From this byte on.
     pub(super) from: Option<u64>,
+    /// What is sent.
+    pub(super) sent: Option<Sent<'r>>,
+}
+
+/// What is wanted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) enum Verb {
+    #[default]
+    Get,
     /// The headers only.
-    pub(super) head: bool,
+    Head,
+    Post,
+    Patch,
+    Put,
+}
+
+/// The body of a request. It is opened anew for each attempt.
+#[derive(Clone, Copy)]
+pub(super) struct Sent<'r> {
+    pub(super) content_type: &'r str,
+    /// Its length in bytes.
+    pub(super) length: u64,
+    /// Where it begins in what is uploaded, unless it is all of it.
+    pub(super) at: Option<u64>,
+    pub(super) open: &'r dyn Fn() -> Result<Box<dyn Read + 'r>>,
 }
 
 pub(super) struct Transport<'a> {
@@ -43,12 +68,23 @@ pub(super) struct Transport<'a> {
     scope: RegistryScope,
     /// What is asked for, in messages.
     what: String,
+    /// Whether content is sent there, too; and the repository of the same registry it may come from.
+    pushing: Option<Option<String>>,
     /// Where its API is: differs from the registry's name for the default registry only.
     authority: String,
     scheme: OnceLock<&'static str>,
     authorization: Mutex<Authorization>,
     /// Whose turn it is to answer a challenge.
     turn: Mutex<()>,
+}
+
+/// The registry's own origin.
+struct Home(Uri);
+
+impl Home {
+    fn with_path(&self, path: &str) -> String {
+        format!("{}{}", self.0, path.trim_start_matches('/'))
+    }
 }
 
 #[derive(Default)]
@@ -82,10 +118,19 @@ impl<'a> Transport<'a> {
             authority: authority.to_owned(),
             scope,
             what,
+            pushing: None,
             scheme: OnceLock::new(),
             authorization: Mutex::default(),
             turn: Mutex::default(),
         })
+    }
+
+    /// The same for whoever sends content there; some of it may be in the repository `from` already.
+    pub(super) fn pushing(self, from: Option<String>) -> Self {
+        Self {
+            pushing: Some(from),
+            ..self
+        }
     }
 
     pub(super) fn options(&self) -> &'a RegistryOptions {
@@ -106,15 +151,19 @@ impl<'a> Transport<'a> {
         self.lock().header.is_some()
     }
 
-    /// Gets `path` from the registry. Any answer that is no redirect and no challenge is returned,
-    /// whatever its status.
-    pub(super) fn get(&self, path: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
-        let scheme = self.scheme()?;
-        let url = format!("{scheme}://{}{path}", self.authority);
+    /// Asks the registry for `path`. Any answer that is no redirect and no challenge is returned, whatever its
+    /// status.
+    pub(super) fn ask(&self, path: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
+        self.ask_at(&self.home()?.with_path(path), ask)
+    }
+
+    /// The same at a place that the registry named.
+    pub(super) fn ask_at(&self, url: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
+        let home = self.home()?;
         let mut challenged = false;
         loop {
             let authorization = self.lock().header.clone();
-            let (response, at_home) = self.follow(&url, ask, authorization.as_ref())?;
+            let (response, at_home) = self.follow(url, &home.0, ask, authorization.as_ref())?;
             // A challenge of another host is none of ours: our credentials are not for it.
             if response.status() != StatusCode::UNAUTHORIZED || challenged || !at_home {
                 return Ok(response);
@@ -128,59 +177,117 @@ impl<'a> Transport<'a> {
     pub(super) fn get_elsewhere(&self, url: &str, ask: Ask<'_>) -> Attempt<Response<Body>> {
         let target = url.parse().ok().filter(is_bare);
         let target = target.ok_or_else(|| self.odd("it names a place that is no URL"))?;
-        self.permitted(&target, "names a place at")?;
-        Ok(self.follow(url, ask, None)?.0)
+        self.permitted(&target, "it names a place at")?;
+        Ok(self.follow(url, &target, ask, None)?.0)
     }
 
-    /// Asks `url` and wherever it redirects to; only the first origin ever sees `authorization`.
+    /// Where the registry is.
+    fn home(&self) -> Attempt<Home> {
+        let url = format!("{}://{}/", self.scheme()?, self.authority);
+        let uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
+        Ok(Home(uri))
+    }
+
+    /// Asks `url` and wherever it redirects to; only the origin of `home` ever sees `authorization`.
     fn follow(
         &self,
         url: &str,
+        home: &Uri,
         ask: Ask<'_>,
         authorization: Option<&Secret>,
     ) -> Attempt<(Response<Body>, bool)> {
-        let home: Uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
-        let mut uri = home.clone();
+        let mut uri: Uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
         for _ in 0..=MAX_REDIRECTS {
-            let at_home = same_origin(&uri, &home);
-            let method = if ask.head { Method::HEAD } else { Method::GET };
-            let mut request = Request::builder().method(method).uri(&uri);
-            if let Some(accept) = ask.accept {
-                request = request.header(header::ACCEPT, accept);
-            }
-            // No `If-Range`: the content is named by its digest, so it is that or it is refused.
-            if let Some(from) = ask.from {
-                request = request.header(header::RANGE, format!("bytes={from}-"));
-            }
-            if let Some(authorization) = authorization.filter(|_| at_home) {
-                request = request.header(header::AUTHORIZATION, authorization.expose());
-            }
-            let request = request
-                .body(())
-                .map_err(|error| self.odd(&format!("the request is malformed: {error}")))?;
-            let response = self.send(&uri, |agent| agent.run(request))?;
+            let at_home = same_origin(&uri, home);
+            let response = self.once(&uri, ask, authorization.filter(|_| at_home))?;
             if !response.status().is_redirection() {
                 return Ok((response, at_home));
             }
-            uri = self.redirected(&uri, &response)?;
+            if !matches!(ask.verb, Verb::Get | Verb::Head) {
+                // What was sent would have to be sent again, to somebody nobody named.
+                return Err(self.odd("it redirects what is sent to it").into());
+            }
+            uri = self.location(&uri, &response, "it redirects")?;
         }
         Err(self.odd("it redirects too often").into())
     }
 
-    fn redirected(&self, from: &Uri, response: &Response<Body>) -> Attempt<Uri> {
+    /// One request, and its answer whatever it is.
+    fn once(
+        &self,
+        uri: &Uri,
+        ask: Ask<'_>,
+        authorization: Option<&Secret>,
+    ) -> Attempt<Response<Body>> {
+        let method = match ask.verb {
+            Verb::Get => Method::GET,
+            Verb::Head => Method::HEAD,
+            Verb::Post => Method::POST,
+            Verb::Patch => Method::PATCH,
+            Verb::Put => Method::PUT,
+        };
+        let mut request = Request::builder().method(method).uri(uri);
+        if let Some(accept) = ask.accept {
+            request = request.header(header::ACCEPT, accept);
+        }
+        // No `If-Range`: the content is named by its digest, so it is that or it is refused.
+        if let Some(from) = ask.from {
+            request = request.header(header::RANGE, format!("bytes={from}-"));
+        }
+        if let Some(authorization) = authorization {
+            request = request.header(header::AUTHORIZATION, authorization.expose());
+        }
+        let malformed =
+            |error: ureq::http::Error| self.odd(&format!("the request is malformed: {error}"));
+        if matches!(ask.verb, Verb::Get | Verb::Head) {
+            let request = request.body(()).map_err(malformed)?;
+            return self.send(uri, |agent| agent.run(request));
+        }
+        let Some(sent) = ask.sent else {
+            let request = request.body(&[][..]).map_err(malformed)?;
+            return self.send(uri, |agent| agent.run(request));
+        };
+        request = request
+            .header(header::CONTENT_TYPE, sent.content_type)
+            .header(header::CONTENT_LENGTH, sent.length);
+        if let Some(at) = sent.at.filter(|_| sent.length > 0) {
+            let range = format!("{at}-{}", at + sent.length - 1);
+            request = request.header(header::CONTENT_RANGE, range);
+        }
+        let mut body = (sent.open)()?;
+        let request = request
+            .body(ureq::SendBody::from_reader(&mut body))
+            .map_err(malformed)?;
+        self.send(uri, |agent| agent.run(request))
+    }
+
+    /// Where an upload goes on that `asked` (a path or a URL) was asked about.
+    pub(super) fn upload_location(&self, asked: &str, response: &Response<Body>) -> Attempt<Uri> {
+        let home = self.home()?;
+        let url = match asked.starts_with('/') {
+            true => home.with_path(asked),
+            false => asked.to_owned(),
+        };
+        let from: Uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
+        self.location(&from, response, "it sends uploads")
+    }
+
+    /// Where an answer points to, if that may be asked at all; `it` says what the answer does.
+    fn location(&self, from: &Uri, response: &Response<Body>, it: &str) -> Attempt<Uri> {
         let location = response
             .headers()
             .get(header::LOCATION)
             .and_then(|value| value.to_str().ok())
-            .ok_or_else(|| self.odd("it redirects to nowhere"))?;
+            .ok_or_else(|| self.odd(&format!("{it} to nowhere")))?;
         // What it says is not repeated: it may hold a password or a signature.
-        let target = resolve(from, location)
-            .ok_or_else(|| self.odd("it redirects to what is no URL, or one with a password"))?;
-        self.permitted(&target, "redirects to")?;
+        let target = resolve(from, location).ok_or_else(|| {
+            self.odd(&format!("{it} to what is no URL, or one with a password"))
+        })?;
+        self.permitted(&target, &format!("{it} to"))?;
         Ok(target)
     }
 
-    /// Whether anything may be asked of `target`, where a registry sends us.
+    /// Whether anything may be asked of `target`, where a registry sends us; `how` says by what it does.
     fn permitted(&self, target: &Uri, how: &str) -> Attempt<()> {
         let authority = target
             .authority()
@@ -191,7 +298,7 @@ impl<'a> Transport<'a> {
             Some("http") if self.options.may_be_plain(authority) => Ok(()),
             _ => Err(self
                 .odd(&format!(
-                    "it {how} `{}`, which is not HTTPS",
+                    "{how} `{}`, which is not HTTPS",
                     clip(authority)
                 ))
                 .into()),
@@ -297,6 +404,12 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
             .rsplit_once('/')
             .map_or("", |(folder, _)| folder);
         format!("{scheme}://{authority}{folder}/{location}")
+    };
+    // A registry that does not know of the TLS in front of it: what was asked for safely stays safe.
+    let plain = format!("http://{authority}/");
+    let text = match text.strip_prefix(&plain) {
+        Some(rest) if scheme == "https" => format!("https://{authority}/{rest}"),
+        _ => text,
     };
     text.parse().ok().filter(is_bare)
 }

@@ -109,7 +109,7 @@ impl ImageStore {
         }
     }
 
-    fn layer_sources(&self, record: &ImageRecord) -> Result<Vec<LayerSource>> {
+    pub(crate) fn layer_sources(&self, record: &ImageRecord) -> Result<Vec<LayerSource>> {
         let config = self.config(record)?;
         let count = record.layers.len();
         record
@@ -265,8 +265,42 @@ pub(crate) fn build(
     staged: &Path,
     events: &dyn Fn(ImageEvent),
 ) -> Result<BuiltDisk> {
+    let mut progress = telling(image, events);
+    disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
+        ImageError::Disk {
+            image: image.to_owned(),
+            source: Box::new(source),
+        }
+    })
+}
+
+/// The same for a disk of the caller's own, of a given size if there is one.
+pub(crate) fn build_to(
+    image: &str,
+    layers: Vec<LayerSource>,
+    path: &Path,
+    size_bytes: Option<u64>,
+    events: &dyn Fn(ImageEvent),
+) -> Result<()> {
+    let mut progress = telling(image, events);
+    let options = BuildOptions::default();
+    let built = match size_bytes {
+        Some(size) => disk::build_sized(layers, path, size, &options, &mut progress),
+        None => disk::build(layers, path, &options, &mut progress).map(drop),
+    };
+    built.map_err(|source| ImageError::Disk {
+        image: image.to_owned(),
+        source: Box::new(source),
+    })
+}
+
+/// Makes events of a builder's progress.
+fn telling<'e>(
+    image: &'e str,
+    events: &'e dyn Fn(ImageEvent),
+) -> impl FnMut(BuildProgress<'_>) + 'e {
     let mut so_far = 0;
-    let mut progress = |progress: BuildProgress<'_>| {
+    move |progress: BuildProgress<'_>| {
         let finishing = match progress {
             BuildProgress::Bytes(bytes) => {
                 so_far = bytes;
@@ -280,11 +314,5 @@ pub(crate) fn build(
             bytes: so_far,
             finishing,
         });
-    };
-    disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
-        ImageError::Disk {
-            image: image.to_owned(),
-            source: Box::new(source),
-        }
-    })
+    }
 }

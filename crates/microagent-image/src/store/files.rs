@@ -23,6 +23,14 @@ pub(crate) fn sync_dir(directory: &Path) -> Result<()> {
         .context("sync the directory", directory)
 }
 
+/// The directory a file is in.
+pub(crate) fn parent_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    }
+}
+
 /// Writes a whole small file: temp, fsync, rename, fsync of the directory.
 pub(crate) fn write_atomically(path: &Path, content: &[u8]) -> Result<()> {
     replace(path, content)?;

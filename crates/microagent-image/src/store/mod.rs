@@ -32,13 +32,13 @@ use crate::manifest::{self, Document, Layer, MAX_MANIFEST, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
 pub use disks::{BaseDisk, BaseDiskGuard};
-pub(crate) use disks::{build, layer_source};
+pub(crate) use disks::{build, build_to, layer_source};
 pub(crate) use files::Transaction;
 pub(crate) use index::{Entry, now};
 pub(crate) use partial::Partial;
 
 /// The `oci-layout` file every OCI layout has.
-const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
+pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
 
 /// The images of one state directory. Cheap to open; any number of processes may use one at a time.
 #[derive(Clone, Debug)]
@@ -215,16 +215,39 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], or when its files cannot be read.
     pub fn inspect(&self, name: &str) -> Result<ImageDetails> {
+        let record = self.select(name, None)?;
+        let image = self.config(&record)?;
+        Ok(ImageDetails { record, image })
+    }
+
+    /// Finds one image as [`inspect`](Self::inspect) does, of the given platform if there is one.
+    ///
+    /// # Errors
+    /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], [`ImageError::NoSuchPlatform`], or when its files
+    /// cannot be read.
+    pub fn select(&self, name: &str, platform: Option<&Platform>) -> Result<ImageRecord> {
         let found = self.find(name)?;
         // Among the platforms of one image, the host's is meant.
-        let host = Platform::host();
+        let wanted = platform.cloned().unwrap_or_else(Platform::host);
         let best = found
             .iter()
-            .filter_map(|entry| entry.platform.fit(&host))
+            .filter_map(|entry| entry.platform.fit(&wanted))
             .min();
+        if best.is_none() && platform.is_some() {
+            let mut available: Vec<String> = found
+                .iter()
+                .map(|entry| entry.platform.to_string())
+                .collect();
+            available.dedup();
+            return Err(ImageError::NoSuchPlatform {
+                image: crate::error::clip(name),
+                wanted,
+                available: available.join(", "),
+            });
+        }
         let mut meant = found
             .iter()
-            .filter(|entry| best.is_none() || entry.platform.fit(&host) == best);
+            .filter(|entry| best.is_none() || entry.platform.fit(&wanted) == best);
         let chosen = match (meant.next(), meant.next()) {
             (Some(first), Some(second)) if second.manifest != first.manifest => {
                 return Err(ambiguous(name, &found));
@@ -232,9 +255,7 @@ impl ImageStore {
             (Some(first), _) => first,
             (None, _) => return Err(ambiguous(name, &found)),
         };
-        let record = self.record(chosen)?;
-        let image = self.config(&record)?;
-        Ok(ImageDetails { record, image })
+        self.record(chosen)
     }
 
     /// The configuration of an image.
@@ -328,6 +349,13 @@ impl ImageStore {
         self.find_in(name, &self.entries()?)
     }
 
+    /// The image with this manifest, under whatever name.
+    pub(crate) fn by_digest(&self, manifest: Digest) -> Result<Option<ImageRecord>> {
+        let entries = self.entries()?;
+        let entry = entries.iter().find(|entry| entry.manifest == manifest);
+        entry.map(|entry| self.record(entry)).transpose()
+    }
+
     fn find_in(&self, name: &str, entries: &[Entry]) -> Result<Vec<Entry>> {
         let select = |matches: &dyn Fn(&Entry) -> bool| -> Vec<Entry> {
             entries
@@ -414,7 +442,7 @@ impl ImageStore {
     }
 
     /// A small blob, verified again.
-    fn blob_bytes(&self, digest: Digest, limit: u64) -> Result<Vec<u8>> {
+    pub(crate) fn blob_bytes(&self, digest: Digest, limit: u64) -> Result<Vec<u8>> {
         const REMEDY: &str = "Remove the image and pull or import it again.";
         let path = self.blob_path(digest);
         let damaged = |reason: &str| ImageError::Damaged {

@@ -21,7 +21,7 @@ const ISSUER: &str = "the test authority";
 const LEEWAY: u64 = 60;
 
 /// A service that gives tokens (JWT, RS256) which Debian's `docker-registry` accepts. Whoever logs in may
-/// read everything; everybody may read what is below `public/`.
+/// read everything, and write everything but what is below `public/`, which everybody may read.
 #[derive(Clone, Debug)]
 pub struct Tokens {
     server: Scripted,
@@ -100,7 +100,7 @@ impl Tokens {
             let entry = Asked {
                 method: request.method.clone(),
                 who,
-                scope: parameter(request, "scope").unwrap_or_default(),
+                scope: parameters(request, "scope").join(" "),
             };
             log.lock()
                 .unwrap_or_else(PoisonError::into_inner)
@@ -155,13 +155,12 @@ fn answer(request: &Request, setup: &TokenSetup, signer: &Signer) -> (Option<Str
             Some(user.clone())
         }
     };
-    let scope = parameter(request, "scope").unwrap_or_default();
-    let access = match scope.split(':').collect::<Vec<_>>()[..] {
-        ["repository", name, _] if who.is_some() || name.starts_with("public/") => {
-            json!([{"type": "repository", "name": name, "actions": ["pull"]}])
-        }
-        _ => json!([]),
-    };
+    // A query names each scope by itself, a form all of them in one.
+    let scopes = parameters(request, "scope").join(" ");
+    let access: Vec<serde_json::Value> = scopes
+        .split(' ')
+        .filter_map(|scope| grant(scope, who.is_some()))
+        .collect();
     match signer.token(&access, setup.good_for) {
         Ok(token) => {
             let body = json!({"token": token, "expires_in": setup.good_for}).to_string();
@@ -179,8 +178,31 @@ fn answer(request: &Request, setup: &TokenSetup, signer: &Signer) -> (Option<Str
     }
 }
 
+/// What somebody may do of what a scope asks for.
+fn grant(scope: &str, known: bool) -> Option<serde_json::Value> {
+    let parts: Vec<&str> = scope.split(':').collect();
+    let ["repository", name, actions] = parts[..] else {
+        return None;
+    };
+    let is_public = name.starts_with("public/");
+    let allowed: Vec<&str> = actions
+        .split(',')
+        .filter(|action| match *action {
+            "pull" => known || is_public,
+            "push" => known && !is_public,
+            _ => false,
+        })
+        .collect();
+    (!allowed.is_empty()).then(|| json!({"type": "repository", "name": name, "actions": allowed}))
+}
+
 /// A parameter of the query or of the form in the body.
 fn parameter(request: &Request, name: &str) -> Option<String> {
+    parameters(request, name).into_iter().next()
+}
+
+/// The same, of which there may be several.
+fn parameters(request: &Request, name: &str) -> Vec<String> {
     let query = request
         .target
         .split_once('?')
@@ -189,8 +211,9 @@ fn parameter(request: &Request, name: &str) -> Option<String> {
         .split('&')
         .chain(request.body.split('&'))
         .filter_map(|pair| pair.split_once('='))
-        .find(|(key, _)| *key == name)
+        .filter(|(key, _)| *key == name)
         .map(|(_, value)| percent_decoded(value))
+        .collect()
 }
 
 fn percent_decoded(text: &str) -> String {
@@ -219,7 +242,7 @@ struct Signer {
 }
 
 impl Signer {
-    fn token(&self, access: &serde_json::Value, good_for: u64) -> Result<String> {
+    fn token(&self, access: &[serde_json::Value], good_for: u64) -> Result<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH)?.as_secs();
         let header = json!({"typ": "JWT", "alg": "RS256", "x5c": [self.certificate]});
         let claims = json!({

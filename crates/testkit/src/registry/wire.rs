@@ -1,6 +1,6 @@
 //! A wire that can be slow or cut.
 
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicI64, AtomicU64, Ordering};
@@ -23,6 +23,11 @@ struct WireState {
     cut_after: AtomicU64,
     cuts: AtomicI64,
     carried: AtomicU64,
+    /// The same three towards the server.
+    up_rate: AtomicU64,
+    up_cut_after: AtomicU64,
+    up_cuts: AtomicI64,
+    up_carried: AtomicU64,
     closed: AtomicBool,
 }
 
@@ -48,7 +53,7 @@ impl Wire {
                 let Ok(server) = TcpStream::connect((Ipv4Addr::LOCALHOST, target)) else {
                     continue;
                 };
-                std::thread::spawn(move || carry(client, server, &state));
+                std::thread::spawn(move || carry(&client, &server, &state));
             }
         });
         Ok(Self { port, state })
@@ -71,6 +76,25 @@ impl Wire {
         self.state.cuts.store(i64::from(cuts), Ordering::Relaxed);
     }
 
+    /// Lets at most so many bytes per second of each client reach the server.
+    pub fn slow_up(&self, bytes_per_second: u64) {
+        self.state
+            .up_rate
+            .store(bytes_per_second, Ordering::Relaxed);
+    }
+
+    /// Cuts the next `cuts` connections that carry `bytes` bytes to the server.
+    pub fn cut_up(&self, bytes: u64, cuts: u32) {
+        self.state.up_cut_after.store(bytes, Ordering::Relaxed);
+        self.state.up_cuts.store(i64::from(cuts), Ordering::Relaxed);
+    }
+
+    /// How many bytes the server was sent, over all connections.
+    #[must_use]
+    pub fn carried_up(&self) -> u64 {
+        self.state.up_carried.load(Ordering::Relaxed)
+    }
+
     /// How many bytes clients were sent, over all connections.
     #[must_use]
     pub fn carried(&self) -> u64 {
@@ -86,32 +110,65 @@ impl Drop for Wire {
     }
 }
 
-fn carry(mut client: TcpStream, mut server: TcpStream, state: &WireState) {
-    if let (Ok(mut from), Ok(mut to)) = (client.try_clone(), server.try_clone()) {
+fn carry(client: &TcpStream, server: &TcpStream, state: &Arc<WireState>) {
+    let up = Arc::clone(state);
+    if let (Ok(from), Ok(to)) = (client.try_clone(), server.try_clone()) {
         std::thread::spawn(move || {
-            // However it ends, the other side is told so.
-            let _ = io::copy(&mut from, &mut to);
-            let _ = to.shutdown(Shutdown::Write);
+            let way = Way {
+                rate: &up.up_rate,
+                cut_after: &up.up_cut_after,
+                cuts: &up.up_cuts,
+                carried: &up.up_carried,
+            };
+            if way.carry(&from, &to) {
+                // However it ends, the other side is told so.
+                let _ = to.shutdown(Shutdown::Write);
+            } else {
+                let _ = from.shutdown(Shutdown::Both);
+                let _ = to.shutdown(Shutdown::Both);
+            }
         });
     }
-    let mut buffer = vec![0u8; 16 << 10];
-    let mut sent = 0u64;
-    while let Ok(count @ 1..) = server.read(&mut buffer) {
-        if client.write_all(&buffer[..count]).is_err() {
-            break;
-        }
-        sent += count as u64;
-        state.carried.fetch_add(count as u64, Ordering::Relaxed);
-        let rate = state.rate.load(Ordering::Relaxed);
-        if let Some(wait) = (count as u64 * 1_000_000).checked_div(rate) {
-            std::thread::sleep(Duration::from_micros(wait));
-        }
-        let limit = state.cut_after.load(Ordering::Relaxed);
-        if limit > 0 && sent >= limit && state.cuts.fetch_sub(1, Ordering::Relaxed) > 0 {
-            break;
-        }
-    }
+    let way = Way {
+        rate: &state.rate,
+        cut_after: &state.cut_after,
+        cuts: &state.cuts,
+        carried: &state.carried,
+    };
+    way.carry(server, client);
     // They may be closed already.
     let _ = client.shutdown(Shutdown::Both);
     let _ = server.shutdown(Shutdown::Both);
+}
+
+/// One direction of a wire.
+struct Way<'s> {
+    rate: &'s AtomicU64,
+    cut_after: &'s AtomicU64,
+    cuts: &'s AtomicI64,
+    carried: &'s AtomicU64,
+}
+
+impl Way<'_> {
+    /// Carries bytes until there are no more; gives whether it was not cut.
+    fn carry(&self, mut from: &TcpStream, mut to: &TcpStream) -> bool {
+        let mut buffer = vec![0u8; 16 << 10];
+        let mut sent = 0u64;
+        while let Ok(count @ 1..) = from.read(&mut buffer) {
+            if to.write_all(&buffer[..count]).is_err() {
+                break;
+            }
+            sent += count as u64;
+            self.carried.fetch_add(count as u64, Ordering::Relaxed);
+            let rate = self.rate.load(Ordering::Relaxed);
+            if let Some(wait) = (count as u64 * 1_000_000).checked_div(rate) {
+                std::thread::sleep(Duration::from_micros(wait));
+            }
+            let limit = self.cut_after.load(Ordering::Relaxed);
+            if limit > 0 && sent >= limit && self.cuts.fetch_sub(1, Ordering::Relaxed) > 0 {
+                return false;
+            }
+        }
+        true
+    }
 }

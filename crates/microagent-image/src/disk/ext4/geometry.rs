@@ -52,6 +52,35 @@ impl Geometry {
         }
     }
 
+    /// A disk of a given size, with inodes for files of 16 KiB; or how many blocks it would have to have.
+    pub(super) fn of_size(
+        content_end: u32,
+        used_inodes: u32,
+        bytes: u64,
+    ) -> Result<Self, Option<u32>> {
+        let blocks = u32::try_from(bytes / BLOCK as u64).map_err(|_| None)?;
+        let groups = blocks.div_ceil(GROUP_BLOCKS).max(1);
+        if groups > DESCRIPTOR_BLOCKS * 128 {
+            return Err(None);
+        }
+        let inodes = used_inodes.saturating_add(blocks / 4);
+        let group_inodes = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
+        let metadata_end = u64::from(content_end)
+            + u64::from(groups) * (2 + u64::from(group_inodes / INODES_PER_BLOCK));
+        let metadata_end = u32::try_from(metadata_end).map_err(|_| None)?;
+        if metadata_end > blocks || group_inodes > MAX_GROUP_INODES {
+            return Err(Some(
+                metadata_end.max(inodes / MAX_GROUP_INODES * GROUP_BLOCKS),
+            ));
+        }
+        Ok(Geometry {
+            blocks,
+            groups,
+            group_inodes,
+            metadata_end,
+        })
+    }
+
     pub(super) fn table_blocks(&self) -> u32 {
         self.group_inodes / INODES_PER_BLOCK
     }

@@ -58,6 +58,15 @@ pub struct Headroom {
     pub inodes: u32,
 }
 
+/// What a disk that is to be written to is like.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Room {
+    /// It has so much room beside its content.
+    Free(Headroom),
+    /// It is so many bytes large.
+    Total(u64),
+}
+
 /// Why the file system could not be laid out.
 pub(crate) enum LayoutError {
     Output(io::Error),
@@ -92,7 +101,7 @@ pub(crate) fn write(
     tree: &mut Tree<'_>,
     appender: &mut Appender<'_>,
     identity: &Identity,
-    headroom: Option<Headroom>,
+    room: Option<Room>,
 ) -> Result<Written, LayoutError> {
     let order = number_inodes(tree)?;
     let mut writer = Writer {
@@ -105,7 +114,7 @@ pub(crate) fn write(
         placed: Vec::new(),
         roots: HashMap::new(),
         order: order.order,
-        headroom,
+        room,
         journal: None,
     };
     writer.place_blocks()?;
@@ -160,7 +169,7 @@ struct Writer<'a, 't, 'o> {
     placed: Vec<Placed>,
     /// Extent roots of the few inodes that need a tree, and the tree's blocks.
     roots: HashMap<NodeId, ([u8; 60], u32)>,
-    headroom: Option<Headroom>,
+    room: Option<Room>,
     /// The journal's first block.
     journal: Option<u32>,
 }
@@ -187,7 +196,7 @@ impl Writer<'_, '_, '_> {
 
     /// Where there is something to write, there is a journal. Its blocks are zeros, which the file has already.
     fn place_journal(&mut self) -> Result<(), LayoutError> {
-        if self.headroom.is_none() {
+        if self.room.is_none() {
             return Ok(());
         }
         self.journal = Some(self.append(&journal::first_block())?);
@@ -271,12 +280,31 @@ impl Writer<'_, '_, '_> {
         Ok(())
     }
 
+    fn geometry(&self, used_inodes: u32) -> Result<Geometry, LayoutError> {
+        let end = self.appender.next_block();
+        let too_large =
+            || LayoutError::Impossible("the disk would be larger than 256 GiB".to_owned());
+        match self.room {
+            None => Geometry::new(end, used_inodes, None).ok_or_else(too_large),
+            Some(Room::Free(headroom)) => {
+                Geometry::new(end, used_inodes, Some(headroom)).ok_or_else(too_large)
+            }
+            Some(Room::Total(bytes)) => {
+                Geometry::of_size(end, used_inodes, bytes).map_err(|needed| match needed {
+                    None => too_large(),
+                    Some(blocks) => LayoutError::Impossible(format!(
+                        "a disk of {} MiB is too small for it: its content and the file system's own blocks need {} MiB",
+                        bytes >> 20,
+                        (u64::from(blocks) * BLOCK as u64).div_ceil(1 << 20)
+                    )),
+                })
+            }
+        }
+    }
+
     fn finish(mut self) -> Result<Written, LayoutError> {
         let used_inodes = FIRST_INODE - 1 + self.order.len() as u32;
-        let geometry = Geometry::new(self.appender.next_block(), used_inodes, self.headroom)
-            .ok_or_else(|| {
-                LayoutError::Impossible("the disk would be larger than 256 GiB".to_owned())
-            })?;
+        let geometry = self.geometry(used_inodes)?;
         let content_end = self.appender.next_block();
         let bitmaps = Bitmaps {
             used_end: geometry.metadata_end,
@@ -355,7 +383,7 @@ impl Writer<'_, '_, '_> {
             block.extend_from_slice(&raw);
             if block.len() == BLOCK {
                 // Only headroom has whole blocks of inodes that are free.
-                if self.headroom.is_some() && block.iter().all(|byte| *byte == 0) {
+                if self.room.is_some() && block.iter().all(|byte| *byte == 0) {
                     self.skip(1)?;
                 } else {
                     self.append(&block)?;

@@ -134,7 +134,10 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryFault> {
         match part {
             b"" | b"." => {}
             b".." => return Err(EntryFault::Traversal),
-            _ if part.len() > 255 => return Err(EntryFault::NameTooLong(part.len())),
+            // What hides a name is longer than the name.
+            _ if part.strip_prefix(b".wh.").unwrap_or(part).len() > 255 => {
+                return Err(EntryFault::NameTooLong(part.len()));
+            }
             _ => parts.push(part),
         }
     }

@@ -112,6 +112,7 @@ fn agent(
         .timeout_connect(Some(options.connect_timeout))
         .timeout_recv_response(Some(options.stall_timeout.saturating_mul(2)))
         .timeout_per_read(Some(options.stall_timeout))
+        .timeout_per_write(Some(options.stall_timeout))
         .max_idle_connections_per_host(options.parallel.max(1))
         .build()
         .new_agent())

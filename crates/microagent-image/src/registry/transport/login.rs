@@ -25,7 +25,7 @@ const CLIENT_ID: &str = "microagent";
 struct TokenRequest<'c> {
     realm: &'c str,
     service: Option<&'c str>,
-    scope: Option<String>,
+    scopes: Vec<String>,
 }
 
 impl Transport<'_> {
@@ -64,10 +64,7 @@ impl Transport<'_> {
                 let request = TokenRequest {
                     realm,
                     service: service.as_deref(),
-                    scope: scope.clone().or_else(|| {
-                        let path = self.scope.path()?;
-                        Some(format!("repository:{path}:pull"))
-                    }),
+                    scopes: self.scopes(scope.as_deref()),
                 };
                 bearer_header(&self.token(&request, credential)?)
             }
@@ -90,6 +87,21 @@ impl Transport<'_> {
         };
         self.lock().header = Some(header);
         Ok(())
+    }
+
+    /// What a token is wanted for, where the registry said `said`.
+    fn scopes(&self, said: Option<&str>) -> Vec<String> {
+        let Some(path) = self.scope.path() else {
+            return said.map(str::to_owned).into_iter().collect();
+        };
+        let Some(from) = &self.pushing else {
+            let pull = || format!("repository:{path}:pull");
+            return vec![said.map_or_else(pull, str::to_owned)];
+        };
+        // One token for everything: what is there is looked at before anything is sent.
+        let mut scopes = vec![format!("repository:{path}:pull,push")];
+        scopes.extend(from.iter().map(|from| format!("repository:{from}:pull")));
+        scopes
     }
 
     /// What the caller has for this registry; asked for once.
@@ -153,7 +165,7 @@ impl Transport<'_> {
                     accept: Some("application/json"),
                     ..Ask::default()
                 };
-                self.follow(&url, ask, header.as_ref())?.0
+                self.follow(&url, &uri, ask, header.as_ref())?.0
             }
         };
         match response.status() {
@@ -208,10 +220,13 @@ impl TokenRequest<'_> {
     /// What is asked, in the form of a query.
     fn form(&self, more: &[(&str, &str)]) -> Zeroizing<String> {
         let mut form = Zeroizing::new(String::new());
-        let own = [("service", self.service), ("scope", self.scope.as_deref())]
+        let service = self.service.map(|service| ("service", service));
+        let scopes = self.scopes.iter().map(|scope| ("scope", scope.as_str()));
+        for (name, value) in service
             .into_iter()
-            .filter_map(|(name, value)| Some((name, value?)));
-        for (name, value) in own.chain(more.iter().copied()) {
+            .chain(scopes)
+            .chain(more.iter().copied())
+        {
             if !form.is_empty() {
                 form.push('&');
             }

@@ -12,6 +12,11 @@ fn locations_resolve() {
         ("/b", Some("https://r.example:5000/b")),
         ("b", Some("https://r.example:5000/v2/a/blobs/b")),
         ("https://u:p@evil.example/", None),
+        (
+            "http://r.example:5000/v2/a?b=c",
+            Some("https://r.example:5000/v2/a?b=c"),
+        ),
+        ("http://r.example/v2/a", Some("http://r.example/v2/a")),
     ] {
         assert_eq!(
             resolve(&from, location)
