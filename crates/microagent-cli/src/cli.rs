@@ -127,6 +127,8 @@ enum Command {
     Apply(commands::apply::ApplyArgs),
     /// Make a second workspace of what one has written
     Clone(commands::clone::CloneArgs),
+    /// Make an image of what a workspace has written
+    Commit(commands::commit::CommitArgs),
     /// Say everything there is to know of workspaces
     Status(commands::status::StatusArgs),
     /// The same as status, in JSON
@@ -168,6 +170,12 @@ enum Command {
     Images {
         #[command(subcommand)]
         command: commands::images::ImagesCommand,
+    },
+    /// Write root file systems as disks
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Rootfs {
+        #[command(subcommand)]
+        command: commands::rootfs::RootfsCommand,
     },
     /// Install and remove kernels
     #[command(
@@ -242,6 +250,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Delete(args) => commands::delete::run(&args, globals, &screen),
         Command::Apply(args) => commands::apply::run(&args, globals, &screen),
         Command::Clone(args) => commands::clone::run(&args, globals, &screen),
+        Command::Commit(args) => commands::commit::run(args, globals, &screen),
         Command::Status(args) => commands::status::run(&args, globals, &screen),
         Command::Inspect(args) => commands::status::inspect(&args, globals, &screen),
         Command::List(args) => commands::list::run(&args, globals, &screen),
@@ -258,6 +267,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Contract => commands::contract::run(&screen),
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
         Command::Images { command } => commands::images::run(command, globals, &screen),
+        Command::Rootfs { command } => commands::rootfs::run(command, globals, &screen),
         Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
         Command::Artifacts { command } => commands::artifacts::run(&command, globals, &screen),
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),

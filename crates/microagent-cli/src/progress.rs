@@ -36,6 +36,8 @@ struct State {
     layers: HashMap<Digest, u64>,
     /// Bytes of each image in all.
     totals: HashMap<String, u64>,
+    /// Whether the layers go instead of coming.
+    pushing: bool,
     announced: bool,
 }
 
@@ -150,9 +152,21 @@ impl Progress {
                 state.totals.insert(reference.clone(), *bytes);
                 pulled(&state)
             }
-            ImageEvent::LayerExists { digest, bytes } => {
+            ImageEvent::Pushing {
+                reference, bytes, ..
+            } => {
+                state.pushing = true;
+                state.totals.insert(reference.clone(), *bytes);
+                pulled(&state)
+            }
+            ImageEvent::LayerExists { digest, bytes }
+            | ImageEvent::LayerMounted { digest, bytes, .. } => {
                 state.layers.insert(*digest, *bytes);
-                self.bar(|lines| state.bars.here(lines, *digest, *bytes));
+                let where_it_is = match state.pushing {
+                    true => "already there",
+                    false => "already here",
+                };
+                self.bar(|lines| state.bars.here(lines, *digest, *bytes, where_it_is));
                 pulled(&state)
             }
             ImageEvent::LayerResumed {
@@ -189,6 +203,13 @@ impl Progress {
             }
             ImageEvent::Importing { bytes, total } => {
                 format!("Importing: {} of {}", size(*bytes), size(*total))
+            }
+            ImageEvent::Exporting { bytes, total } => match total {
+                Some(total) => format!("Writing: {} of {}", size(*bytes), size(*total)),
+                None => format!("Writing: {}", size(*bytes)),
+            },
+            ImageEvent::Committing { reference, bytes } => {
+                format!("Committing {reference}: {}", size(*bytes))
             }
             ImageEvent::Waiting { .. } => {
                 "Waiting for another process with the same image".to_owned()
@@ -239,8 +260,12 @@ impl Progress {
 fn pulled(state: &State) -> String {
     let bytes: u64 = state.layers.values().sum();
     let total: u64 = state.totals.values().sum();
+    let doing = match state.pushing {
+        true => "Pushing",
+        false => "Pulling",
+    };
     // Layers that images share count once.
-    format!("Pulling: {} of {}", size(bytes), size(total.max(bytes)))
+    format!("{doing}: {} of {}", size(bytes), size(total.max(bytes)))
 }
 
 /// Does something that takes a [`RunIo`] only to tell how it goes: progress is drawn, and what setup

@@ -120,6 +120,18 @@ pub enum Error {
         /// How long was waited.
         limit: Duration,
     },
+    /// The image a workspace is made of is gone.
+    #[error(
+        "The image {image} ({digest}), which {workspace} is made of, is not in the store any more."
+    )]
+    BaseGone {
+        /// The workspace.
+        workspace: String,
+        /// The image's name when the workspace was made.
+        image: String,
+        /// The digest of its manifest.
+        digest: String,
+    },
     /// A spec is wrong.
     #[error(transparent)]
     Spec(#[from] SpecError),
@@ -384,6 +396,9 @@ impl Error {
                 "Restore the named file, or make the workspace anew and copy its files over.",
             ),
             Self::Unchangeable { refused, .. } => report.remedy(remedies(refused)),
+            Self::BaseGone { image, digest, .. } => report.remedy(format!(
+                "Pull or import it again by its digest, {digest}: {image} may stand for another image now."
+            )),
             Self::NotEnding { .. } => report.remedy("`microagent kill` ends it at once."),
             Self::SupervisorMissing { .. } => {
                 report.remedy("Install microagent, or name the supervisor program.")
@@ -446,6 +461,7 @@ impl Error {
             Self::NoWorkspace { .. }
             | Self::NoResult { .. }
             | Self::NoArtifact { .. }
+            | Self::BaseGone { .. }
             | Self::NotLoggedIn { .. } => ErrorKind::NotFound,
             Self::Busy { .. } | Self::NotEnding { .. } => ErrorKind::Transient,
             Self::ForeignPlatform { .. } => ErrorKind::Unsupported,
@@ -480,6 +496,9 @@ fn image_kind(error: &ImageError) -> ErrorKind {
         | ImageError::BadRegistry { .. }
         | ImageError::BadDigest { .. }
         | ImageError::BadPlatform { .. }
+        | ImageError::BadChange { .. }
+        | ImageError::CannotExport { .. }
+        | ImageError::CannotPush { .. }
         | ImageError::Settings { .. }
         | ImageError::Ambiguous { .. } => ErrorKind::Invalid,
         ImageError::NotFound { .. } | ImageError::NotLocal { .. } | ImageError::Unknown { .. } => {
@@ -509,7 +528,7 @@ fn image_remedy(error: &ImageError) -> Option<String> {
         }
         ImageError::NoSuchPlatform { .. } => "Choose another with --platform.",
         ImageError::Connection { .. } => {
-            "Try again: what came is kept, and the pull goes on there."
+            "Try again: what came is kept, and a pull goes on there; a push sends only what is missing."
         }
         ImageError::PlainHttp { .. } => {
             "Name it with --insecure-registry, or as `insecure` in registries.toml, if that is meant."

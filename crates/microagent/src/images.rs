@@ -1,5 +1,8 @@
 //! Images: what is in the store, and how it gets there and out.
 
+mod rootfs;
+mod transfer;
+
 use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
 
 use microagent_image::{
@@ -9,6 +12,8 @@ use microagent_image::{
 
 use microagent_protocol::supervisor::ErrorReport;
 use serde::Serialize;
+
+pub use self::rootfs::{BaseSource, Rootfs, RootfsOptions};
 
 use crate::{
     auth::FromConfig,

@@ -64,13 +64,14 @@ pub use event::RunEvent;
 pub use exec::{
     ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
 };
-pub use images::{Images, OutdatedImage, OutdatedState};
+pub use images::{BaseSource, Images, OutdatedImage, OutdatedState, Rootfs, RootfsOptions};
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
 pub use microagent_image::{
-    Digest, Freshness, ImageConfig, ImageDetails, ImageError, ImageEvent, ImageRecord,
-    ImportOptions, Platform, ProxyOptions, PullPolicy, Reclaimed, Reference, RegistryScope,
-    Removed, Secret,
+    CommitOptions, Committed, Digest, ExportFormat, ExportOptions, ExportTo, Exported,
+    ExportedImage, Freshness, ImageChange, ImageConfig, ImageDetails, ImageError, ImageEvent,
+    ImageRecord, ImportOptions, Platform, ProxyOptions, PullPolicy, Pushed, Reclaimed, Reference,
+    RegistryScope, Removed, RootDisk, Secret,
 };
 pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,

@@ -3,6 +3,7 @@
 pub(crate) mod apply;
 pub(crate) mod artifacts;
 pub(crate) mod clone;
+pub(crate) mod commit;
 pub(crate) mod completions;
 pub(crate) mod connect;
 pub(crate) mod contract;
@@ -29,6 +30,7 @@ pub(crate) mod profiles;
 pub(crate) mod quarantine;
 pub(crate) mod result;
 pub(crate) mod resume;
+pub(crate) mod rootfs;
 pub(crate) mod run;
 pub(crate) mod spec;
 pub(crate) mod start;

@@ -17,11 +17,17 @@ pub(super) struct Layers {
 }
 
 impl Layers {
-    /// The layer is in the store.
-    pub(super) fn here(&mut self, multi: &MultiProgress, digest: Digest, bytes: u64) {
+    /// The layer is where it is to be; `text` says so.
+    pub(super) fn here(
+        &mut self,
+        multi: &MultiProgress,
+        digest: Digest,
+        bytes: u64,
+        text: &'static str,
+    ) {
         if let Some(bar) = self.bar(multi, digest, bytes) {
             bar.set_style(words());
-            bar.finish_with_message("already here");
+            bar.finish_with_message(text);
         }
     }
 

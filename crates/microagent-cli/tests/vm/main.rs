@@ -23,6 +23,7 @@ mod specs;
 mod streams;
 mod supervise;
 mod terminal;
+mod transfer;
 mod wiring;
 
 use testkit::Sandbox;

@@ -30,6 +30,7 @@ use self::target::Target;
 pub(crate) use self::{
     disks::Disks,
     inject::{check as check_file, inject},
+    overlay::UPPER,
     source::Source,
 };
 use crate::{

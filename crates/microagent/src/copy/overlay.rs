@@ -7,7 +7,7 @@ use microagent_ext4::{Attributes, Content, FileKind, Inode, ROOT, Volume};
 use microagent_files::CopyError;
 
 /// Where the guest keeps what it changed.
-pub(super) const UPPER: &[u8] = b"upper";
+pub(crate) const UPPER: &[u8] = b"upper";
 
 /// What hides everything below a directory.
 pub(super) const OPAQUE: &[u8] = b"trusted.overlay.opaque";

@@ -7,6 +7,7 @@
 
 mod apply;
 mod clone;
+mod commit;
 mod control;
 mod create;
 mod filter;

@@ -1,10 +1,13 @@
 //! `microagent images`.
 
+mod export;
 mod import;
 mod inspect;
 mod list;
+mod load;
 mod outdated;
 mod pull;
+pub(crate) mod push;
 mod rm;
 
 use clap::Subcommand;
@@ -18,6 +21,14 @@ pub(crate) enum ImagesCommand {
     Pull(pull::PullArgs),
     /// Bring in a root file system, an OCI archive or layout, or what `docker save` writes
     Import(import::ImportArgs),
+    /// Write images to a file: an OCI archive, what `docker load` reads, or a root file system
+    Export(export::ExportArgs),
+    /// Write images as `docker save` does
+    Save(export::SaveArgs),
+    /// Bring in every image of an archive, as `docker load` does
+    Load(load::LoadArgs),
+    /// Send an image to a registry
+    Push(push::PushArgs),
     /// List the images in the store
     #[command(alias = "ls")]
     List,
@@ -35,6 +46,10 @@ pub(crate) fn run(command: ImagesCommand, globals: &Globals, screen: &Screen) ->
         ImagesCommand::Pull(args) => pull::run(&args, globals, screen),
         ImagesCommand::Import(args) => import::run(args, globals, screen),
         ImagesCommand::Outdated(args) => outdated::run(&args, globals, screen),
+        ImagesCommand::Export(args) => export::run(args, globals, screen),
+        ImagesCommand::Save(args) => export::run(args.into(), globals, screen),
+        ImagesCommand::Load(args) => load::run(args, globals, screen),
+        ImagesCommand::Push(args) => push::run(args, globals, screen),
         ImagesCommand::List => list::run(globals, screen),
         ImagesCommand::Inspect(args) => inspect::run(&args, globals, screen),
         ImagesCommand::Rm(args) => rm::run(&args, globals, screen),
@@ -42,6 +57,6 @@ pub(crate) fn run(command: ImagesCommand, globals: &Globals, screen: &Screen) ->
 }
 
 /// One image in a line.
-fn line(record: &ImageRecord) -> String {
+pub(crate) fn line(record: &ImageRecord) -> String {
     format!("{}  {}\n", record.reference.familiar(), record.digest)
 }
