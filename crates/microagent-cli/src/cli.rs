@@ -161,7 +161,7 @@ enum Command {
     Connect(commands::connect::ConnectArgs),
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
-    /// Pull, import and remove images
+    /// Pull, import, export, push and remove images
     #[command(
         alias = "image",
         subcommand_required = true,
