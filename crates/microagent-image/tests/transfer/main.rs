@@ -7,6 +7,7 @@
 #[allow(dead_code, reason = "shared with the tests of disks")]
 mod archive;
 mod commit;
+mod crash;
 mod files;
 #[path = "../disk/nasty.rs"]
 mod nasty;
