@@ -101,7 +101,8 @@ struct Blob {
 
 impl ImageStore {
     /// Sends an image to a registry: to where its own name says, or to `to`. Manifest, configuration and layers go
-    /// as they are stored, so the digest is the same there. Mirrors are not asked.
+    /// as they are stored, so the digest is the same there. Layers that may not be handed on are not sent. Mirrors are
+    /// not asked.
     ///
     /// # Errors
     /// [`ImageError::Unknown`] and [`ImageError::Ambiguous`] for a name, [`ImageError::CannotPush`] for a digest that
@@ -152,7 +153,8 @@ impl ImageStore {
             .layers
             .iter()
             .enumerate()
-            .filter(|(_, layer)| seen.insert(layer.digest))
+            // What may not be handed on is had from where its maker says.
+            .filter(|(_, layer)| layer.urls.is_empty() && seen.insert(layer.digest))
             .map(|(at, layer)| Blob {
                 digest: layer.digest,
                 size: layer.size,

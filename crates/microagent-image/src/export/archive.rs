@@ -85,6 +85,7 @@ impl ImageStore {
                         .collect()
                 }),
                 artifact_type: None,
+                urls: None,
             });
             let tag = named.then(|| record.reference.familiar());
             match saved

@@ -280,9 +280,8 @@ impl<'a> Transport<'a> {
             .and_then(|value| value.to_str().ok())
             .ok_or_else(|| self.odd(&format!("{it} to nowhere")))?;
         // What it says is not repeated: it may hold a password or a signature.
-        let target = resolve(from, location).ok_or_else(|| {
-            self.odd(&format!("{it} to what is no URL, or one with a password"))
-        })?;
+        let target = resolve(from, location)
+            .ok_or_else(|| self.odd(&format!("{it} to what is no URL, or one with a password")))?;
         self.permitted(&target, &format!("{it} to"))?;
         Ok(target)
     }
@@ -297,10 +296,7 @@ impl<'a> Transport<'a> {
             Some("https") => Ok(()),
             Some("http") if self.options.may_be_plain(authority) => Ok(()),
             _ => Err(self
-                .odd(&format!(
-                    "{how} `{}`, which is not HTTPS",
-                    clip(authority)
-                ))
+                .odd(&format!("{how} `{}`, which is not HTTPS", clip(authority)))
                 .into()),
         }
     }
