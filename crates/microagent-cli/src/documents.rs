@@ -5,8 +5,9 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::{Command, CommandFactory as _};
 use microagent::{
-    ErrorReport, Event, ExecResult, Images, Kernels, Microagent, Profile, Registries, RunResult,
-    SortKey, Spec, SuperviseEvent, SuperviseUnit, Workspace, WorkspaceFilter, Workspaces,
+    CommitOptions, ErrorReport, Event, ExecResult, ExportOptions, ExportTo, ImageChange, Images,
+    Kernels, Microagent, Profile, Registries, RootfsOptions, RunResult, SortKey, Spec,
+    SuperviseEvent, SuperviseUnit, Workspace, WorkspaceFilter, Workspaces,
 };
 
 use crate::cli::{Cli, parse};
@@ -180,6 +181,7 @@ fn library() -> BTreeSet<String> {
         Workspace::follow_stats,
         Workspace::network,
         Workspace::clone_as,
+        Workspace::commit,
         Workspace::apply,
         Workspace::plan_apply,
         Spec::read,
@@ -193,6 +195,11 @@ fn library() -> BTreeSet<String> {
         Images::inspect,
         Images::remove,
         Images::outdated,
+        Images::export,
+        Images::load,
+        Images::load_stream,
+        Images::push,
+        Images::build_rootfs,
         Registries::login,
         Registries::logout,
         Registries::whoami,
@@ -208,6 +215,11 @@ fn library() -> BTreeSet<String> {
         "SuperviseUnit" => size_of::<SuperviseUnit>,
         "WorkspaceFilter" => size_of::<WorkspaceFilter>,
         "SortKey" => size_of::<SortKey>,
+        "CommitOptions" => size_of::<CommitOptions>,
+        "ImageChange" => size_of::<ImageChange>,
+        "ExportOptions" => size_of::<ExportOptions>,
+        "ExportTo" => size_of::<ExportTo<'_>>,
+        "RootfsOptions" => size_of::<RootfsOptions>,
         "contract" => microagent::contract
     )
 }
