@@ -365,8 +365,10 @@ fn credentials_stay_with_their_registry() {
         "{error:?}"
     );
     let log = log.lock().unwrap();
-    let methods: Vec<&str> = log.iter().map(|(method, _)| method.as_str()).collect();
-    assert_eq!(methods, ["PATCH", "PUT"].repeat(2));
+    let mut methods: Vec<&str> = log.iter().map(|(method, _)| method.as_str()).collect();
+    // The layer and the configuration go at once.
+    methods.sort_unstable();
+    assert_eq!(methods, ["PATCH", "PATCH", "PUT", "PUT"]);
     assert!(log.iter().all(|(_, said)| said.is_none()), "{log:?}");
 }
 
