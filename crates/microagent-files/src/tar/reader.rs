@@ -441,8 +441,15 @@ impl<R: BufRead> TarReader<R> {
         self.segments.clear();
         self.logical_size = 0;
         self.skip(stored, "a file's content")?;
-        // GNU tar and Go accept an archive cut inside the last padding; so does nobody who checks digests.
-        self.skip(padding, "a file's padding")
+        // Some writers (`umoci insert`) leave out the last padding and with it the end marker, whose
+        // absence the caller sees.
+        match self.skip(padding, "a file's padding") {
+            Err(TarFault::Truncated { .. }) => {
+                self.finished = true;
+                Ok(())
+            }
+            done => done,
+        }
     }
 
     fn skip(&mut self, mut count: u64, what: &'static str) -> Result<(), TarFault> {

@@ -131,6 +131,23 @@ fn equal_layers_give_equal_disks_however_they_are_compressed() {
     assert_ne!(one.uuid, changed.uuid);
 }
 
+/// `umoci insert` leaves out the last file's padding and the end marker. A digest says that this is all.
+#[test]
+fn a_layer_without_its_last_padding_is_taken_if_its_digest_is_known() {
+    let work = directory();
+    let whole = Tar::default().file("a", &[7; 700], FILE).end();
+    let layer = whole[..512 + 700].to_vec();
+    let known = Some(Sha256::digest(&layer).into());
+    let build = |diff_id| {
+        let layer = source("short", layer.clone(), Compression::None, diff_id);
+        let disk = work.path().join("disk");
+        build(vec![layer], &disk, &BuildOptions::default(), &mut |_| {})
+    };
+    assert_eq!(build(known).unwrap().entries, 2);
+    let error = build(None).unwrap_err().to_string();
+    assert!(error.contains("no end-of-archive marker"), "{error}");
+}
+
 #[test]
 fn diff_ids_are_held() {
     let work = directory();
