@@ -1,9 +1,12 @@
 //! From a reference to verified content in the store: resolve, choose the platform, download, publish.
 
+mod arriving;
+
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use self::arriving::Arrivals;
 use crate::choose::{Documents, Fetched, choose};
 use crate::config::MAX_CONFIG;
 use crate::digest::Digest;
@@ -27,10 +30,13 @@ pub struct PullOptions {
     pub registry: RegistryOptions,
     /// Who asks; anonymous without.
     pub credentials: Option<Arc<dyn Credentials>>,
+    /// Whether the base disk is built while the layers come. If that fails, the image is there all the
+    /// same, and [`ImageStore::base_disk`] tells why.
+    pub build_disk: bool,
 }
 
 impl PullOptions {
-    /// The defaults: the host's platform, HTTPS, anonymous.
+    /// The defaults: the host's platform, HTTPS, anonymous, and no disk yet.
     #[must_use]
     pub fn new() -> Self {
         Self::default()
@@ -56,6 +62,13 @@ impl PullOptions {
         self.credentials = Some(credentials);
         self
     }
+
+    /// Sets whether the base disk is built while the layers come.
+    #[must_use]
+    pub fn build_disk(mut self, build: bool) -> Self {
+        self.build_disk = build;
+        self
+    }
 }
 
 impl std::fmt::Debug for PullOptions {
@@ -64,6 +77,7 @@ impl std::fmt::Debug for PullOptions {
             .field("platform", &self.platform)
             .field("registry", &self.registry)
             .field("credentials", &self.credentials.is_some())
+            .field("build_disk", &self.build_disk)
             .finish()
     }
 }
@@ -207,7 +221,9 @@ impl ImageStore {
             bytes: manifest.layers.iter().map(|layer| layer.size).sum(),
         });
         let _lock = self.lock_image(&transaction, digest, events)?;
+        let arrivals = Arrivals::of(&manifest.layers);
         let download = Layers {
+            arrivals: &arrivals,
             store: self,
             client: &client,
             manifest,
@@ -215,7 +231,22 @@ impl ImageStore {
             image: &name,
             events,
         };
-        let mut blobs = download.run(options.registry.parallel)?;
+        let disk = transaction.path("disk.ext4");
+        let wanted = options.build_disk && self.existing_disk(digest)?.is_none();
+        let (blobs, built) = std::thread::scope(|scope| {
+            let building = wanted.then(|| {
+                let sources = arrivals.sources(&chosen);
+                let (name, disk) = (&name, &disk);
+                scope.spawn(move || store::build(name, sources, disk, &|event| events(event)))
+            });
+            let blobs = download.run(options.registry.parallel);
+            if blobs.is_err() {
+                arrivals.fail();
+            }
+            // A build that panicked is one that failed.
+            (blobs, building.and_then(|building| building.join().ok()))
+        });
+        let mut blobs = blobs?;
         blobs.push(store::stage_bytes(&transaction, &chosen.config_bytes)?);
         blobs.push(store::stage_bytes(&transaction, &chosen.manifest_bytes)?);
         let entry = Entry {
@@ -229,7 +260,20 @@ impl ImageStore {
             pulled_from: Some(place.registry().to_owned()),
         };
         let before = self.resolve(reference, &entry.platform);
-        let record = self.publish(&transaction, &blobs, entry)?;
+        let mut record = self.publish(&transaction, &blobs, entry)?;
+        match built {
+            Some(Ok(built)) => {
+                self.publish_disk(&transaction, digest, &disk, &built)?;
+                record.disk = Some(self.disk_path(digest));
+                events(ImageEvent::DiskReady {
+                    digest,
+                    bytes: built.size_bytes,
+                    existed: false,
+                });
+            }
+            Some(Err(error)) => tracing::debug!(%error, "the disk is not built yet"),
+            None => {}
+        }
         if let Ok(Some(before)) = before
             && before.digest != digest
             && before.platform == record.platform
@@ -282,6 +326,7 @@ impl Documents for Remote<'_> {
 
 /// The layers of one image on their way into the store.
 struct Layers<'a> {
+    arrivals: &'a Arrivals,
     store: &'a ImageStore,
     client: &'a Client<'a>,
     manifest: &'a Manifest,
@@ -339,6 +384,8 @@ impl Layers<'_> {
     }
 
     fn exists(&self, layer: &Layer) {
+        self.arrivals
+            .stored(layer, &self.store.blob_path(layer.digest));
         (self.events)(ImageEvent::LayerExists {
             digest: layer.digest,
             bytes: layer.size,
@@ -375,9 +422,13 @@ impl Layers<'_> {
             self.exists(layer);
             return Ok(None);
         }
+        self.arrivals.begun(layer, &partial.path);
         let there = self.store.partial_bytes(layer.digest);
         if there == layer.size {
-            self.exists(layer);
+            (self.events)(ImageEvent::LayerExists {
+                digest: layer.digest,
+                bytes: layer.size,
+            });
         } else if there > 0 && there < layer.size {
             (self.events)(ImageEvent::LayerResumed {
                 digest: layer.digest,
@@ -387,6 +438,7 @@ impl Layers<'_> {
         }
         let last = Mutex::new(Instant::now());
         let progress = |bytes| {
+            self.arrivals.came(layer, bytes);
             let mut last = lock(&last);
             if bytes == layer.size || last.elapsed() >= PROGRESS_EVERY {
                 *last = Instant::now();
@@ -413,7 +465,10 @@ impl Layers<'_> {
         };
         let Partial { file, path } = &mut partial;
         match self.client.blob(&blob, file, path) {
-            Ok(()) => Ok(Some((layer.digest, partial.path))),
+            Ok(()) => {
+                self.arrivals.complete(layer);
+                Ok(Some((layer.digest, partial.path)))
+            }
             Err(error) => {
                 // Lies are not gone on with, and a full disk is to have room again.
                 if matches!(

@@ -229,6 +229,67 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
     assert!(BaseDiskGuard::hold(&path).is_err());
 }
 
+/// Building while the layers come gives what building afterwards gives, whatever is here already and
+/// with a layer that comes twice.
+#[test]
+fn the_disk_is_built_while_the_layers_come() {
+    let registry = Registry::start().unwrap();
+    let (one, two) = (Bench::new(), Bench::new());
+    let mut layout = one.layout();
+    let layer = |n| tar_of(&[("a", 0o644, &noise(3 << 20, n)), ("b", 0o600, b"x")]);
+    let shared = TinyImage::new("amd64").layer(layer(1), Packing::Gzip);
+    layout
+        .add("first:1", std::slice::from_ref(&shared))
+        .unwrap();
+    let second = shared
+        .layer(layer(2), Packing::Plain)
+        .layer(layer(1), Packing::Gzip);
+    layout.add("second:1", &[second]).unwrap();
+    for name in ["first:1", "second:1"] {
+        registry.push(layout.path(), name).unwrap();
+    }
+    for name in ["first:1", "second:1"] {
+        let reference = registry.reference(name);
+        let at_once = one
+            .pull_with(&reference, &options().build_disk(true))
+            .unwrap();
+        assert!(at_once.disk.is_some());
+        let later = two.pull(&reference).unwrap();
+        assert_eq!(later.disk, None);
+        let disks = [(&one, &at_once), (&two, &later)].map(|(bench, record)| {
+            let events = |event| {
+                let existed = std::ptr::eq(bench, &one);
+                assert!(
+                    !matches!(event, ImageEvent::DiskReady { existed: found, .. } if found != existed)
+                );
+            };
+            bench.store.base_disk(record, &events).unwrap()
+        });
+        assert_eq!(disks[0].digest, disks[1].digest);
+    }
+}
+
+/// A disk that cannot be built is no reason to lose the image, and asking for it tells why.
+#[test]
+fn an_image_whose_disk_cannot_be_built_is_pulled() {
+    let bench = Bench::new();
+    let registry = Registry::start().unwrap();
+    let mut layout = bench.layout();
+    let image = TinyImage::new("amd64").layer(noise(4096, 3), Packing::Plain);
+    layout.add("odd:1", &[image]).unwrap();
+    registry.push(layout.path(), "odd:1").unwrap();
+    let record = bench
+        .pull_with(&registry.reference("odd:1"), &options().build_disk(true))
+        .unwrap();
+    assert_eq!(record.disk, None);
+    let error = bench.store.base_disk(&record, &|_| {}).unwrap_err();
+    assert!(matches!(error, ImageError::Disk { .. }), "{error:?}");
+    assert_eq!(
+        listing(&bench.store.root().join("tmp")),
+        Vec::<String>::new()
+    );
+}
+
 #[test]
 fn an_index_is_chosen_from_by_platform() {
     let bench = Bench::new();
@@ -315,18 +376,22 @@ fn a_corrupted_blob_is_named_and_nothing_stored() {
     registry.push(layout.path(), "bad:1").unwrap();
     let digest = registry::digest_of(&layers[1]);
     damage(&registry.blob_file(&digest)).unwrap();
-    let error = bench.pull(&registry.reference("bad:1")).unwrap_err();
-    assert!(
-        matches!(error, ImageError::DigestMismatch { .. }),
-        "{error:?}"
-    );
-    assert!(
-        error
-            .to_string()
-            .contains(&format!("layer 2 of 3 ({digest})")),
-        "{error}"
-    );
-    bench.assert_empty();
+    for build in [false, true] {
+        let error = bench
+            .pull_with(&registry.reference("bad:1"), &options().build_disk(build))
+            .unwrap_err();
+        assert!(
+            matches!(error, ImageError::DigestMismatch { .. }),
+            "{error:?}"
+        );
+        assert!(
+            error
+                .to_string()
+                .contains(&format!("layer 2 of 3 ({digest})")),
+            "{error}"
+        );
+        bench.assert_empty();
+    }
 }
 
 #[test]
@@ -362,10 +427,17 @@ fn broken_connections_are_resumed() {
     layout.add("big:1", &[image]).unwrap();
     registry.push(layout.path(), "big:1").unwrap();
     wire.cut(2 << 20, 3);
+    // The disk is built meanwhile, from a layer that stops and goes on.
     let record = bench
-        .pull(&format!("127.0.0.1:{}/big:1", wire.port()))
+        .pull_with(
+            &format!("127.0.0.1:{}/big:1", wire.port()),
+            &options().build_disk(true),
+        )
         .unwrap();
     assert_eq!(record.layers.len(), 1);
+    let disk = record.disk.unwrap();
+    let big = fs::read(&disk).unwrap();
+    assert!(big.windows(64).any(|window| window == &content[..64]));
     let retries = bench
         .events
         .lock()
@@ -397,7 +469,7 @@ fn a_registry_killed_mid_download_leaves_nothing_and_works_again() {
     let parsed: Reference = reference.parse().unwrap();
     let error = bench
         .store
-        .pull(&parsed, &options(), &|event| {
+        .pull(&parsed, &options().build_disk(true), &|event| {
             if matches!(event, ImageEvent::LayerProgress { bytes, total, .. } if bytes < total)
                 && let Some(registry) = killer.lock().unwrap().take()
             {

@@ -202,5 +202,6 @@ pub(crate) fn pull_options(config: &Config, platform: Platform) -> Result<PullOp
     Ok(PullOptions::new()
         .platform(platform)
         .registry(registries::registry_options(config)?)
-        .credentials(Arc::new(FromConfig(config.clone()))))
+        .credentials(Arc::new(FromConfig(config.clone())))
+        .build_disk(true))
 }

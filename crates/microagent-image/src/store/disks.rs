@@ -233,7 +233,7 @@ impl ImageStore {
         self.root.join("disks")
     }
 
-    pub(super) fn disk_path(&self, digest: Digest) -> PathBuf {
+    pub(crate) fn disk_path(&self, digest: Digest) -> PathBuf {
         self.disks().join(format!("{}.{FORMAT}.ext4", digest.hex()))
     }
 
