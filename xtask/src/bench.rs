@@ -13,7 +13,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bench_image, bench_net, bench_run, bench_workspace, debian, install, packages, process,
+    bench_image, bench_net, bench_pull, bench_run, bench_workspace, debian, install, packages,
+    process,
 };
 
 /// One measured figure.
@@ -94,6 +95,8 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
         bench_workspace::start_against_bare_boot,
     ),
     ("import-vs-umoci-mke2fs", bench_image::import),
+    ("pull-1gb", bench_pull::pull),
+    ("pull-100000-files", bench_pull::pull_many_files),
     ("published-port-vs-hostfwd", bench_net::published),
     ("boots-under-load", bench_run::boots_under_load),
 ];

@@ -71,7 +71,7 @@ pub(crate) fn import(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// The Debian of the tests as an OCI layout with one gzip layer.
-fn oci_layout(bench: &Bench) -> anyhow::Result<PathBuf> {
+pub(crate) fn oci_layout(bench: &Bench) -> anyhow::Result<PathBuf> {
     let layout = bench.dir().join("debian-layout");
     if layout.join("index.json").exists() {
         return Ok(layout);
@@ -106,7 +106,7 @@ fn largest_blob(layout: &Path) -> anyhow::Result<PathBuf> {
     Ok(largest.1)
 }
 
-fn inflate_program() -> anyhow::Result<PathBuf> {
+pub(crate) fn inflate_program() -> anyhow::Result<PathBuf> {
     process::run(process::cargo().args([
         "build",
         "--release",
@@ -119,7 +119,7 @@ fn inflate_program() -> anyhow::Result<PathBuf> {
     Ok(process::target_dir().join("release/examples/inflate"))
 }
 
-fn clear(path: &Path) -> anyhow::Result<()> {
+pub(crate) fn clear(path: &Path) -> anyhow::Result<()> {
     match fs::symlink_metadata(path) {
         Ok(found) if found.is_dir() => Ok(fs::remove_dir_all(path)?),
         Ok(_) => Ok(fs::remove_file(path)?),

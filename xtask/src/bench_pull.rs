@@ -1,0 +1,432 @@
+//! What it costs to get an image from a registry to a disk: the first, and one that shares layers with it.
+
+use std::{
+    fs,
+    io::{BufRead as _, BufReader, Read as _, Write as _},
+    net::TcpStream,
+    os::{fd::OwnedFd, unix::fs::MetadataExt as _},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::mpsc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, bail};
+use serde_json::Value;
+
+use crate::{
+    bench::{Bench, Figure, median, seconds},
+    bench_image::{clear, inflate_program, oci_layout},
+    process,
+};
+
+const MIB: f64 = 1024.0 * 1024.0;
+/// Layers of the large image, each as large as a Debian.
+const LAYERS: u8 = 5;
+const SMALL_FILES: usize = 100_000;
+
+/// A cold pull of 1 GB in 5 layers, then of an image that shares 4 of them. What stands without a promise
+/// is aimed at in `docs/design/disks.md`.
+pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let layout = layout(bench)?;
+    let registry = Registry::start(&bench.dir().join("registry"))?;
+    for tag in ["first", "second"] {
+        registry.push(&layout, tag)?;
+    }
+    let inflate = inflate_program()?;
+    let state = bench.dir().join("pull-state");
+    let mut columns: [Vec<f64>; 4] = Default::default();
+    let (mut grown, mut peak) = ([0; 4], 0);
+    let mut content = 0;
+    for _ in 0..bench.runs {
+        clear(&state)?;
+        let images = state.join("images");
+        let first = registry.pull(bench, &state, "first")?;
+        let disks = |folder: &str| allocated(&images.join(folder));
+        let before = [disks("disks")?, disks("blobs")?];
+        let second = registry.pull(bench, &state, "second")?;
+        grown = [
+            before[0],
+            before[1],
+            disks("disks")? - before[0],
+            disks("blobs")? - before[1],
+        ];
+        peak = peak.max(first.peak);
+        clear(&state)?;
+        let (floor, bytes) = registry.only_inflate("first", &inflate)?;
+        content = bytes;
+        let theirs = registry.with_other_tools(bench, "first")?;
+        for (column, value) in
+            columns
+                .iter_mut()
+                .zip([first.seconds, second.seconds, floor, theirs])
+        {
+            column.push(value);
+        }
+    }
+    let [first, second, floor, theirs] = columns.map(median);
+    let mib = |bytes: u64| bytes as f64 / MIB;
+    let [disk, blobs, more_disk, more_blobs] = grown.map(mib);
+    Ok(vec![
+        Figure::new(
+            "skopeo copy + umoci unpack + mke2fs -d, median",
+            theirs,
+            "s",
+        ),
+        Figure::new("only download and inflate, median", floor, "s"),
+        Figure::new("images pull of 1 GB, 5 layers, cold, median", first, "s"),
+        Figure::new("pull / other tools", first / theirs, "×").at_most(1.0 / 6.0),
+        Figure::new("pull / only download and inflate", first / floor, "×"),
+        Figure::new("peak memory of that pull", mib(peak), "MiB").at_most(150.0),
+        Figure::new("second image, 4 of 5 layers shared, median", second, "s"),
+        Figure::new("second / first, time", second / first, "×"),
+        Figure::new("second / first, disk", more_disk / disk, "×"),
+        Figure::new("disk / uncompressed layers", disk / mib(content), "×"),
+        Figure::new("first image: disk", disk, "MiB"),
+        Figure::new("first image: layers as pulled", blobs, "MiB"),
+        Figure::new("second image: disk", more_disk, "MiB"),
+        Figure::new("second image: layers as pulled", more_blobs, "MiB"),
+    ])
+}
+
+/// A pull of an image of 100,000 files.
+pub(crate) fn pull_many_files(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let layout = layout(bench)?;
+    let registry = Registry::start(&bench.dir().join("registry"))?;
+    registry.push(&layout, "many")?;
+    let state = bench.dir().join("pull-state");
+    let (mut ours, mut theirs, mut peak) = (vec![], vec![], 0);
+    for _ in 0..bench.runs {
+        clear(&state)?;
+        let pulled = registry.pull(bench, &state, "many")?;
+        ours.push(pulled.seconds);
+        peak = peak.max(pulled.peak);
+        theirs.push(registry.with_other_tools(bench, "many")?);
+    }
+    clear(&state)?;
+    let (ours, theirs) = (median(ours), median(theirs));
+    Ok(vec![
+        Figure::new("images pull of 100,000 files, median", ours, "s"),
+        Figure::new("100,000 files: pull / other tools", ours / theirs, "×").at_most(1.0 / 6.0),
+        Figure::new("peak memory of that pull", peak as f64 / MIB, "MiB").at_most(150.0),
+    ])
+}
+
+struct Pulled {
+    seconds: f64,
+    /// The most memory it had, in bytes.
+    peak: u64,
+}
+
+/// Debian's `docker-registry` on a loopback port of its choice.
+struct Registry {
+    child: Child,
+    port: u16,
+}
+
+impl Registry {
+    fn start(directory: &Path) -> anyhow::Result<Self> {
+        fs::create_dir_all(directory)?;
+        let config = serde_json::json!({
+            "version": 0.1,
+            "log": {"level": "info", "formatter": "text"},
+            "storage": {"filesystem": {"rootdirectory": directory.join("storage")}},
+            "http": {"addr": "127.0.0.1:0", "secret": "bench"},
+        });
+        let path = directory.join("config.yml");
+        // JSON is YAML.
+        fs::write(&path, serde_json::to_vec(&config)?)?;
+        let child = Command::new("docker-registry")
+            .arg("serve")
+            .arg(&path)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("cannot start docker-registry")?;
+        let mut registry = Self { child, port: 0 };
+        let log = registry.child.stderr.take().context("no standard error")?;
+        let (found, port) = mpsc::channel();
+        // Read to its end, so that the registry never waits for somebody to read it.
+        thread::spawn(move || {
+            for line in BufReader::new(log).lines().map_while(Result::ok) {
+                if let Some(rest) = line.split("listening on 127.0.0.1:").nth(1) {
+                    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                    // Only the first is waited for.
+                    let _ = found.send(digits);
+                }
+            }
+        });
+        registry.port = port
+            .recv_timeout(Duration::from_secs(30))
+            .context("docker-registry did not say its port")?
+            .parse()?;
+        Ok(registry)
+    }
+
+    fn push(&self, layout: &Path, tag: &str) -> anyhow::Result<()> {
+        process::output(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "--preserve-digests"])
+                .arg("--dest-tls-verify=false")
+                .arg(format!("oci:{}:{tag}", layout.display()))
+                .arg(format!("docker://{}", self.reference(tag))),
+        )?;
+        Ok(())
+    }
+
+    fn reference(&self, tag: &str) -> String {
+        format!("127.0.0.1:{}/bench:{tag}", self.port)
+    }
+
+    fn pull(&self, bench: &Bench, state: &Path, tag: &str) -> anyhow::Result<Pulled> {
+        let start = Instant::now();
+        let mut child = bench
+            .microagent_on(state)
+            .args(["images", "pull", &self.reference(tag)])
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()?;
+        let status = format!("/proc/{}/status", child.id());
+        let mut peak = 0;
+        let ended = loop {
+            // The high-water mark only rises: what is missed is what it rose by in the last moment.
+            if let Ok(text) = fs::read_to_string(&status) {
+                peak = peak.max(high_water(&text));
+            }
+            if let Some(ended) = child.try_wait()? {
+                break ended;
+            }
+            thread::sleep(Duration::from_millis(2));
+        };
+        let seconds = start.elapsed().as_secs_f64();
+        if !ended.success() {
+            let mut said = String::new();
+            if let Some(mut pipe) = child.stderr.take() {
+                pipe.read_to_string(&mut said)?;
+            }
+            bail!("the pull of {tag} failed: {ended}\n{said}");
+        }
+        Ok(Pulled { seconds, peak })
+    }
+
+    /// Downloads the layers side by side and inflates each as it comes; how long that took, and how many
+    /// bytes came out.
+    fn only_inflate(&self, tag: &str, inflate: &Path) -> anyhow::Result<(f64, u64)> {
+        let start = Instant::now();
+        let mut manifest = String::new();
+        self.get(&format!("manifests/{tag}"))?
+            .read_to_string(&mut manifest)?;
+        let manifest: Value = serde_json::from_str(&manifest)?;
+        let layers = manifest["layers"].as_array().context("no layers")?;
+        let running = layers
+            .iter()
+            .map(|layer| {
+                let digest = layer["digest"].as_str().context("no digest")?;
+                let body = OwnedFd::from(self.get(&format!("blobs/{digest}"))?);
+                let child = Command::new(inflate)
+                    .arg("-")
+                    .stdin(body)
+                    .stdout(Stdio::piped())
+                    .spawn()?;
+                Ok(child)
+            })
+            .collect::<anyhow::Result<Vec<Child>>>()?;
+        let mut bytes = 0;
+        for child in running {
+            let output = child.wait_with_output()?;
+            if !output.status.success() {
+                bail!("a layer of {tag} did not inflate: {}", output.status);
+            }
+            bytes += String::from_utf8(output.stdout)?.trim().parse::<u64>()?;
+        }
+        Ok((start.elapsed().as_secs_f64(), bytes))
+    }
+
+    /// A connection that has nothing to say any more but the body.
+    fn get(&self, path: &str) -> anyhow::Result<TcpStream> {
+        let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
+        write!(
+            stream,
+            "GET /v2/bench/{path} HTTP/1.0\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
+        )?;
+        // Byte by byte, as the rest of the stream is for somebody else.
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            stream.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head)?;
+        if !head
+            .lines()
+            .next()
+            .is_some_and(|line| line.contains(" 200 "))
+        {
+            bail!("the registry has no {path}: {head}");
+        }
+        Ok(stream)
+    }
+
+    fn with_other_tools(&self, bench: &Bench, tag: &str) -> anyhow::Result<f64> {
+        let copy = bench.dir().join("pull-copy");
+        let bundle = bench.dir().join("bundle");
+        let disk = bench.dir().join("mke2fs.ext4");
+        for path in [&copy, &bundle, &disk] {
+            clear(path)?;
+        }
+        let image = format!("{}:{tag}", copy.display());
+        let time = seconds(
+            Command::new("skopeo")
+                .args(["--insecure-policy", "copy", "--src-tls-verify=false"])
+                .arg(format!("docker://{}", self.reference(tag)))
+                .arg(format!("oci:{image}")),
+        )? + seconds(
+            Command::new("umoci")
+                .args(["unpack", "--image", &image])
+                .arg(&bundle),
+        )? + seconds(
+            Command::new("mke2fs")
+                .args(["-q", "-t", "ext4", "-N", "400000", "-d"])
+                .arg(bundle.join("rootfs"))
+                .arg(&disk)
+                .arg("4G"),
+        )?;
+        for path in [&copy, &bundle, &disk] {
+            clear(path)?;
+        }
+        Ok(time)
+    }
+}
+
+impl Drop for Registry {
+    fn drop(&mut self) {
+        // It may have ended by itself; either way it is gone afterwards.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// `VmHWM` of a `/proc/PID/status`, in bytes.
+fn high_water(status: &str) -> u64 {
+    status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))
+        .and_then(|rest| rest.split_whitespace().next())
+        .and_then(|kib| kib.parse::<u64>().ok())
+        .unwrap_or(0)
+        * 1024
+}
+
+/// Bytes that the files below a directory have on the host's disk.
+fn allocated(directory: &Path) -> anyhow::Result<u64> {
+    let mut bytes = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        let metadata = entry.metadata()?;
+        bytes += if metadata.is_dir() {
+            allocated(&entry.path())?
+        } else {
+            metadata.blocks() * 512
+        };
+    }
+    Ok(bytes)
+}
+
+/// An OCI layout with the images `first` and `second`, of 5 layers of which they share 4, and `many`.
+fn layout(bench: &Bench) -> anyhow::Result<PathBuf> {
+    let layout = bench.dir().join("pull-layout");
+    let done = layout.join("complete");
+    if done.exists() {
+        return Ok(layout);
+    }
+    clear(&layout)?;
+    let debian = oci_layout(bench)?;
+    let of = |tag: &str| format!("{}:{tag}", layout.display());
+    process::output(
+        Command::new("skopeo")
+            .args(["--insecure-policy", "copy"])
+            .arg(format!("oci:{}:12", debian.display()))
+            .arg(format!("oci:{}", of("base"))),
+    )?;
+    let bundle = bench.dir().join("layout-bundle");
+    clear(&bundle)?;
+    process::output(
+        Command::new("umoci")
+            .args(["unpack", "--image", &of("base")])
+            .arg(&bundle),
+    )?;
+    let tree = bench.dir().join("layout-tree");
+    let insert = |from: &str, to: &str, target: &str| {
+        process::output(
+            Command::new("umoci")
+                .args(["insert", "--image", &of(from), "--tag", to])
+                .arg(&tree)
+                .arg(target),
+        )
+    };
+    // Other content of the same kind, and as compressible: every byte moved by the layer's number.
+    for layer in 1..LAYERS {
+        clear(&tree)?;
+        shifted(&bundle.join("rootfs"), &tree, layer)?;
+        let (from, to) = match layer {
+            1 => ("base", "shared"),
+            _ if layer < LAYERS - 1 => ("shared", "shared"),
+            _ => ("shared", "first"),
+        };
+        insert(from, to, &format!("/opt/{layer}"))?;
+    }
+    clear(&tree)?;
+    shifted(&bundle.join("rootfs"), &tree, LAYERS)?;
+    insert("shared", "second", "/opt/second")?;
+    clear(&tree)?;
+    for at in 0..SMALL_FILES {
+        let folder = tree.join(format!("{:03}", at / 200));
+        if at % 200 == 0 {
+            fs::create_dir_all(&folder)?;
+        }
+        fs::write(
+            folder.join(format!("{at}.txt")),
+            format!("{at}\n").repeat(at % 300),
+        )?;
+    }
+    insert("base", "many", "/opt/many")?;
+    clear(&tree)?;
+    clear(&bundle)?;
+    fs::write(&done, "")?;
+    Ok(layout)
+}
+
+/// Copies directories and regular files, with each byte of content raised by `by`.
+fn shifted(from: &Path, to: &Path, by: u8) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let kind = entry.file_type()?;
+        let target = to.join(entry.file_name());
+        if kind.is_dir() {
+            shifted(&entry.path(), &target, by)?;
+        } else if kind.is_file() {
+            let mut content = fs::read(entry.path())?;
+            for byte in &mut content {
+                *byte = byte.wrapping_add(by);
+            }
+            fs::write(target, content)?;
+        }
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::high_water;
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t      12 kB\n";
+        assert_eq!(high_water(status), 2 << 20);
+        assert_eq!(high_water("Name:\tzombie\n"), 0);
+    }
+}
