@@ -66,6 +66,8 @@ pub(crate) const TEST: &[Need] = &[
         "python3",
         "a client of the supervisor protocol in another language",
     ),
+    need("zsh", "zsh", "a shell to complete in"),
+    need("fish", "fish", "a shell to complete in"),
     need("cpio", "cpio", "reads the initramfs back"),
     need("c++", "g++", "builds the fuzzer"),
 ];

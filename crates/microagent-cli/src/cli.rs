@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::ExitCode};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, error::ErrorKind};
 
 use crate::{
-    commands,
+    commands, completion,
     output::{self, Screen},
     refusals, surroundings,
 };
@@ -153,15 +153,18 @@ enum Command {
     /// List the sizes of machines that have a name
     Profiles,
     /// Remove what killed programs left behind
-    #[command(visible_alias = "prune")]
     Gc(commands::gc::GcArgs),
+    /// Take away everything nobody needs: what gc and images prune do
+    Prune(commands::prune::PruneArgs),
+    /// Show what images, kernels, workspaces and caches take on the disk
+    Df,
     /// Run a command in a running workspace
     Exec(Box<commands::exec::ExecArgs>),
     /// Open a shell in a running workspace, send it a line, or watch its serial console
     Connect(commands::connect::ConnectArgs),
     /// Say what this host can run, and what would help
     Doctor(commands::doctor::DoctorArgs),
-    /// Pull, import, export, push and remove images
+    /// Pull, import, look after, export, push and remove images
     #[command(
         alias = "image",
         subcommand_required = true,
@@ -208,6 +211,9 @@ enum Command {
         #[command(subcommand)]
         command: commands::spec::SpecCommand,
     },
+    /// Say what fits the words that are being typed, for completion scripts
+    #[command(name = "__complete", hide = true)]
+    Complete(completion::CompleteArgs),
     /// Print a shell's completion script
     Completions(commands::completions::CompletionsArgs),
     /// Write the manual pages
@@ -263,6 +269,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Network(args) => commands::network::run(&args, globals, &screen),
         Command::Profiles => commands::profiles::run(&screen),
         Command::Gc(args) => commands::gc::run(&args, globals, &screen),
+        Command::Prune(args) => commands::prune::run(&args, globals, &screen),
+        Command::Df => commands::df::run(globals, &screen),
         Command::Host(args) => commands::host::run(&args, globals, &screen),
         Command::Contract => commands::contract::run(&screen),
         Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
@@ -273,6 +281,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Cp(args) => commands::cp::run(&args, globals, &screen),
         Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
         Command::Spec { command } => commands::spec::run(&command, &screen),
+        Command::Complete(args) => Ok(completion::run(args, globals)),
         Command::Completions(args) => commands::completions::run(&args),
         Command::Man(args) => commands::man::run(&args, &screen),
         Command::Login(args) => commands::login::run(&args, globals, &screen),

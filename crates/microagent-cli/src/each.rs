@@ -1,12 +1,14 @@
 //! One thing done to each of several workspaces.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{ControlReport, Error};
 use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::{
     cli::{EXIT_FAILURE, Form},
+    completion,
     output::{self, Screen},
 };
 
@@ -14,7 +16,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct Names {
     /// The workspaces
-    #[arg(required = true, value_name = "NAME")]
+    #[arg(required = true, value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     pub(crate) names: Vec<String>,
 }
 

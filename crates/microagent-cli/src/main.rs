@@ -4,6 +4,7 @@
 
 mod cli;
 mod commands;
+mod completion;
 #[cfg(test)]
 mod documents;
 mod each;

@@ -8,15 +8,17 @@ use std::{
 };
 
 use clap::{Args, ValueEnum as _, error::ErrorKind};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     BackendChoice, CreateOptions, DeclaredArtifact, EnvVar, Error, KernelChoice, Mebibytes,
     NetworkMode, Platform, Profile, PullPolicy, Reference, RunOptions, Spec, Timestamp, VcpuCount,
-    env_file,
+    VerifyKey, env_file,
 };
 
 use crate::{
     cli::{FORM, Form, Globals, usage},
     commands::wiring_args::WiringArgs,
+    completion,
     refusals::{self, RefusedFlags},
     surroundings,
 };
@@ -28,7 +30,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, value_name = "FILE", help_heading = "Workspace")]
     file: Option<PathBuf>,
     /// The image, when it does not stand before the command
-    #[arg(long = "image", value_name = "IMAGE", help_heading = "Command")]
+    #[arg(long = "image", value_name = "IMAGE", help_heading = "Command", add = ArgValueCompleter::new(completion::images))]
     image: Option<String>,
     /// Run this string in the image's /bin/sh
     #[arg(long, value_name = "STRING", help_heading = "Command")]
@@ -82,7 +84,7 @@ pub(crate) struct WorkspaceArgs {
     )]
     backend: BackendChoice,
     /// An installed kernel's id, or a kernel file (with a slash in it) [default: the default kernel]
-    #[arg(long, value_name = "KERNEL", help_heading = "Machine")]
+    #[arg(long, value_name = "KERNEL", help_heading = "Machine", add = ArgValueCompleter::new(completion::kernels))]
     kernel: Option<String>,
     /// The modules that belong to a kernel file
     #[arg(
@@ -104,6 +106,9 @@ pub(crate) struct WorkspaceArgs {
     /// Which of a multi-platform image's images, such as linux/amd64 [default: this host's]
     #[arg(long, value_name = "OS/ARCH", help_heading = "Image")]
     platform: Option<Platform>,
+    /// Accept the image only with a signature of this key (a PEM file, such as cosign.pub)
+    #[arg(long, value_name = "FILE", help_heading = "Image")]
+    verify_key: Option<PathBuf>,
     /// Speak plain HTTP to this registry (HOST[:PORT]); repeatable
     #[arg(long, value_name = "HOST", help_heading = "Image")]
     pub(crate) insecure_registry: Vec<String>,
@@ -286,6 +291,9 @@ impl WorkspaceArgs {
             .pull(self.pull)
             .wiring(self.wiring.into_wiring()?)
             .kernel(kernel(self.kernel, self.modules)?);
+        if let Some(path) = &self.verify_key {
+            options = options.verify_key(VerifyKey::read(path)?);
+        }
         for path in &self.env_file {
             for var in read_env_file(path)? {
                 options = options.env(var.name(), var.value());
@@ -352,10 +360,10 @@ fn kernel(given: Option<String>, modules: Option<PathBuf>) -> Result<KernelChoic
     })
 }
 
-/// Reads `90`, `90s`, `1.5m`, `2h` or `500ms`.
+/// Reads `90`, `90s`, `1.5m`, `2h`, `7d` or `500ms`.
 pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let invalid =
-        || format!("{text:?} is not a time; give seconds, or a number with ms, s, m or h");
+        || format!("{text:?} is not a time; give seconds, or a number with ms, s, m, h or d");
     let digits = text
         .find(|c: char| !c.is_ascii_digit() && c != '.')
         .unwrap_or(text.len());
@@ -365,6 +373,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         "ms" => 0.001,
         "m" => 60.0,
         "h" => 3600.0,
+        "d" => 86_400.0,
         _ => return Err(invalid()),
     };
     let number: f64 = number.parse().map_err(|_| invalid())?;
@@ -384,7 +393,7 @@ pub(crate) fn instant(text: &str) -> Result<SystemTime, String> {
         .map(|at| at.0)
         .map_err(|_| {
             format!(
-                "{text:?} is not a time; write 2026-01-31T12:00:00Z, or how long ago: 90s, 10m, 2h"
+                "{text:?} is not a time; write 2026-01-31T12:00:00Z, or how long ago: 90s, 2h, 7d"
             )
         })
 }
@@ -400,11 +409,12 @@ mod tests {
             ("1.5m", 90_000),
             ("500ms", 500),
             ("2h", 7_200_000),
+            ("1d", 86_400_000),
             ("3s", 3_000),
         ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for text in ["", "0", "-1", "1d", "s", "1.2.3", "1e999", "inf", "nan"] {
+        for text in ["", "0", "-1", "1w", "s", "1.2.3", "1e999", "inf", "nan"] {
             assert!(duration(text).is_err(), "{text}");
         }
     }

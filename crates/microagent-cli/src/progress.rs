@@ -18,7 +18,7 @@ use self::layers::Layers;
 
 use crate::{
     cli::Form,
-    output::{Screen, clean, size},
+    output::{Screen, clean, short, size},
 };
 
 /// One line that says what is being done.
@@ -115,6 +115,15 @@ impl Progress {
     /// A step on the way to a machine.
     pub(crate) fn step(&self, event: &RunEvent) {
         match event {
+            RunEvent::Image(ImageEvent::TagMoved {
+                reference,
+                from,
+                to,
+            }) => self.warn(&format!(
+                "The tag {reference} moved: it stood for {} and stands for {} now.",
+                short(&from.to_string()),
+                short(&to.to_string())
+            )),
             RunEvent::Image(event) => self.image(event),
             RunEvent::Kernel(event) => self.kernel(event),
             RunEvent::Bundle { name } => self.say(&format!("Making a disk of the bundle {name}")),
@@ -211,6 +220,7 @@ impl Progress {
             ImageEvent::Committing { reference, bytes } => {
                 format!("Committing {reference}: {}", size(*bytes))
             }
+            ImageEvent::Verifying { bytes } => format!("Reading: {}", size(*bytes)),
             ImageEvent::Waiting { .. } => {
                 "Waiting for another process with the same image".to_owned()
             }

@@ -329,6 +329,71 @@ pub enum ImageError {
         /// What to do.
         remedy: &'static str,
     },
+    /// The key that images are to be signed with is none.
+    #[error("{key} is no key to check signatures with: {reason}.")]
+    BadKey {
+        /// Its file.
+        key: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The image has no signature.
+    #[error(
+        "{image} is not signed: its registry has no signature of {digest}. Nothing was stored; without a key to check, unsigned images are accepted."
+    )]
+    Unsigned {
+        /// The image.
+        image: String,
+        /// What its name stands for.
+        digest: String,
+    },
+    /// The image has signatures, and none is what was asked for.
+    #[error(
+        "{image} is not signed with the key {key}: {reason}. Nothing was stored; check that the key is the right one, and do not use the image if it is."
+    )]
+    BadSignature {
+        /// The image.
+        image: String,
+        /// The key's fingerprint.
+        key: String,
+        /// What is wrong with each signature.
+        reason: String,
+    },
+    /// The image is here, its signature was not checked with this key, and its registry must not be asked.
+    #[error(
+        "The signature of {image} was not checked with the key {key} yet, and its registry must not be asked; pull it with that key, or allow pulling."
+    )]
+    NotVerified {
+        /// The image.
+        image: String,
+        /// The key's fingerprint.
+        key: String,
+    },
+    /// Others add content, so that nothing can be removed.
+    #[error(
+        "The image store {} is busy: a pull or an import is under way. Try again when it has ended.",
+        path.display()
+    )]
+    StoreBusy {
+        /// The store.
+        path: PathBuf,
+    },
+    /// Whether somebody needs an image cannot be told.
+    #[error("It cannot be told which images are needed, so none is removed: {reason}")]
+    NeedsUnknown {
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// The name cannot be given or taken.
+    #[error("`{name}` cannot be {doing}: {reason}.")]
+    BadName {
+        /// The name.
+        name: String,
+        /// What was asked for: `a new name`, `taken away`.
+        doing: &'static str,
+        /// Why not.
+        reason: &'static str,
+    },
     /// A system call failed.
     #[error("Cannot {doing} {}: {source}.", path.display())]
     Io {

@@ -138,6 +138,20 @@ pub enum ImageEvent {
         /// Bytes in all, where that is known before.
         total: Option<u64>,
     },
+    /// So much of what is stored has been read again.
+    Verifying {
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// The image's signature was checked against the key, and holds.
+    SignatureVerified {
+        /// The reference, in its familiar form.
+        reference: String,
+        /// The signed manifest or index.
+        digest: Digest,
+        /// The key: the SHA-256 of its DER form.
+        key: Digest,
+    },
     /// Another process is working on the same image; this one waits for its result.
     Waiting {
         /// The image.

@@ -37,6 +37,7 @@ mod pull;
 mod push;
 mod reference;
 mod registry;
+mod signature;
 mod store;
 mod sync;
 
@@ -56,6 +57,10 @@ pub use registry::{
     ClientCertificate, Credential, Credentials, HostOptions, LoginCheck, ProxyOptions,
     RegistryOptions, RegistryScope, Secret, check_login,
 };
+pub use signature::{CheckedSignature, VerifyKey};
 pub use store::{
-    BaseDisk, BaseDiskGuard, ImageDetails, ImageRecord, ImageStore, Reclaimed, Removed,
+    BaseDisk, BaseDiskGuard, Bytes, CheckedImage, HistoryStep, ImageDetails, ImageDivergence,
+    ImageHistory, ImageRecord, ImageStore, ImageTree, ImageUsage, LayerRecord, Needs, Provenance,
+    PruneOptions, PruneReason, Pruned, PrunedImage, Reclaimed, Removed, StoreHold, StoreUsage,
+    StoreVerification, Tagged, TreeImage, TreeLayer, Untagged,
 };

@@ -21,7 +21,8 @@ pub enum Freshness {
         /// The manifest it stands for now, on the same platform.
         remote_digest: Digest,
     },
-    /// Its name is a digest, or it was imported: there is nothing to compare it with.
+    /// Its name is a digest or was given to it here, or it was imported: there is nothing to compare
+    /// it with.
     Pinned,
 }
 
@@ -38,7 +39,8 @@ impl ImageStore {
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<Freshness> {
         let reference = &record.reference;
-        if record.pulled_from.is_none() || reference.digest().is_some() {
+        let is_own_name = record.pulled_from.is_none() || record.tagged_from.is_some();
+        if is_own_name || reference.digest().is_some() {
             return Ok(Freshness::Pinned);
         }
         let client = Client::new(

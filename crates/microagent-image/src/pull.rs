@@ -16,6 +16,7 @@ use crate::manifest::{Descriptor, Layer, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::{Blob, Client, Credentials, RegistryOptions, RegistryScope};
+use crate::signature::{self, VerifyKey};
 use crate::store::{self, Entry, ImageRecord, ImageStore, Partial, StagedBlob, Transaction};
 
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
@@ -33,6 +34,8 @@ pub struct PullOptions {
     /// Whether the base disk is built while the layers come. If that fails, the image is there all the
     /// same, and [`ImageStore::base_disk`] tells why.
     pub build_disk: bool,
+    /// The key that the image must be signed with; signatures are not looked at without.
+    pub verify_key: Option<VerifyKey>,
 }
 
 impl PullOptions {
@@ -53,6 +56,13 @@ impl PullOptions {
     #[must_use]
     pub fn registry(mut self, registry: RegistryOptions) -> Self {
         self.registry = registry;
+        self
+    }
+
+    /// Sets the key that the image must be signed with.
+    #[must_use]
+    pub fn verify_key(mut self, key: VerifyKey) -> Self {
+        self.verify_key = Some(key);
         self
     }
 
@@ -78,6 +88,7 @@ impl std::fmt::Debug for PullOptions {
             .field("registry", &self.registry)
             .field("credentials", &self.credentials.is_some())
             .field("build_disk", &self.build_disk)
+            .field("verify_key", &self.verify_key)
             .finish()
     }
 }
@@ -114,7 +125,7 @@ impl ImageStore {
     /// The image by `policy`: from the store, from its registry, or an error.
     ///
     /// # Errors
-    /// [`ImageError::NotLocal`] with [`PullPolicy::Never`]; else those of [`pull`](Self::pull).
+    /// [`ImageError::NotLocal`] and [`ImageError::NotVerified`] with [`PullPolicy::Never`]; else those of [`pull`](Self::pull).
     pub fn ensure(
         &self,
         reference: &Reference,
@@ -125,10 +136,23 @@ impl ImageStore {
         // A digest cannot move: what is here is what is there.
         if policy != PullPolicy::Always || reference.digest().is_some() {
             match self.resolve(reference, &options.platform) {
-                Ok(Some(record)) if policy == PullPolicy::Always => {
-                    return self.name(&record, reference);
+                Ok(Some(record)) => {
+                    let record = match (&options.verify_key, policy) {
+                        (None, _) => record,
+                        (Some(key), _) if signature::is_checked(&record, key) => record,
+                        (Some(key), PullPolicy::Never) => {
+                            return Err(ImageError::NotVerified {
+                                image: reference.to_string(),
+                                key: key.fingerprint().short(),
+                            });
+                        }
+                        (Some(key), _) => self.check_stored(record, key, options, events)?,
+                    };
+                    return match policy {
+                        PullPolicy::Always => self.name(&record, reference),
+                        PullPolicy::Missing | PullPolicy::Never => Ok(record),
+                    };
                 }
-                Ok(Some(record)) => return Ok(record),
                 Ok(None) => {}
                 // What is damaged here can be had again there.
                 Err(ImageError::Damaged { .. }) if policy != PullPolicy::Never => {}
@@ -220,6 +244,19 @@ impl ImageStore {
             layers: manifest.layers.len(),
             bytes: manifest.layers.iter().map(|layer| layer.size).sum(),
         });
+        let checked = match &options.verify_key {
+            Some(key) => {
+                let digests = signature::signed_digests(chosen.index_digest, digest);
+                let checked = signature::check(&client, key, &name, &digests)?;
+                events(ImageEvent::SignatureVerified {
+                    reference: name.clone(),
+                    digest: checked.signed,
+                    key: checked.key,
+                });
+                Some(checked)
+            }
+            None => None,
+        };
         let _lock = self.lock_image(&transaction, digest, events)?;
         let arrivals = Arrivals::of(&manifest.layers);
         let download = Layers {
@@ -249,16 +286,8 @@ impl ImageStore {
         let mut blobs = blobs?;
         blobs.push(store::stage_bytes(&transaction, &chosen.config_bytes)?);
         blobs.push(store::stage_bytes(&transaction, &chosen.manifest_bytes)?);
-        let entry = Entry {
-            reference: reference.clone(),
-            platform: chosen.config.platform,
-            manifest: digest,
-            media_type: manifest.media_type.to_owned(),
-            manifest_size: chosen.manifest_bytes.len() as u64,
-            index_digest: chosen.index_digest,
-            pulled_at: store::now(),
-            pulled_from: Some(place.registry().to_owned()),
-        };
+        let mut entry = Entry::new(reference, &chosen, Some(place.registry().to_owned()));
+        entry.signature = checked;
         let before = self.resolve(reference, &entry.platform);
         let mut record = self.publish(&transaction, &blobs, entry)?;
         match built {

@@ -1,14 +1,17 @@
-//! SIGKILL at any instant of a pull, an import or a disk build: the next operation works and cleans up.
+//! SIGKILL at any instant of a pull, an import, a disk build or a removal: the next operation works and cleans up.
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use microagent_image::disk::ChunkSums;
-use microagent_image::{ImageStore, ImportOptions, PullOptions, Reference, RegistryOptions};
+use microagent_image::{
+    Digest, ImageStore, ImportOptions, Needs, PruneOptions, PullOptions, Reference, RegistryOptions,
+};
 use testkit::registry::{
     Layout, Packing, Registry, TinyImage, Wire, digest_of, noise, pack, tar_of,
 };
@@ -35,6 +38,80 @@ fn import(store: &Path, file: &str) {
     store.import(Path::new(file), &options, &|_| {}).unwrap();
 }
 
+/// How often the image comes and goes in one process.
+const ROUNDS: usize = 12;
+
+fn prune(store: &Path, needs: &dyn Needs) -> usize {
+    let mut options = PruneOptions::new().all(true);
+    options.patience = Duration::from_secs(60);
+    let store = ImageStore::open(store).unwrap();
+    store.prune(&options, needs).unwrap().images.len()
+}
+
+/// Files named after the images that their makers need: what workspaces are to the store.
+struct Files<'a>(&'a Path);
+
+impl Needs for Files<'_> {
+    fn images(&self) -> microagent_image::Result<BTreeSet<Digest>> {
+        let names = std::fs::read_dir(self.0).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        Ok(names
+            .filter_map(|name| format!("sha256:{}", name.split('-').next()?).parse().ok())
+            .collect())
+    }
+}
+
+/// Brings in the image of `file`, makes a "workspace" of it as the library does, looks whether what it
+/// needs is there, and takes it away again; many times.
+fn use_image(root: &Path, rest: &str) {
+    let (needs, rest) = rest.split_once(' ').unwrap();
+    let (id, file) = rest.split_once(' ').unwrap();
+    let store = ImageStore::open(root).unwrap();
+    for round in 0..ROUNDS {
+        let hold = store.hold().unwrap();
+        let name = format!("used:{id}").parse::<Reference>().unwrap();
+        let platform = "linux/amd64".parse().unwrap();
+        let record = match store.resolve(&name, &platform).unwrap() {
+            Some(record) => record,
+            None => {
+                let options = ImportOptions::new().reference(name);
+                store.import(Path::new(file), &options, &|_| {}).unwrap()
+            }
+        };
+        store.config(&record).unwrap();
+        let disk = store.base_disk(&record, &|_| {}).unwrap();
+        drop(hold);
+        let workspace = Path::new(needs).join(format!("{}-{id}-{round}", record.digest.hex()));
+        std::fs::write(&workspace, "").unwrap();
+        drop(disk.guard);
+        // From here on only the workspace keeps it.
+        for _ in 0..20 {
+            let sums = ChunkSums::of_file(&std::fs::File::open(&disk.path).unwrap()).unwrap();
+            assert_eq!(sums.digest(), disk.digest);
+        }
+        std::fs::remove_file(&workspace).unwrap();
+    }
+}
+
+/// Prunes until the file `enough` is in the store's directory; says how many images went.
+fn prune_until_told(root: &Path, needs: &Path) {
+    let mut gone = 0;
+    while !root.with_file_name("enough").exists() {
+        gone += prune(root, &Files(needs));
+    }
+    std::fs::write(root.with_file_name("gone"), gone.to_string()).unwrap();
+}
+
+fn start(store: &Path, work: &str) -> Child {
+    Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "child"])
+        .env(WORK, work)
+        .env(STORE, store)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap()
+}
+
 /// Not a test by itself: what the tests below start in a process of its own, to kill it.
 #[test]
 fn child() {
@@ -44,19 +121,22 @@ fn child() {
     match work.split_once(' ') {
         Some(("pull", reference)) => pull_and_build(Path::new(&store), reference),
         Some(("import", file)) => import(Path::new(&store), file),
+        Some(("import-and-prune", file)) => {
+            // The image comes and goes until somebody ends it.
+            for _ in 0..ROUNDS {
+                import(Path::new(&store), file);
+                prune(Path::new(&store), &BTreeSet::new());
+            }
+        }
+        Some(("use", rest)) => use_image(Path::new(&store), rest),
+        Some(("prune", needs)) => prune_until_told(Path::new(&store), Path::new(needs)),
         _ => panic!("what is `{work}`?"),
     }
 }
 
 /// Starts `work` on the store and kills it after `life`; true if it was still at it.
 fn killed_after(store: &Path, work: &str, life: Duration) -> bool {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "child"])
-        .env(WORK, work)
-        .env(STORE, store)
-        .stdout(Stdio::null())
-        .spawn()
-        .unwrap();
+    let mut child = start(store, work);
     std::thread::sleep(life);
     child.kill().unwrap();
     let status = child.wait().unwrap();
@@ -108,9 +188,7 @@ fn torture(work: &str, whole: &dyn Fn(&Path)) {
     let store = ImageStore::open(&root).unwrap();
     assert_eq!(store.list().unwrap().len(), 1);
     let name = store.list().unwrap()[0].digest.to_string();
-    store
-        .remove(&name, &std::collections::BTreeSet::new())
-        .unwrap();
+    store.remove(&name, &BTreeSet::new()).unwrap();
     for folder in ["blobs/sha256", "disks", "locks", "tmp"] {
         assert_eq!(
             std::fs::read_dir(root.join(folder)).unwrap().count(),
@@ -164,4 +242,65 @@ fn killed_while_importing_a_layout() {
     layout.add("imported:1", &[image]).unwrap();
     let path = layout.path().to_str().unwrap();
     torture(&format!("import {path}"), &|root| import(root, path));
+}
+
+#[test]
+fn killed_while_pruning() {
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("rootfs.tar.gz");
+    let content = tar_of(&[("a", 0o644, &noise(100_000, 1))]);
+    std::fs::write(&file, pack(&content, Packing::Gzip)).unwrap();
+    let root = directory.path().join("images");
+    let work = format!("import-and-prune {}", file.display());
+    let mut kills = 0;
+    for life in (5..).step_by(11).map(Duration::from_millis).take(24) {
+        kills += usize::from(killed_after(&root, &work, life));
+        assert_sound(&root);
+    }
+    assert!(kills >= 3, "killed only {kills} times");
+    // What a kill left, one more removal takes.
+    import(&root, file.to_str().unwrap());
+    assert_eq!(prune(&root, &BTreeSet::new()), 1);
+    for folder in ["blobs/sha256", "disks", "locks", "partial", "tmp"] {
+        let left = std::fs::read_dir(root.join(folder)).unwrap().count();
+        assert_eq!(left, 0, "{folder}");
+    }
+}
+
+#[test]
+fn pruned_while_others_come_and_go() {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().join("images");
+    let needs = directory.path().join("needs");
+    std::fs::create_dir(&needs).unwrap();
+    let pruner = start(&root, &format!("prune {}", needs.display()));
+    let users = [1, 1, 2, 3].into_iter().zip(0..).map(|(seed, id)| {
+        // Two of them want the same content under different names.
+        let file = directory.path().join(format!("{seed}.tar"));
+        std::fs::write(&file, tar_of(&[("a", 0o644, &noise(300_000, seed))])).unwrap();
+        start(
+            &root,
+            &format!("use {} {id} {}", needs.display(), file.display()),
+        )
+    });
+    let users: Vec<Child> = users.collect();
+    let ended: Vec<_> = users
+        .into_iter()
+        .map(|mut user| user.wait().unwrap())
+        .collect();
+    std::fs::write(directory.path().join("enough"), "").unwrap();
+    let pruned = { pruner }.wait().unwrap();
+    assert!(
+        pruned.success() && ended.iter().all(std::process::ExitStatus::success),
+        "{ended:?}"
+    );
+    let gone: usize = std::fs::read_to_string(directory.path().join("gone"))
+        .unwrap()
+        .parse()
+        .unwrap();
+    assert!(
+        gone >= 4,
+        "only {gone} images were pruned: nothing was put to the test"
+    );
+    assert_sound(&root);
 }

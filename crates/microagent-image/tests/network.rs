@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -334,13 +335,13 @@ fn what_was_left_is_not_trusted_and_not_kept_for_ever() {
     let record = bench.pull(&registry.reference("a:1"), &options()).unwrap();
     bench
         .store
-        .remove(&record.digest.to_string(), &Default::default())
+        .remove(&record.digest.to_string(), &BTreeSet::new())
         .unwrap();
     fs::write(&left, noise(BIG * 2, 3)).unwrap();
     let record = bench.pull(&registry.reference("a:1"), &options()).unwrap();
     bench
         .store
-        .remove(&record.digest.to_string(), &Default::default())
+        .remove(&record.digest.to_string(), &BTreeSet::new())
         .unwrap();
     fs::write(&left, &tar).unwrap();
     damage(&registry.blob_file(&digest_of(&tar))).unwrap();
@@ -348,7 +349,7 @@ fn what_was_left_is_not_trusted_and_not_kept_for_ever() {
     bench.store.base_disk(&record, &|_| {}).unwrap();
     bench
         .store
-        .remove(&record.digest.to_string(), &Default::default())
+        .remove(&record.digest.to_string(), &BTreeSet::new())
         .unwrap();
 
     // A lie is not kept; what is old goes with the next operation, the rest with the next removal.
@@ -365,7 +366,7 @@ fn what_was_left_is_not_trusted_and_not_kept_for_ever() {
         .pull(&registry.reference("none:1"), &options())
         .unwrap_err();
     assert!(left.exists() && !old.exists());
-    assert_eq!(bench.store.reclaim(&Default::default()).unwrap().files, 1);
+    assert_eq!(bench.store.reclaim(&BTreeSet::new()).unwrap().files, 1);
     assert_eq!(bench.partials(), Vec::<String>::new());
 }
 

@@ -7,11 +7,12 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
+    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use microagent_image::Bytes;
 use microagent_protocol::WorkspaceName;
 use rustix::{
     fs::{FlockOperation, flock},
@@ -218,6 +219,41 @@ fn check_runtime_dir(path: &Path) -> Result<()> {
     ))
 }
 
+/// While it lives no workspace's directory appears or goes; `None` where there are no workspaces at all.
+pub(crate) fn still(config: &Config) -> Result<Option<File>> {
+    let root = config.workspaces_dir();
+    match root.try_exists().context("look at", &root)? {
+        true => gate(&root).map(Some),
+        false => Ok(None),
+    }
+}
+
+/// The directories that have a workspace's name.
+pub(crate) fn named(config: &Config) -> Result<Vec<(WorkspaceName, PathBuf)>> {
+    let root = config.workspaces_dir();
+    let entries = match fs::read_dir(&root) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(source) => {
+            return Err(Error::Io {
+                doing: "list",
+                path: root,
+                source,
+            });
+        }
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let path = entry.context("list", &root)?.path();
+        let name = path.file_name().and_then(|name| name.to_str());
+        if let Some(name) = name.and_then(|name| name.parse().ok()) {
+            all.push((name, path));
+        }
+    }
+    all.sort();
+    Ok(all)
+}
+
 /// Orders making directories and sweeping them.
 fn gate(root: &Path) -> Result<File> {
     let file = gate_file(root)?;
@@ -334,27 +370,22 @@ pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
 fn leftover(path: &Path, what: LeftoverKind) -> Leftover {
     Leftover {
         path: path.to_owned(),
-        bytes: bytes_of(path),
+        bytes: bytes_of(path).allocated_bytes,
         what,
     }
 }
 
 /// What a tree takes on the disk; what cannot be looked at counts nothing.
-fn bytes_of(path: &Path) -> u64 {
+pub(crate) fn bytes_of(path: &Path) -> Bytes {
     let Ok(metadata) = fs::symlink_metadata(path) else {
-        return 0;
+        return Bytes::default();
     };
-    let below = if metadata.is_dir() {
-        fs::read_dir(path)
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|entry| bytes_of(&entry.path()))
-            .sum()
-    } else {
-        0
-    };
-    metadata.blocks() * 512 + below
+    let mut bytes = Bytes::of(&metadata);
+    if metadata.is_dir() {
+        let entries = fs::read_dir(path).into_iter().flatten().flatten();
+        bytes += entries.map(|entry| bytes_of(&entry.path())).sum();
+    }
+    bytes
 }
 
 /// Whether the workspace in `directory`, which nobody holds, was not meant to stay.

@@ -500,12 +500,16 @@ fn image_kind(error: &ImageError) -> ErrorKind {
         | ImageError::CannotExport { .. }
         | ImageError::CannotPush { .. }
         | ImageError::Settings { .. }
+        | ImageError::BadKey { .. }
+        | ImageError::BadName { .. }
         | ImageError::Ambiguous { .. } => ErrorKind::Invalid,
         ImageError::NotFound { .. } | ImageError::NotLocal { .. } | ImageError::Unknown { .. } => {
             ErrorKind::NotFound
         }
         ImageError::NoSuchPlatform { .. } => ErrorKind::Unsupported,
-        ImageError::Connection { .. } | ImageError::RateLimited { .. } => ErrorKind::Transient,
+        ImageError::Connection { .. }
+        | ImageError::RateLimited { .. }
+        | ImageError::StoreBusy { .. } => ErrorKind::Transient,
         _ => ErrorKind::Permanent,
     }
 }
@@ -545,8 +549,7 @@ fn image_remedy(error: &ImageError) -> Option<String> {
     Some(fixed.to_owned())
 }
 
-const NO_SPACE: &str =
-    "Remove images with `microagent images rm`, or choose another place with --state-dir.";
+const NO_SPACE: &str = "`microagent df` shows what takes it; `microagent prune` and `microagent images rm` take away. Or choose another place with --state-dir.";
 
 /// Whether a full disk is behind an error.
 fn is_full(error: &(dyn std::error::Error + 'static)) -> bool {

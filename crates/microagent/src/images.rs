@@ -1,26 +1,31 @@
 //! Images: what is in the store, and how it gets there and out.
 
+mod list;
+mod needs;
 mod rootfs;
 mod transfer;
 
-use std::{collections::BTreeSet, fs, path::Path, sync::Arc};
+use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use microagent_image::{
-    Digest, Freshness, ImageDetails, ImageEvent, ImageRecord, ImageStore, ImportOptions, Platform,
-    PullOptions, PullPolicy, Reference, Removed,
+    Digest, Freshness, ImageDetails, ImageEvent, ImageHistory, ImageRecord, ImageStore, ImageTree,
+    ImportOptions, Platform, PruneOptions, Pruned, PullOptions, PullPolicy, Reference, Removed,
+    StoreVerification, Tagged, Untagged, VerifyKey,
 };
 
 use microagent_protocol::supervisor::ErrorReport;
 use serde::Serialize;
 
+pub use self::list::{
+    ImageFilter, ImageSortKey, ImageSummary, InvalidImageFilter, InvalidImageSortKey,
+};
+pub(crate) use self::needs::WorkspaceNeeds;
 pub use self::rootfs::{BaseSource, Rootfs, RootfsOptions};
-
 use crate::{
     auth::FromConfig,
     config::Config,
     error::{Error, Result},
     parallel, registries,
-    workspaces::manifest::Manifest,
 };
 
 /// How many images are pulled at once; each downloads several layers at once.
@@ -41,6 +46,38 @@ pub struct OutdatedImage {
     /// What is there.
     #[serde(flatten)]
     pub state: OutdatedState,
+}
+
+/// How images are pulled.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct ImagePullOptions {
+    /// Which of a multi-platform image's images; the host's by default.
+    pub platform: Option<Platform>,
+    /// The key that they must be signed with; signatures are not looked at without.
+    pub verify_key: Option<VerifyKey>,
+}
+
+impl ImagePullOptions {
+    /// This host's platform, and no look at signatures.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The same for another platform.
+    #[must_use]
+    pub fn platform(mut self, platform: Platform) -> Self {
+        self.platform = Some(platform);
+        self
+    }
+
+    /// The same for images that are signed with this key.
+    #[must_use]
+    pub fn verify_key(mut self, key: VerifyKey) -> Self {
+        self.verify_key = Some(key);
+        self
+    }
 }
 
 /// What a registry says about an image.
@@ -83,12 +120,19 @@ impl<'a> Images<'a> {
     pub fn pull(
         &self,
         reference: &str,
-        platform: Option<Platform>,
+        options: &ImagePullOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
         let reference: Reference = reference.parse()?;
         let store = self.store()?;
-        let options = pull_options(self.config, platform.unwrap_or_else(Platform::host))?;
+        let platform = options.platform.clone();
+        let pull = pull_options(self.config, platform.unwrap_or_else(Platform::host))?;
+        let options = match &options.verify_key {
+            Some(key) => pull.verify_key(key.clone()),
+            None => pull,
+        };
+        // What comes in stays until its disk is there.
+        let _hold = store.hold()?;
         let record = store.ensure(&reference, PullPolicy::Always, &options, events)?;
         store.base_disk(&record, events)?;
         Ok(record)
@@ -99,11 +143,11 @@ impl<'a> Images<'a> {
     pub fn pull_all(
         &self,
         references: &[String],
-        platform: Option<&Platform>,
+        options: &ImagePullOptions,
         events: &(dyn Fn(&str, ImageEvent) + Sync),
     ) -> Vec<Result<ImageRecord>> {
         parallel::map(references, PULLS_AT_ONCE, |reference| {
-            self.pull(reference, platform.cloned(), &|event| {
+            self.pull(reference, options, &|event| {
                 events(reference, event);
             })
         })
@@ -160,12 +204,76 @@ impl<'a> Images<'a> {
         Ok(self.store()?.import(path, options, events)?)
     }
 
-    /// Every image.
+    /// Every image, with what it takes and which workspaces are made of it.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub fn list(&self) -> Result<Vec<ImageRecord>> {
-        Ok(self.store()?.list()?)
+    pub fn list(&self) -> Result<Vec<ImageSummary>> {
+        let store = self.store()?;
+        let usage = store.usage()?;
+        let workspaces = needs::known(self.config);
+        Ok(list::summaries(store.list()?, &usage.images, &workspaces))
+    }
+
+    /// The names of all images. Looks only into the index, and makes nothing where there is none.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn names(&self) -> Result<Vec<Reference>> {
+        Ok(ImageStore::names(&self.config.images_dir())?)
+    }
+
+    /// Gives an image one more name. If that stood for another image, it does no longer.
+    ///
+    /// # Errors
+    /// When none matches, or more than one, or the new name is none.
+    pub fn tag(&self, source: &str, target: &str) -> Result<Tagged> {
+        Ok(self.store()?.tag(source, &target.parse()?)?)
+    }
+
+    /// Takes a name away. An image that has no other stays under its digest.
+    ///
+    /// # Errors
+    /// When there is no such name, or it is a digest.
+    pub fn untag(&self, reference: &str) -> Result<Untagged> {
+        Ok(self.store()?.untag(&reference.parse()?)?)
+    }
+
+    /// How an image came to be, as its builder wrote it down.
+    ///
+    /// # Errors
+    /// When none matches, or more than one.
+    pub fn history(&self, name: &str) -> Result<ImageHistory> {
+        Ok(self.store()?.history(name)?)
+    }
+
+    /// The images, or those of `only`, and which layers they share with which others.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of `only` is not there.
+    pub fn tree(&self, only: &[String]) -> Result<ImageTree> {
+        Ok(self.store()?.tree(only)?)
+    }
+
+    /// Reads every blob and disk of the images again, or of those of `only`, and names what is not as it
+    /// was recorded.
+    ///
+    /// # Errors
+    /// When the store cannot be read, or one of `only` is not there. What is damaged is in the result.
+    pub fn verify(
+        &self,
+        only: &[String],
+        events: &dyn Fn(ImageEvent),
+    ) -> Result<StoreVerification> {
+        Ok(self.store()?.verify(only, events)?)
+    }
+
+    /// Takes away what nobody needs. What a workspace is made of stays, and its image.
+    ///
+    /// # Errors
+    /// While images come in, and when a workspace cannot be read, so that what it needs is not known.
+    pub fn prune(&self, options: &PruneOptions) -> Result<Pruned> {
+        Ok(self.store()?.prune(options, &WorkspaceNeeds(self.config))?)
     }
 
     /// One image by reference or digest, with its configuration.
@@ -181,20 +289,9 @@ impl<'a> Images<'a> {
     /// # Errors
     /// When none matches, or more than one.
     pub fn remove(&self, name: &str) -> Result<Removed> {
-        Ok(self.store()?.remove(name, &in_use(self.config))?)
+        let needs = WorkspaceNeeds(self.config);
+        Ok(self.store()?.remove(name, &needs)?)
     }
-}
-
-/// The images that workspaces are made of.
-fn in_use(config: &Config) -> BTreeSet<Digest> {
-    let Ok(entries) = fs::read_dir(config.workspaces_dir()) else {
-        return BTreeSet::new();
-    };
-    entries
-        .flatten()
-        .filter_map(|entry| Some(Manifest::read(&entry.path()).ok()?.image.digest))
-        .filter_map(|digest| digest.parse().ok())
-        .collect()
 }
 
 /// How registries are reached and who asks, by the configuration.

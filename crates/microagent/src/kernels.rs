@@ -39,6 +39,18 @@ impl<'a> Kernels<'a> {
         Ok(self.store()?.list()?)
     }
 
+    /// The ids of all kernels that can be read. Makes nothing where there are none.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn ids(&self) -> Result<Vec<String>> {
+        if !self.config.state_dir.join("kernels").is_dir() {
+            return Ok(Vec::new());
+        }
+        let kernels = self.store()?.list()?.kernels;
+        Ok(kernels.into_iter().map(|kernel| kernel.id).collect())
+    }
+
     /// The kernel that boots when none is named, if there is one.
     ///
     /// # Errors

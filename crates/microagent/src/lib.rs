@@ -47,6 +47,7 @@ pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+mod usage;
 mod wiring;
 mod workspaces;
 
@@ -64,14 +65,20 @@ pub use event::RunEvent;
 pub use exec::{
     ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
 };
-pub use images::{BaseSource, Images, OutdatedImage, OutdatedState, Rootfs, RootfsOptions};
+pub use images::{
+    BaseSource, ImageFilter, ImagePullOptions, ImageSortKey, ImageSummary, Images,
+    InvalidImageFilter, InvalidImageSortKey, OutdatedImage, OutdatedState, Rootfs, RootfsOptions,
+};
 pub use io::{RunController, RunIo};
 pub use kernels::Kernels;
 pub use microagent_image::{
-    CommitOptions, Committed, Digest, ExportFormat, ExportOptions, ExportTo, Exported,
-    ExportedImage, Freshness, ImageChange, ImageConfig, ImageDetails, ImageError, ImageEvent,
-    ImageRecord, ImportOptions, Platform, ProxyOptions, PullPolicy, Pushed, Reclaimed, Reference,
-    RegistryScope, Removed, RootDisk, Secret,
+    Bytes, CheckedImage, CheckedSignature, CommitOptions, Committed, Digest, ExportFormat,
+    ExportOptions, ExportTo, Exported, ExportedImage, Freshness, HistoryStep, ImageChange,
+    ImageConfig, ImageDetails, ImageDivergence, ImageError, ImageEvent, ImageHistory, ImageRecord,
+    ImageTree, ImportOptions, LayerRecord, Platform, Provenance as ImageProvenance, ProxyOptions,
+    PruneOptions, PruneReason, Pruned, PrunedImage, PullPolicy, Pushed, Reclaimed, Reference,
+    RegistryScope, Removed, RootDisk, Secret, StoreVerification, Tagged, TreeImage, TreeLayer,
+    Untagged, VerifyKey,
 };
 pub use microagent_kernel::{
     GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
@@ -98,6 +105,7 @@ pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,
     SuperviseOptions, SuperviseReport, SuperviseStop, SuperviseUnit, UnitReport,
 };
+pub use usage::{DiskUsage, KindUsage, PruneReport};
 pub use wiring::{InvalidVolume, Volume, VolumeSource, Wiring};
 pub use workspaces::{
     Applied, ApplyPlan, ConsoleFollower, ConsoleOptions, ControlReport, CreateOptions, CreatePlan,
@@ -174,6 +182,22 @@ impl Microagent {
     #[must_use]
     pub fn kernels(&self) -> Kernels<'_> {
         Kernels::new(&self.config)
+    }
+
+    /// What images, kernels, workspaces and caches take on the disk, and what could come free.
+    ///
+    /// # Errors
+    /// When the state directory cannot be read.
+    pub fn disk_usage(&self) -> Result<DiskUsage> {
+        usage::disk_usage(&self.config)
+    }
+
+    /// Takes away what nobody needs: what [`Workspaces::collect_garbage`] and [`Images::prune`] do.
+    ///
+    /// # Errors
+    /// Those of either.
+    pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
+        usage::prune(&self.config, options)
     }
 
     /// What this host has to run machines with, as a report and no verdict; boots a small probe where

@@ -2,7 +2,7 @@
 
 use std::{path::PathBuf, time::Duration};
 
-use microagent_image::{Platform, PullPolicy};
+use microagent_image::{Platform, PullPolicy, VerifyKey};
 use microagent_protocol::{
     BackendChoice, DeclaredArtifact, FileMode, GuestPath, Mebibytes, MediationRoute, NetworkMode,
     PublishedPort, TtySize, VcpuCount,
@@ -200,6 +200,7 @@ pub struct RunOptions {
     pub(crate) backend: BackendChoice,
     pub(crate) kernel: KernelChoice,
     pub(crate) pull: PullPolicy,
+    pub(crate) verify_key: Option<VerifyKey>,
     pub(crate) platform: Option<Platform>,
 }
 
@@ -234,6 +235,7 @@ impl RunOptions {
             backend: BackendChoice::default(),
             kernel: KernelChoice::default(),
             pull: PullPolicy::Missing,
+            verify_key: None,
             platform: None,
         }
     }
@@ -447,6 +449,12 @@ impl RunOptions {
     /// Which kernel boots.
     pub fn kernel(mut self, kernel: KernelChoice) -> Self {
         self.kernel = kernel;
+        self
+    }
+
+    /// The key that the image must be signed with; signatures are not looked at without.
+    pub fn verify_key(mut self, key: VerifyKey) -> Self {
+        self.verify_key = Some(key);
         self
     }
 

@@ -3,10 +3,12 @@
 use std::path::PathBuf;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Applied, ApplyPlan, Effect, Error, FieldChange, Microagent, Spec, WorkspaceName};
 
 use crate::{
     cli::{EXIT_FAILURE, Globals},
+    completion,
     output::Screen,
     surroundings,
 };
@@ -26,7 +28,7 @@ for the next start. The file is the whole of it: what it does not say becomes wh
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ApplyArgs {
     /// The workspace [default: that of the spec]
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: Option<WorkspaceName>,
     /// The spec (microagent.yaml)
     #[arg(long, value_name = "FILE")]

@@ -1,17 +1,18 @@
 //! `microagent clone`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, Microagent};
 use serde_json::json;
 
-use crate::{cli::Globals, output::Screen, surroundings};
+use crate::{cli::Globals, completion, output::Screen, surroundings};
 
 /// Makes a second workspace of what one is made of and has written. Only its own disk is copied;
 /// name, history and result are the new one's own. The old one must not be live.
 #[derive(Debug, Args)]
 pub(crate) struct CloneArgs {
     /// The workspace to copy
-    #[arg(value_name = "OLD")]
+    #[arg(value_name = "OLD", add = ArgValueCompleter::new(completion::workspaces))]
     old: String,
     /// The name of the new one
     #[arg(value_name = "NEW")]

@@ -3,6 +3,7 @@
 use std::{io, process::ExitCode, str::FromStr, sync::Arc, time::Duration};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     Error, LineOptions, LineResult, Microagent, RunEvent, RunIo, SerialEnd, ShellEnd, ShellFate,
     ShellOptions, ShellOrigin, Workspace,
@@ -11,6 +12,7 @@ use microagent::{
 use super::exec::{exit_code, take_terminal};
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
+    completion,
     options::duration,
     output::Screen,
     signals,
@@ -51,7 +53,7 @@ Exit codes:
 #[command(after_help = EXAMPLES)]
 pub(crate) struct ConnectArgs {
     /// The workspace
-    #[arg(value_name = "WORKSPACE")]
+    #[arg(value_name = "WORKSPACE", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
     /// Run this line in the workspace's persistent shell, and print exactly what it prints
     #[arg(long, value_name = "LINE", allow_hyphen_values = true)]

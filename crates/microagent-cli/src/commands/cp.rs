@@ -7,12 +7,14 @@ use std::{
 };
 
 use clap::{Args, builder::TypedValueParser};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     CopyIo, CopyOptions, CopyReport, Endpoint, Error, FileMode, InvalidEndpoint, Microagent, Owner,
 };
 
 use crate::{
     cli::{Form, Globals},
+    completion,
     output::{Screen, size},
     surroundings,
 };
@@ -38,10 +40,10 @@ whole, or what was there before; into a workspace that does not run, everything 
 #[command(after_help = EXAMPLES)]
 pub(crate) struct CpArgs {
     /// What to copy: NAME:/PATH, a path of this host, or - for a tar stream
-    #[arg(value_name = "SRC", value_parser = endpoint())]
+    #[arg(value_name = "SRC", value_parser = endpoint(), add = ArgValueCompleter::new(completion::endpoints))]
     from: Endpoint,
     /// Where to: NAME:/PATH, a path of this host, or - for a tar stream
-    #[arg(value_name = "DST", value_parser = endpoint())]
+    #[arg(value_name = "DST", value_parser = endpoint(), add = ArgValueCompleter::new(completion::endpoints))]
     to: Endpoint,
     /// Copy what a symbolic link SRC leads to, not the link
     #[arg(long, short = 'L')]

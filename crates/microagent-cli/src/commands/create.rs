@@ -1,12 +1,14 @@
 //! `microagent create`.
 
 use clap::{Args, error::ErrorKind};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     CreateOptions, CreatePlan, Created, Error, Microagent, RestartPolicy, WorkspaceName,
 };
 
 use crate::{
     cli::{Globals, usage},
+    completion,
     options::{Words, WorkspaceArgs},
     output::{self, Screen},
     progress, surroundings,
@@ -34,7 +36,7 @@ pub(crate) struct CreateArgs {
     #[arg(value_name = "NAME")]
     name: Option<WorkspaceName>,
     /// The image: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(completion::images))]
     first: Option<String>,
     /// What runs at each start [default: nothing]
     #[arg(value_name = "COMMAND")]

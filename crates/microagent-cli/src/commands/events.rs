@@ -3,11 +3,13 @@
 use std::time::SystemTime;
 
 use clap::{Args, error::ErrorKind};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, Event, Microagent, Timestamp};
 use serde_json::json;
 
 use crate::{
     cli::{Form, Globals, usage},
+    completion,
     options::instant,
     output::{self, Screen},
     surroundings,
@@ -17,7 +19,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct EventsArgs {
     /// The workspace
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
     /// Go on until its machine has ended
     #[arg(long, short)]

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf, process::ExitCode, sync::Arc, time::Duration};
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     EXIT_FAILED, Error, ExecOptions, ExecResult, Microagent, RunController, RunEvent, RunIo,
     TtySize,
@@ -10,6 +11,7 @@ use microagent::{
 
 use crate::{
     cli::{EXIT_USAGE, Form, Globals},
+    completion,
     options::{self as values, EnvArg},
     output::Screen,
     signals,
@@ -43,7 +45,7 @@ Exit codes:
 #[command(after_help = EXAMPLES, override_usage = "microagent exec [OPTIONS] WORKSPACE [--] COMMAND [ARG]...")]
 pub(crate) struct ExecArgs {
     /// The workspace
-    #[arg(value_name = "WORKSPACE")]
+    #[arg(value_name = "WORKSPACE", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
     /// The command and its arguments
     #[arg(value_name = "COMMAND", required = true, trailing_var_arg = true)]

@@ -1,7 +1,7 @@
 //! `microagent gc`.
 
 use clap::Args;
-use microagent::{Error, LeftoverKind, Microagent};
+use microagent::{Error, Leftover, LeftoverKind, Microagent};
 use serde_json::json;
 
 use crate::{
@@ -10,9 +10,13 @@ use crate::{
     surroundings,
 };
 
+const RELATED: &str = "\
+`microagent prune` does this, and takes away what nobody needs of images as well (`images prune`).";
+
 /// Removes what killed programs left behind: half-made and half-deleted workspaces, and the sockets
-/// of machines that are gone. Never anything of a workspace.
+/// of machines that are gone. Never anything of a workspace, and nothing of images.
 #[derive(Debug, Args)]
+#[command(after_help = RELATED)]
 pub(crate) struct GcArgs {
     /// Say what would be removed, and remove nothing
     #[arg(long)]
@@ -29,20 +33,24 @@ pub(crate) fn run(args: &GcArgs, globals: &Globals, screen: &Screen) -> Result<u
         "reclaimed_bytes": bytes,
     });
     screen.result(&value, |_| {
-        let mut text = String::new();
-        for leftover in &leftovers {
-            let what = match leftover.what {
-                LeftoverKind::Deleted => "half deleted",
-                LeftoverKind::Abandoned => "abandoned",
-                LeftoverKind::Sockets => "sockets",
-            };
-            text.push_str(&format!("{}  {what}\n", leftover.path.display()));
-        }
         let verb = match args.dry_run {
             true => "would be reclaimed",
             false => "reclaimed",
         };
-        text + &format!("{} {verb}\n", size(bytes))
+        text(&leftovers) + &format!("{} {verb}\n", size(bytes))
     });
     Ok(0)
+}
+
+/// What was left behind, a line each.
+pub(super) fn text(leftovers: &[Leftover]) -> String {
+    let line = |leftover: &Leftover| {
+        let what = match leftover.what {
+            LeftoverKind::Deleted => "half deleted",
+            LeftoverKind::Abandoned => "abandoned",
+            LeftoverKind::Sockets => "sockets",
+        };
+        format!("{}  {what}\n", leftover.path.display())
+    };
+    leftovers.iter().map(line).collect()
 }

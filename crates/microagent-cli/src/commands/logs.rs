@@ -3,11 +3,13 @@
 use std::time::{Duration, SystemTime};
 
 use clap::{Args, error::ErrorKind};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{ConsoleOptions, Error, Microagent};
 use serde_json::json;
 
 use crate::{
     cli::{Form, Globals, usage},
+    completion,
     options::instant,
     output::{self, Screen},
     surroundings,
@@ -21,7 +23,7 @@ const PACE: Duration = Duration::from_millis(100);
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// The workspace
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
     /// Go on until its machine has ended
     #[arg(long, short)]

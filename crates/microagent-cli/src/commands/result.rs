@@ -1,10 +1,12 @@
 //! `microagent result`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{CapturedOutput, Error, Microagent, WorkloadResult};
 
 use crate::{
     cli::Globals,
+    completion,
     output::{self, Screen},
     surroundings,
     template::Template,
@@ -15,7 +17,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct ResultArgs {
     /// The workspace
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
     /// Print this text with each {{field}} filled in, named as in JSON: '{{exit_code}}'
     #[arg(long, value_name = "TEMPLATE")]

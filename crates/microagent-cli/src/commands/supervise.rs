@@ -3,12 +3,13 @@
 use std::time::Duration;
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     Error, Microagent, SuperviseEnd, SuperviseEvent, SuperviseOptions, SuperviseReport,
     SuperviseUnit, UnitReport, WorkspaceName,
 };
 
-use crate::{cli::Globals, output::Screen, signals, surroundings};
+use crate::{cli::Globals, completion, output::Screen, signals, surroundings};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -32,7 +33,7 @@ killed the workspace runs on; `supervise` watches it again.";
 #[command(after_help = EXAMPLES)]
 pub(crate) struct SuperviseArgs {
     /// The workspace
-    #[arg(value_name = "NAME")]
+    #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: WorkspaceName,
     /// Start it again at most so often [default: no limit; 0 is none, too]
     #[arg(long, value_name = "N", default_value_t = 0, hide_default_value = true)]

@@ -2,6 +2,8 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+mod completion;
+mod keep;
 mod login;
 mod mistakes;
 mod pulls;

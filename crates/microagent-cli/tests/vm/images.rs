@@ -161,3 +161,112 @@ fn blob_is_stored(sandbox: &Sandbox, digest: &str) -> bool {
         .join(digest.replace(':', "/"))
         .exists()
 }
+
+/// An archive of an image with one layer of a few files, different for each `seed`.
+fn small_archive(dir: &std::path::Path, seed: u64) -> std::path::PathBuf {
+    let tar = dir.join(format!("{seed}.tar"));
+    let content = testkit::registry::noise(400_000, seed);
+    std::fs::write(&tar, testkit::registry::tar_of(&[("a", 0o644, &content)])).unwrap();
+    tar
+}
+
+#[test]
+fn pruning_never_takes_what_a_workspace_needs() {
+    // Workspaces are made, copied and removed while images are pruned. Nothing boots: what each workspace
+    // boots from is read and compared with its manifest.
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    let dir = tempfile::tempdir().unwrap();
+    let done = std::sync::atomic::AtomicBool::new(false);
+    let act = |words: &[&str]| sandbox.microagent([]).words(words).run();
+    let (pruned, kept) = std::thread::scope(|scope| {
+        let pruner = scope.spawn(|| {
+            let mut gone = 0;
+            while !done.load(std::sync::atomic::Ordering::Relaxed) {
+                let asked = sandbox.microagent(["--json", "images", "prune", "--all", "--yes"]);
+                let finished = asked.run().success().parsed();
+                gone += finished["images"].as_array().unwrap().len();
+            }
+            gone
+        });
+        let makers: Vec<_> = (0..2)
+            .map(|maker| {
+                let (act, dir) = (&act, dir.path());
+                scope.spawn(move || {
+                    let mut kept = Vec::new();
+                    for round in 0..6 {
+                        let tar = small_archive(dir, maker * 100 + round);
+                        let (image, name) =
+                            (format!("m{maker}:{round}"), format!("w{maker}-{round}"));
+                        let tar = tar.to_str().unwrap();
+                        // It may be pruned before a workspace needs it; then it is brought in again.
+                        loop {
+                            act(&["images", "import", "--name", &image, tar]).success();
+                            let made = act(&["create", "--pull", "never", &name, &image]);
+                            if made.code() == 0 {
+                                break;
+                            }
+                            assert!(made.err().contains("is not in the local store"), "{made}");
+                        }
+                        if round % 3 == 1 {
+                            let copy = format!("{name}-copy");
+                            act(&["clone", &name, &copy]).success();
+                            act(&["delete", &name]).success();
+                            kept.push(copy);
+                        } else if round % 3 == 2 {
+                            act(&["delete", &name]).success();
+                        } else {
+                            kept.push(name);
+                        }
+                    }
+                    kept
+                })
+            })
+            .collect();
+        let kept: Vec<_> = makers
+            .into_iter()
+            .map(|maker| maker.join().unwrap())
+            .collect();
+        done.store(true, std::sync::atomic::Ordering::Relaxed);
+        (pruner.join().unwrap(), kept.concat())
+    });
+    assert!(
+        pruned >= 3,
+        "only {pruned} images were pruned: nothing was put to the test"
+    );
+    assert_eq!(kept.len(), 8);
+    for name in &kept {
+        let status = act(&["--json", "status", name]).success().parsed();
+        assert_eq!(status["verification"]["ok"], true, "{name}: {status}");
+    }
+    let listed = act(&["--json", "images", "list", "--filter", "used=true"])
+        .success()
+        .parsed();
+    assert_eq!(
+        listed["images"].as_array().unwrap().len(),
+        kept.len(),
+        "{listed}"
+    );
+    // A workspace that cannot be read may need anything: nothing goes until it is gone.
+    let manifest = sandbox
+        .state()
+        .join("workspaces")
+        .join(&kept[0])
+        .join("manifest.json");
+    std::fs::write(manifest, "{}").unwrap();
+    let refused = act(&["images", "prune", "--all", "--yes"]).exited(1);
+    assert!(
+        refused
+            .err()
+            .contains(&format!("microagent delete {}", kept[0])),
+        "{refused}"
+    );
+    for name in &kept {
+        act(&["delete", name]).success();
+    }
+    act(&["prune", "--all", "--yes"]).success();
+    let usage = act(&["--json", "df"]).success().parsed();
+    assert_eq!(
+        (&usage["images"]["count"], &usage["workspaces"]["count"]),
+        (&0.into(), &0.into())
+    );
+}

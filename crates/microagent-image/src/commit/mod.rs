@@ -171,16 +171,8 @@ impl ImageStore {
             store::stage_bytes(&transaction, &config)?,
             store::stage_bytes(&transaction, &manifest)?,
         ];
-        let entry = Entry {
-            reference: reference.clone(),
-            platform,
-            manifest: digest,
-            media_type: OCI_MANIFEST.to_owned(),
-            manifest_size: manifest.len() as u64,
-            index_digest: None,
-            pulled_at: store::now(),
-            pulled_from: None,
-        };
+        let size = manifest.len() as u64;
+        let entry = Entry::made_here(reference, platform, digest, OCI_MANIFEST, size);
         let image = self.publish(&transaction, &blobs, entry)?;
         events(ImageEvent::Done {
             reference: reference.to_string(),

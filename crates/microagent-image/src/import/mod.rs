@@ -113,6 +113,8 @@ impl ImageStore {
         options: &ImportOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
+        // What comes in stays until its disk is there.
+        let _hold = self.hold()?;
         let import = Import::new(self, path, options, events);
         if fs::metadata(path).context("open", path)?.is_dir() {
             return import.directory();
@@ -247,20 +249,8 @@ impl Import<'_> {
         for bytes in [&chosen.config_bytes, &chosen.manifest_bytes] {
             blobs.push(crate::store::stage_bytes(transaction, bytes)?);
         }
-        self.store.publish(
-            transaction,
-            &blobs,
-            Entry {
-                reference: reference.clone(),
-                platform: chosen.config.platform.clone(),
-                manifest: chosen.digest,
-                media_type: chosen.manifest.media_type.to_owned(),
-                manifest_size: chosen.manifest_bytes.len() as u64,
-                index_digest: chosen.index_digest,
-                pulled_at: crate::store::now(),
-                pulled_from: None,
-            },
-        )
+        self.store
+            .publish(transaction, &blobs, Entry::new(reference, chosen, None))
     }
 
     /// Ends an import: the operation's files go, the disk is held against its note. `built` says that

@@ -34,6 +34,7 @@ use crate::error::{ImageError, Result};
 use crate::event::ImageEvent;
 use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
+use crate::signature::MAX_STATEMENT;
 use download::Download;
 use retry::LONGEST_WAIT;
 use transport::{Ask, Failure, Passing, PassingKind, Transport, Verb};
@@ -138,6 +139,28 @@ impl<'a> Client<'a> {
     }
 
     fn manifest_named(&self, name: &str, expected: Option<Digest>) -> Result<Fetched> {
+        let (bytes, digest, content_type) = self.manifest_bytes(name, expected)?;
+        let document =
+            manifest::parse_as(&bytes, content_type.as_deref()).map_err(|error| match error {
+                ImageError::BadManifest { what, reason } => ImageError::BadManifest {
+                    what: format!("{what} of {}", self.reference),
+                    reason,
+                },
+                other => other,
+            })?;
+        Ok(Fetched {
+            bytes,
+            digest,
+            document,
+        })
+    }
+
+    /// The bytes of a manifest of any kind, its digest, and what the registry says it is.
+    fn manifest_bytes(
+        &self,
+        name: &str,
+        expected: Option<Digest>,
+    ) -> Result<(Vec<u8>, Digest, Option<String>)> {
         let doing = self.doing();
         let path = self.manifest_path(name);
         let (bytes, content_type, declared) = self.retrying(&doing, |_| {
@@ -172,19 +195,38 @@ impl<'a> Client<'a> {
                 actual: digest,
             });
         }
-        let document =
-            manifest::parse_as(&bytes, content_type.as_deref()).map_err(|error| match error {
-                ImageError::BadManifest { what, reason } => ImageError::BadManifest {
-                    what: format!("{what} of {}", self.reference),
-                    reason,
-                },
-                other => other,
-            })?;
-        Ok(Fetched {
-            bytes,
-            digest,
-            document,
-        })
+        Ok((bytes, digest, content_type))
+    }
+
+    /// The manifest under a tag for signatures; `None` if there is none.
+    pub(crate) fn signatures(&self, tag: &str) -> Result<Option<Vec<u8>>> {
+        match self.manifest_bytes(tag, None) {
+            Ok((bytes, ..)) => Ok(Some(bytes)),
+            Err(ImageError::NotFound { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// A small blob: what a signature is of.
+    pub(crate) fn statement(&self, digest: Digest, size: u64) -> Result<Vec<u8>> {
+        let what = format!("the signed statement of {}", self.reference);
+        let doing = format!("downloading {what}");
+        let path = format!("/v2/{}/blobs/{digest}", self.repository);
+        let limit = size.min(MAX_STATEMENT);
+        let bytes = self.retrying(&doing, |_| {
+            let response = self.transport.ask(&path, Ask::default())?;
+            read_bounded(self.expect(response, &doing, &[StatusCode::OK])?, limit)
+        })?;
+        let actual = Digest::of(&bytes);
+        if actual == digest {
+            Ok(bytes)
+        } else {
+            Err(ImageError::DigestMismatch {
+                what,
+                expected: digest,
+                actual,
+            })
+        }
     }
 
     /// Downloads a blob into `file`, going on with what is there, after broken connections too, and

@@ -1,6 +1,5 @@
 //! Base disks: one read-only ext4 file per image, built once, shared by all, never removed under a user.
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +9,7 @@ use std::time::SystemTime;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Transaction};
-use super::{ImageRecord, ImageStore, Reclaimed};
+use super::{ImageRecord, ImageStore};
 use crate::digest::Digest;
 use crate::disk::{
     self, BuildOptions, BuildProgress, BuiltDisk, FORMAT_VERSION as FORMAT, LayerSource,
@@ -67,7 +66,19 @@ struct Note {
     /// Of the sums. A note without is of a time when disks were hashed in one piece: the disk is built again.
     sums: Digest,
     size_bytes: u64,
+    /// What made it; not recorded before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    converter: Option<String>,
 }
+
+/// A disk, and the digest (of its sums) and length that were recorded of it.
+pub(super) struct RecordedDisk {
+    pub(super) path: PathBuf,
+    pub(super) recorded: Option<(Digest, u64)>,
+}
+
+/// What makes disks, as it is recorded with them.
+const CONVERTER: &str = concat!("microagent ", env!("CARGO_PKG_VERSION"));
 
 impl ImageStore {
     /// The image's base disk; built first where there is none, by one process while others wait.
@@ -138,6 +149,7 @@ impl ImageStore {
             manifest: digest,
             sums: built.sums.digest(),
             size_bytes: built.size_bytes,
+            converter: Some(CONVERTER.to_owned()),
         };
         // Numbers and digests: there is nothing here JSON cannot hold.
         let json = serde_json::to_vec(&note).unwrap_or_default();
@@ -160,12 +172,10 @@ impl ImageStore {
             Err(error) => return Err(error),
         };
         let note_path = self.disk_note_path(digest);
-        let note = files::read_bounded(&note_path, MAX_NOTE)?
-            .and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok());
+        let note = self.note(digest)?;
         let length = fs::metadata(&path).context("look at", &path)?.len();
         // A disk that is not what its note says is no disk: it is built again and replaced.
-        let Some(note) = note.filter(|note| note.manifest == digest && note.size_bytes == length)
-        else {
+        let Some(note) = note.filter(|note| note.size_bytes == length) else {
             tracing::warn!(path = %path.display(), "base disk without a matching note");
             return Ok(None);
         };
@@ -183,53 +193,43 @@ impl ImageStore {
         }))
     }
 
-    /// Keeps the disks of `referenced` images in today's format, and those of `keep` in any: what was
-    /// made from an older disk still needs that one.
-    pub(super) fn reclaim_disks(
-        &self,
-        referenced: &BTreeSet<Digest>,
-        keep: &BTreeSet<Digest>,
-        reclaimed: &mut Reclaimed,
-    ) -> Result<()> {
-        let today: BTreeSet<PathBuf> = referenced
-            .iter()
-            .map(|digest| self.disk_path(*digest))
-            .collect();
-        let is_kept = |path: &Path| {
-            let name = path.file_name().and_then(|name| name.to_str());
-            let hex = name.and_then(|name| name.split('.').next());
-            today.contains(path)
-                || hex
-                    .and_then(Digest::from_hex)
-                    .is_some_and(|digest| keep.contains(&digest))
-        };
-        for path in files::entries(&self.disks())? {
-            if path.extension().is_none_or(|extension| extension != "ext4") || is_kept(&path) {
-                continue;
-            }
-            let file = File::open(&path).context("open the base disk", &path)?;
-            if !files::try_lock(&file, &path)? {
-                reclaimed.in_use.push(path);
-                continue;
-            }
-            reclaimed.count(files::remove_file(&path)?);
-            files::remove_file(&path.with_extension("json"))?;
-            files::remove_file(&path.with_extension("sums"))?;
-        }
-        // Notes and sums whose disk never came (a crash between the renames).
-        for path in files::entries(&self.disks())? {
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "json" || extension == "sums")
-                && !path.with_extension("ext4").exists()
-            {
-                files::remove_file(&path)?;
-            }
-        }
-        files::sync_dir(&self.disks())
+    /// The files of an image's disk in today's format, there or not: whoever counts, checks or removes
+    /// disks asks here.
+    pub(super) fn disk_files(&self, digest: Digest) -> Vec<PathBuf> {
+        let path = self.disk_path(digest);
+        vec![
+            path.with_extension("sums"),
+            self.disk_note_path(digest),
+            path,
+        ]
     }
 
-    fn disks(&self) -> PathBuf {
+    /// The disks of an image in today's format that are there, as they were recorded.
+    pub(super) fn recorded_disks(&self, digest: Digest) -> Result<Vec<RecordedDisk>> {
+        let path = self.disk_path(digest);
+        if !path.exists() {
+            return Ok(Vec::new());
+        }
+        let recorded = self.note(digest)?.map(|note| (note.sums, note.size_bytes));
+        Ok(vec![RecordedDisk { path, recorded }])
+    }
+
+    /// What made the image's disk, where that was recorded, and the format of it.
+    pub(super) fn disk_origin(&self, digest: Digest) -> (Option<String>, u32) {
+        // A note that cannot be read records nothing.
+        let note = self.note(digest).ok().flatten();
+        (note.and_then(|note| note.converter), FORMAT)
+    }
+
+    /// What is recorded of an image's disk, if it can be understood.
+    fn note(&self, digest: Digest) -> Result<Option<Note>> {
+        let bytes = files::read_bounded(&self.disk_note_path(digest), MAX_NOTE)?;
+        Ok(bytes
+            .and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok())
+            .filter(|note| note.manifest == digest))
+    }
+
+    pub(super) fn disks(&self) -> PathBuf {
         self.root.join("disks")
     }
 

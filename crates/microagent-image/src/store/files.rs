@@ -4,8 +4,12 @@ use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use crate::error::{IoContext, Result};
+
+/// Held shared by whoever adds content, exclusively by whoever reclaims.
+const ACTIVITY: &str = "activity.lock";
 
 /// Makes a directory only its owner can enter, with its parents; one that is there stays as it is.
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
@@ -135,25 +139,52 @@ pub(crate) fn remove_file(path: &Path) -> Result<Option<u64>> {
     }
 }
 
+/// The right to add content: a shared lock, while which lives nothing in the store is reclaimed.
+#[derive(Debug)]
+pub(crate) struct Activity(#[expect(dead_code, reason = "the lock goes with the file")] File);
+
+impl Activity {
+    /// Takes it; where nobody else has it, what crashes left is removed first.
+    pub(super) fn begin(root: &Path) -> Result<Self> {
+        let path = root.join(ACTIVITY);
+        let activity = lock_file(&path)?;
+        if try_lock(&activity, &path)? {
+            // Nobody is at work, so whatever lies there was left by a crash.
+            sweep(root)?;
+            super::partial::sweep(root, &|age| age > super::partial::KEPT)?;
+            activity.unlock().context("unlock", &path)?;
+        }
+        activity.lock_shared().context("lock", &path)?;
+        Ok(Self(activity))
+    }
+
+    /// Takes the right to reclaim, which nobody shares, within `limit`; `None` if others are at work for
+    /// longer.
+    pub(super) fn alone(root: &Path, limit: Duration) -> Result<Option<Self>> {
+        let path = root.join(ACTIVITY);
+        let activity = lock_file(&path)?;
+        let deadline = Instant::now() + limit;
+        while !try_lock(&activity, &path)? {
+            if Instant::now() >= deadline {
+                return Ok(None);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        Ok(Some(Self(activity)))
+    }
+}
+
 /// A scratch directory for one operation, in which nothing is visible to others. While it lives nothing
 /// in the store is reclaimed; what a crash leaves of it, the next operation removes.
 pub(crate) struct Transaction {
     directory: tempfile::TempDir,
-    _activity: File,
+    _activity: Activity,
 }
 
 impl Transaction {
     pub(super) fn begin(root: &Path) -> Result<Self> {
-        let path = root.join("activity.lock");
-        let activity = lock_file(&path)?;
+        let activity = Activity::begin(root)?;
         let temporary = root.join("tmp");
-        if try_lock(&activity, &path)? {
-            // Nobody is at work, so whatever lies there was left by a crash.
-            sweep(root)?;
-            super::partial::sweep(root, false)?;
-            activity.unlock().context("unlock", &path)?;
-        }
-        activity.lock_shared().context("lock", &path)?;
         let directory = tempfile::Builder::new()
             .prefix("op-")
             .permissions(fs::Permissions::from_mode(0o700))
@@ -173,26 +204,33 @@ impl Transaction {
 
 /// Removes what crashes left. The caller holds the exclusive activity lock.
 pub(super) fn sweep(root: &Path) -> Result<()> {
-    let temporary = root.join("tmp");
-    for entry in entries(&temporary)? {
-        let metadata = fs::symlink_metadata(&entry).context("look at", &entry)?;
-        if metadata.is_dir() {
-            fs::remove_dir_all(&entry).context("remove", &entry)?;
-        } else {
-            fs::remove_file(&entry).context("remove", &entry)?;
-        }
-    }
-    for folder in [root.to_path_buf(), root.join("disks")] {
-        for entry in entries(&folder)? {
-            if entry
-                .file_name()
-                .is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
-            {
-                remove_file(&entry)?;
-            }
-        }
+    for rest in rests(root)? {
+        remove_rest(&rest)?;
     }
     Ok(())
+}
+
+/// What crashes left; certain only for who holds the exclusive activity lock.
+pub(super) fn rests(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut rests = entries(&root.join("tmp"))?;
+    for folder in [root.to_path_buf(), root.join("disks")] {
+        rests.extend(entries(&folder)?.into_iter().filter(|entry| {
+            entry
+                .file_name()
+                .is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
+        }));
+    }
+    Ok(rests)
+}
+
+/// Removes a file or directory that a crash left.
+pub(super) fn remove_rest(path: &Path) -> Result<()> {
+    let metadata = fs::symlink_metadata(path).context("look at", path)?;
+    if metadata.is_dir() {
+        fs::remove_dir_all(path).context("remove", path)
+    } else {
+        remove_file(path).map(drop)
+    }
 }
 
 /// The paths in a directory; none where it does not exist.

@@ -10,16 +10,33 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::files;
+use crate::choose::Chosen;
 use crate::digest::Digest;
 use crate::error::{ImageError, Result};
 use crate::manifest::{Descriptor, DescriptorPlatform, OCI_INDEX};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::signature::CheckedSignature;
 
 const REF_NAME: &str = "org.opencontainers.image.ref.name";
 const PULLED_AT: &str = "microagent.pulled-at";
 const INDEX_DIGEST: &str = "microagent.index-digest";
 const PULLED_FROM: &str = "microagent.pulled-from";
+const TAGGED_FROM: &str = "microagent.tagged-from";
+const SIGNATURE: &str = "microagent.signature";
+/// The version of what we note of an image; what has none is of version 1, which knew no signatures.
+const RECORD: &str = "microagent.record";
+/// Today's.
+pub(super) const RECORD_VERSION: u32 = 2;
+const OURS: [&str; 7] = [
+    REF_NAME,
+    PULLED_AT,
+    INDEX_DIGEST,
+    PULLED_FROM,
+    TAGGED_FROM,
+    SIGNATURE,
+    RECORD,
+];
 /// `index.json` is ours and small; more than this is damage.
 const MAX_INDEX: u64 = 64 << 20;
 
@@ -35,6 +52,51 @@ pub(crate) struct Entry {
     pub(crate) pulled_at: SystemTime,
     /// The registry it was pulled from; none of what was imported.
     pub(crate) pulled_from: Option<String>,
+    /// The name it came under, where this one was given to it afterwards.
+    pub(crate) tagged_from: Option<Reference>,
+    pub(crate) signature: Option<CheckedSignature>,
+    /// The version it was written with.
+    pub(crate) version: u32,
+    /// Notes that are not ours to judge: of other tools, and of versions to come.
+    pub(crate) other: BTreeMap<String, String>,
+}
+
+impl Entry {
+    /// What `chosen` is known by from now on.
+    pub(crate) fn new(reference: &Reference, chosen: &Chosen, pulled_from: Option<String>) -> Self {
+        let size = chosen.manifest_bytes.len() as u64;
+        let platform = chosen.config.platform.clone();
+        let media_type = chosen.manifest.media_type;
+        Self {
+            index_digest: chosen.index_digest,
+            pulled_from,
+            ..Self::made_here(reference, platform, chosen.digest, media_type, size)
+        }
+    }
+
+    /// What an image is known by that came from no registry and out of no index.
+    pub(crate) fn made_here(
+        reference: &Reference,
+        platform: Platform,
+        manifest: Digest,
+        media_type: &str,
+        manifest_size: u64,
+    ) -> Self {
+        Self {
+            reference: reference.clone(),
+            platform,
+            manifest,
+            media_type: media_type.to_owned(),
+            manifest_size,
+            index_digest: None,
+            pulled_at: now(),
+            pulled_from: None,
+            tagged_from: None,
+            signature: None,
+            version: RECORD_VERSION,
+            other: BTreeMap::new(),
+        }
+    }
 }
 
 /// Now, to the second: what the index holds.
@@ -94,6 +156,19 @@ impl Entry {
                 .checked_add(Duration::from_secs(seconds.unwrap_or(0)))
                 .unwrap_or(UNIX_EPOCH),
             pulled_from: notes.get(PULLED_FROM).cloned(),
+            tagged_from: notes.get(TAGGED_FROM).and_then(|text| text.parse().ok()),
+            signature: notes
+                .get(SIGNATURE)
+                .and_then(|text| serde_json::from_str(text).ok()),
+            version: notes
+                .get(RECORD)
+                .map_or(Some(1), |text| text.parse().ok())
+                .unwrap_or(RECORD_VERSION),
+            other: notes
+                .iter()
+                .filter(|(name, _)| !OURS.contains(&name.as_str()))
+                .map(|(name, value)| (name.clone(), value.clone()))
+                .collect(),
         })
     }
 
@@ -102,15 +177,28 @@ impl Entry {
             .pulled_at
             .duration_since(UNIX_EPOCH)
             .map_or(0, |since| since.as_secs());
-        let mut notes = BTreeMap::from([
-            (REF_NAME.to_owned(), self.reference.canonical()),
-            (PULLED_AT.to_owned(), seconds.to_string()),
-        ]);
+        let mut notes = self.other.clone();
+        notes.insert(REF_NAME.to_owned(), self.reference.canonical());
+        notes.insert(PULLED_AT.to_owned(), seconds.to_string());
+        if self.version > 1 {
+            notes.insert(RECORD.to_owned(), self.version.to_string());
+        }
         if let Some(digest) = self.index_digest {
             notes.insert(INDEX_DIGEST.to_owned(), digest.to_string());
         }
         if let Some(registry) = &self.pulled_from {
             notes.insert(PULLED_FROM.to_owned(), registry.clone());
+        }
+        if let Some(reference) = &self.tagged_from {
+            notes.insert(TAGGED_FROM.to_owned(), reference.canonical());
+        }
+        // Digests and a time: there is nothing here JSON cannot hold.
+        if let Some(json) = self
+            .signature
+            .as_ref()
+            .and_then(|signature| serde_json::to_string(signature).ok())
+        {
+            notes.insert(SIGNATURE.to_owned(), json);
         }
         Descriptor {
             media_type: self.media_type.clone(),

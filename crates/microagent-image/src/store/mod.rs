@@ -13,14 +13,20 @@
 
 mod disks;
 pub(crate) mod files;
+mod history;
 mod index;
+mod names;
 mod partial;
+mod provenance;
+mod reclaim;
+mod tree;
+mod usage;
+mod verify;
 
-use std::collections::BTreeSet;
 use std::fs::{self, File};
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::SystemTime;
 
 use serde::{Serialize, Serializer};
 
@@ -31,11 +37,20 @@ use crate::event::ImageEvent;
 use crate::manifest::{self, Document, Layer, MAX_MANIFEST, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
+use crate::signature::CheckedSignature;
 pub use disks::{BaseDisk, BaseDiskGuard};
 pub(crate) use disks::{build, build_to, layer_source};
+use files::Activity;
 pub(crate) use files::Transaction;
+pub use history::{HistoryStep, ImageHistory};
 pub(crate) use index::{Entry, now};
+pub use names::{Tagged, Untagged};
 pub(crate) use partial::Partial;
+pub use provenance::{LayerRecord, Provenance};
+pub use reclaim::{Needs, PruneOptions, PruneReason, Pruned, PrunedImage, Reclaimed, Removed};
+pub use tree::{ImageTree, TreeImage, TreeLayer};
+pub use usage::{Bytes, ImageUsage, StoreUsage};
+pub use verify::{CheckedImage, ImageDivergence, StoreVerification};
 
 /// The `oci-layout` file every OCI layout has.
 pub(crate) const LAYOUT: &[u8] = br#"{"imageLayoutVersion":"1.0.0"}"#;
@@ -72,6 +87,10 @@ pub struct ImageRecord {
     pub pulled_at: SystemTime,
     /// The registry or mirror it was pulled from; `None` for what was imported.
     pub pulled_from: Option<String>,
+    /// The name it came under, where somebody gave it this one afterwards.
+    pub tagged_from: Option<Reference>,
+    /// The signature that was checked, if one was.
+    pub signature: Option<CheckedSignature>,
     /// When its base disk was last asked for.
     #[serde(serialize_with = "rfc3339_or_null")]
     pub last_used: Option<SystemTime>,
@@ -103,7 +122,7 @@ fn rfc3339_or_null<S: Serializer>(
     }
 }
 
-/// A record and the image's configuration.
+/// A record, the image's configuration, and where it comes from.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageDetails {
     /// What the store knows.
@@ -111,28 +130,15 @@ pub struct ImageDetails {
     pub record: ImageRecord,
     /// What the image says of itself.
     pub image: ImageConfig,
+    /// Where it comes from, and what was made of it.
+    pub provenance: Provenance,
 }
 
-/// What [`ImageStore::remove`] did.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Removed {
-    /// The records that are gone.
-    pub records: Vec<ImageRecord>,
-    /// What was reclaimed.
-    pub reclaimed: Reclaimed,
-}
-
-/// What became free.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Reclaimed {
-    /// How many blobs and disks went.
-    pub files: u64,
-    /// How many bytes of storage they held.
-    pub bytes: u64,
-    /// Unreferenced disks that stay because they are in use.
-    pub in_use: Vec<PathBuf>,
-    /// Whether nothing was reclaimed because another process is adding content; a later removal does it.
-    pub deferred: bool,
+/// While one lives, in any process, nothing of the store is removed: take it before an image is looked for,
+/// and keep it until the image's [`BaseDisk`] is held, or until what was read is no longer needed.
+#[derive(Debug)]
+pub struct StoreHold {
+    _activity: Activity,
 }
 
 impl ImageStore {
@@ -161,6 +167,29 @@ impl ImageStore {
     #[must_use]
     pub fn root(&self) -> &Path {
         &self.root
+    }
+
+    /// Keeps everything that is in the store from being removed; waits for a removal that is under way.
+    ///
+    /// # Errors
+    /// When the store cannot be locked.
+    pub fn hold(&self) -> Result<StoreHold> {
+        Ok(StoreHold {
+            _activity: Activity::begin(&self.root)?,
+        })
+    }
+
+    /// The names in the store at `root`, whatever became of the images. Touches nothing: where there is
+    /// no store there are no names.
+    ///
+    /// # Errors
+    /// When the index cannot be read.
+    pub fn names(root: &Path) -> Result<Vec<Reference>> {
+        let entries = index::read(&root.join("index.json"))?;
+        let mut names: Vec<_> = entries.into_iter().map(|entry| entry.reference).collect();
+        names.sort();
+        names.dedup();
+        Ok(names)
     }
 
     /// Everything in the store, by reference and platform. An image whose files are damaged is left out
@@ -215,9 +244,16 @@ impl ImageStore {
     /// # Errors
     /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], or when its files cannot be read.
     pub fn inspect(&self, name: &str) -> Result<ImageDetails> {
-        let record = self.select(name, None)?;
+        let entries = self.entries()?;
+        let chosen = &self.meant(name, None, &entries)?;
+        let record = self.record(chosen)?;
         let image = self.config(&record)?;
-        Ok(ImageDetails { record, image })
+        let provenance = self.provenance(chosen, &record, &image);
+        Ok(ImageDetails {
+            record,
+            image,
+            provenance,
+        })
     }
 
     /// Finds one image as [`inspect`](Self::inspect) does, of the given platform if there is one.
@@ -226,8 +262,24 @@ impl ImageStore {
     /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], [`ImageError::NoSuchPlatform`], or when its files
     /// cannot be read.
     pub fn select(&self, name: &str, platform: Option<&Platform>) -> Result<ImageRecord> {
-        let found = self.find(name)?;
-        // Among the platforms of one image, the host's is meant.
+        self.record(&self.meant(name, platform, &self.entries()?)?)
+    }
+
+    /// The configuration of an image.
+    ///
+    /// # Errors
+    /// When the stored configuration is missing, damaged or refused.
+    pub fn config(&self, record: &ImageRecord) -> Result<ImageConfig> {
+        ImageConfig::parse(&self.blob_bytes(record.config, MAX_CONFIG)?)
+    }
+
+    fn entries(&self) -> Result<Vec<Entry>> {
+        index::read(&self.root.join("index.json"))
+    }
+
+    /// The one image that is meant by `name`: among the platforms of one, the given or the host's.
+    fn meant(&self, name: &str, platform: Option<&Platform>, entries: &[Entry]) -> Result<Entry> {
+        let found = self.find_in(name, entries)?;
         let wanted = platform.cloned().unwrap_or_else(Platform::host);
         let best = found
             .iter()
@@ -248,105 +300,13 @@ impl ImageStore {
         let mut meant = found
             .iter()
             .filter(|entry| best.is_none() || entry.platform.fit(&wanted) == best);
-        let chosen = match (meant.next(), meant.next()) {
+        match (meant.next(), meant.next()) {
             (Some(first), Some(second)) if second.manifest != first.manifest => {
-                return Err(ambiguous(name, &found));
+                Err(ambiguous(name, &found))
             }
-            (Some(first), _) => first,
-            (None, _) => return Err(ambiguous(name, &found)),
-        };
-        self.record(chosen)
-    }
-
-    /// The configuration of an image.
-    ///
-    /// # Errors
-    /// When the stored configuration is missing, damaged or refused.
-    pub fn config(&self, record: &ImageRecord) -> Result<ImageConfig> {
-        ImageConfig::parse(&self.blob_bytes(record.config, MAX_CONFIG)?)
-    }
-
-    /// Drops images from the index, then reclaims every blob and disk nothing refers to any more: but
-    /// never a disk that is in use (somebody holds its [`BaseDiskGuard`]) or named in `keep`.
-    ///
-    /// `name` is a reference (all its platforms go), a digest (all names of that image go) or a unique
-    /// prefix of a digest.
-    ///
-    /// # Errors
-    /// [`ImageError::Unknown`], [`ImageError::Ambiguous`], or when files cannot be changed.
-    pub fn remove(&self, name: &str, keep: &BTreeSet<Digest>) -> Result<Removed> {
-        let mut removed = Removed::default();
-        let transaction = self.begin()?;
-        self.change_index(&transaction, |entries| {
-            let doomed = self.find_in(name, entries)?;
-            for entry in &doomed {
-                // A damaged image must be removable: then there is no record to show.
-                if let Ok(record) = self.record(entry) {
-                    removed.records.push(record);
-                }
-            }
-            entries.retain(|entry| !doomed.contains(entry));
-            Ok(())
-        })?;
-        drop(transaction);
-        removed.reclaimed = self.reclaim(keep)?;
-        Ok(removed)
-    }
-
-    /// Removes every blob and disk that no record refers to, with the exceptions of
-    /// [`remove`](Self::remove).
-    ///
-    /// # Errors
-    /// When files cannot be read or removed.
-    pub fn reclaim(&self, keep: &BTreeSet<Digest>) -> Result<Reclaimed> {
-        let mut reclaimed = Reclaimed::default();
-        let lock_path = self.root.join("activity.lock");
-        let activity = files::lock_file(&lock_path)?;
-        let deadline = Instant::now() + Duration::from_millis(500);
-        while !files::try_lock(&activity, &lock_path)? {
-            if Instant::now() >= deadline {
-                reclaimed.deferred = true;
-                return Ok(reclaimed);
-            }
-            std::thread::sleep(Duration::from_millis(10));
+            (Some(first), _) => Ok(first.clone()),
+            (None, _) => Err(ambiguous(name, &found)),
         }
-        files::sweep(&self.root)?;
-        for bytes in partial::sweep(&self.root, true)? {
-            reclaimed.count(Some(bytes));
-        }
-        let mut blobs = BTreeSet::new();
-        let mut images = BTreeSet::new();
-        for entry in self.entries()? {
-            blobs.insert(entry.manifest);
-            images.insert(entry.manifest);
-            // Where a manifest is damaged its layers cannot be told from others: keep everything.
-            let manifest = self.manifest(entry.manifest)?;
-            blobs.insert(manifest.config.digest);
-            blobs.extend(manifest.layers.iter().map(|layer| layer.digest));
-        }
-        for path in files::entries(&self.blobs())? {
-            let name = path
-                .file_name()
-                .and_then(|name| name.to_str())
-                .and_then(Digest::from_hex);
-            if name.is_some_and(|digest| !blobs.contains(&digest)) {
-                reclaimed.count(files::remove_file(&path)?);
-            }
-        }
-        self.reclaim_disks(&images, keep, &mut reclaimed)?;
-        // Whoever waits for one of these holds the activity lock, so nobody does.
-        for path in files::entries(&self.root.join("locks"))? {
-            files::remove_file(&path)?;
-        }
-        Ok(reclaimed)
-    }
-
-    fn entries(&self) -> Result<Vec<Entry>> {
-        index::read(&self.root.join("index.json"))
-    }
-
-    fn find(&self, name: &str) -> Result<Vec<Entry>> {
-        self.find_in(name, &self.entries()?)
     }
 
     /// The image with this manifest, under whatever name.
@@ -410,6 +370,8 @@ impl ImageStore {
             layers: manifest.layers,
             pulled_at: entry.pulled_at,
             pulled_from: entry.pulled_from.clone(),
+            tagged_from: entry.tagged_from.clone(),
+            signature: entry.signature.clone(),
             last_used: used.ok(),
             disk: disk.exists().then_some(disk),
         })
@@ -484,7 +446,7 @@ impl ImageStore {
         &self,
         transaction: &Transaction,
         blobs: &[StagedBlob],
-        entry: Entry,
+        mut entry: Entry,
     ) -> Result<ImageRecord> {
         for (digest, staged) in blobs {
             let path = self.blob_path(*digest);
@@ -495,44 +457,20 @@ impl ImageStore {
             }
         }
         files::sync_dir(&self.blobs())?;
-        let record = self.record(&entry)?;
         self.change_index(transaction, |entries| {
+            // A signature is of the content, under whatever name it came, and holds as long as that.
+            if entry.signature.is_none() {
+                entry.signature = entries
+                    .iter()
+                    .find(|old| old.manifest == entry.manifest && old.signature.is_some())
+                    .and_then(|old| old.signature.clone());
+            }
             entries
                 .retain(|old| old.reference != entry.reference || old.platform != entry.platform);
-            entries.push(entry);
+            entries.push(entry.clone());
             Ok(())
         })?;
-        Ok(record)
-    }
-
-    /// Makes an image known under `reference` too.
-    pub(crate) fn name(&self, record: &ImageRecord, reference: &Reference) -> Result<ImageRecord> {
-        if record.reference == *reference {
-            return Ok(record.clone());
-        }
-        let transaction = self.begin()?;
-        let mut named = None;
-        self.change_index(&transaction, |entries| {
-            let found = entries.iter().find(|entry| {
-                entry.reference == record.reference && entry.platform == record.platform
-            });
-            if let Some(entry) = found {
-                let entry = Entry {
-                    reference: reference.clone(),
-                    ..entry.clone()
-                };
-                named = Some(entry.clone());
-                entries.push(entry);
-            }
-            Ok(())
-        })?;
-        match named {
-            Some(entry) => self.record(&entry),
-            // It was removed this instant.
-            None => Err(ImageError::Unknown {
-                name: reference.to_string(),
-            }),
-        }
+        self.record(&entry)
     }
 
     /// Inside a transaction, so that no sweep takes the new index for the rest of a crash.
@@ -548,15 +486,6 @@ impl ImageStore {
         let mut entries = index::read(&path)?;
         change(&mut entries)?;
         index::write(&path, &entries)
-    }
-}
-
-impl Reclaimed {
-    fn count(&mut self, freed: Option<u64>) {
-        if let Some(bytes) = freed {
-            self.files += 1;
-            self.bytes += bytes;
-        }
     }
 }
 

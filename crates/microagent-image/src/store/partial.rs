@@ -15,7 +15,7 @@ use crate::digest::Digest;
 use crate::error::{IoContext, Result};
 
 /// How long a download that nobody goes on with is kept.
-const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A layer on its way, locked for as long as this value lives.
 pub(crate) struct Partial {
@@ -74,18 +74,24 @@ fn is_at(file: &File, path: &Path) -> Result<bool> {
     }
 }
 
-/// Removes downloads that nobody went on with for long, or all of them. The caller holds the exclusive
-/// activity lock, so none is under way. Tells what came free.
-pub(super) fn sweep(root: &Path, all: bool) -> Result<Vec<u64>> {
-    let mut freed = Vec::new();
-    for path in files::entries(&directory(root))? {
-        let age = fs::symlink_metadata(&path)
-            .and_then(|metadata| metadata.modified())
-            .ok()
-            .and_then(|changed| changed.elapsed().ok());
-        if all || age.is_some_and(|age| age > KEPT) {
-            freed.extend(files::remove_file(&path)?);
-        }
+/// Downloads that nobody goes on with, of an age that `is_old`. The caller holds the exclusive activity
+/// lock, so none is under way.
+pub(super) fn abandoned(root: &Path, is_old: &dyn Fn(Duration) -> bool) -> Result<Vec<PathBuf>> {
+    let mut paths = files::entries(&directory(root))?;
+    paths.retain(|path| {
+        let changed = fs::symlink_metadata(path).and_then(|metadata| metadata.modified());
+        // What was changed in the future is as young as it gets.
+        is_old(changed.map_or(Duration::ZERO, |changed| {
+            changed.elapsed().unwrap_or_default()
+        }))
+    });
+    Ok(paths)
+}
+
+/// Removes them.
+pub(super) fn sweep(root: &Path, is_old: &dyn Fn(Duration) -> bool) -> Result<()> {
+    for path in abandoned(root, is_old)? {
+        files::remove_file(&path)?;
     }
-    Ok(freed)
+    Ok(())
 }

@@ -88,6 +88,8 @@ impl Images<'_> {
             ));
         }
         let pulling = pull_options(self.config, platform)?;
+        // Nothing of the image goes before its root file system is written.
+        let _hold = store.hold()?;
         let record = store.ensure(reference, options.pull, &pulling, events)?;
         let was_here = known.is_some_and(|known| known.digest == record.digest);
         let size = options.size.map(|size| u64::from(size.0) << 20);

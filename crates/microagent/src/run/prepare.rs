@@ -80,6 +80,12 @@ fn image(
     let listener = Arc::clone(events);
     let progress = move |event| listener(RunEvent::Image(event));
     let pull = images::pull_options(config, platform)?;
+    let pull = match &options.verify_key {
+        Some(key) => pull.verify_key(key.clone()),
+        None => pull,
+    };
+    // Nothing of the image goes between being found and its disk being held.
+    let _hold = store.hold()?;
     let record = store.ensure(reference, options.pull, &pull, &progress)?;
     let image_config = store.config(&record)?;
     let disk = store.base_disk(&record, &progress)?;

@@ -57,7 +57,7 @@ impl WorkspaceFilter {
 }
 
 /// Whether `text` is `pattern`, in which `*` stands for any text.
-fn is_like(text: &str, pattern: &str) -> bool {
+pub(crate) fn is_like(text: &str, pattern: &str) -> bool {
     let Some((first, rest)) = pattern.split_once('*') else {
         return text == pattern;
     };

@@ -1,6 +1,6 @@
 //! Every workspace, a row each.
 
-use std::{fs, io, path::Path};
+use std::{io, path::Path};
 
 use microagent_protocol::{
     Backend, NetworkMode, State, Timestamp, WorkspaceName,
@@ -11,7 +11,8 @@ use serde::Serialize;
 use super::{history, manifest::Manifest};
 use crate::{
     config::Config,
-    error::{Error, IoContext, Result},
+    directories,
+    error::{Error, Result},
     supervise::RestartPolicy,
 };
 
@@ -43,30 +44,10 @@ pub struct WorkspaceSummary {
 }
 
 pub(super) fn list(config: &Config) -> Result<Vec<WorkspaceSummary>> {
-    let root = config.workspaces_dir();
-    let entries = match fs::read_dir(&root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => {
-            return Err(Error::Io {
-                doing: "list",
-                path: root,
-                source,
-            });
-        }
-    };
-    let mut rows = Vec::new();
-    for entry in entries {
-        let path = entry.context("list", &root)?.path();
-        let name = path.file_name().and_then(|name| name.to_str());
-        if let Some(name) = name.and_then(|name| name.parse().ok())
-            && let Some(row) = summary(name, &path)
-        {
-            rows.push(row);
-        }
-    }
-    rows.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(rows)
+    let named = directories::named(config)?.into_iter();
+    Ok(named
+        .filter_map(|(name, path)| summary(name, &path))
+        .collect())
 }
 
 /// `None` for what is being made, or was removed meanwhile.

@@ -50,6 +50,7 @@ pub use self::{
     verify::{Divergence, Verification, Verify},
 };
 pub(crate) use create::{fill, manifest as make_manifest};
+pub(crate) use filter::is_like;
 
 use crate::{
     config::Config,
@@ -134,6 +135,15 @@ impl<'a> Workspaces<'a> {
     /// When the directory of workspaces cannot be read.
     pub fn list(&self) -> Result<Vec<WorkspaceSummary>> {
         list::list(self.config)
+    }
+
+    /// The names of all workspaces. Looks into none of them.
+    ///
+    /// # Errors
+    /// When the directory of workspaces cannot be read.
+    pub fn names(&self) -> Result<Vec<WorkspaceName>> {
+        let named = directories::named(self.config)?;
+        Ok(named.into_iter().map(|(name, _)| name).collect())
     }
 
     /// Removes a workspace, whatever state its files are in. With `force` a live one is killed

@@ -14,6 +14,7 @@ use super::bytes::{Packing, digest_of, pack};
 pub struct TinyImage {
     architecture: String,
     config: Value,
+    history: Option<Value>,
     layers: Vec<Content>,
 }
 
@@ -33,6 +34,7 @@ impl TinyImage {
         Self {
             architecture: architecture.to_owned(),
             config: json!({}),
+            history: None,
             layers: Vec::new(),
         }
     }
@@ -67,6 +69,13 @@ impl TinyImage {
         self
     }
 
+    /// Sets the `history` (`[{"created_by": "RUN x", "empty_layer": true}]`).
+    #[must_use]
+    pub fn history(mut self, history: Value) -> Self {
+        self.history = Some(history);
+        self
+    }
+
     /// Writes the blobs and returns the manifest's descriptor.
     fn write(&self, layout: &Layout) -> Result<Value> {
         let mut diff_ids = Vec::new();
@@ -78,12 +87,15 @@ impl TinyImage {
                 &layer.blob,
             )?);
         }
-        let config = json!({
+        let mut config = json!({
             "architecture": self.architecture,
             "os": "linux",
             "config": self.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
+        if let Some(history) = &self.history {
+            config["history"] = history.clone();
+        }
         let config = layout.blob(
             "application/vnd.oci.image.config.v1+json",
             &serde_json::to_vec(&config)?,
@@ -177,8 +189,26 @@ impl Layout {
             }
         };
         let named = digest(&top);
+        self.name(name, &mut top)?;
+        Ok((named, each))
+    }
+
+    /// Adds a manifest that is no image under `name`, and returns its digest.
+    ///
+    /// # Errors
+    /// When files cannot be written.
+    pub fn add_manifest(&mut self, name: &str, manifest: &Value) -> Result<String> {
+        let mut top = self.blob(
+            "application/vnd.oci.image.manifest.v1+json",
+            &serde_json::to_vec(manifest)?,
+        )?;
+        self.name(name, &mut top)?;
+        Ok(top["digest"].as_str().unwrap_or_default().to_owned())
+    }
+
+    fn name(&mut self, name: &str, top: &mut Value) -> Result<()> {
         top["annotations"] = json!({"org.opencontainers.image.ref.name": name});
-        self.names.insert(name.to_owned(), top);
+        self.names.insert(name.to_owned(), top.clone());
         let index = json!({
             "schemaVersion": 2,
             "manifests": self.names.values().collect::<Vec<_>>(),
@@ -187,6 +217,6 @@ impl Layout {
             self.directory.join("index.json"),
             serde_json::to_vec(&index)?,
         )?;
-        Ok((named, each))
+        Ok(())
     }
 }

@@ -1,14 +1,20 @@
 //! `microagent images`.
 
 mod export;
+mod history;
 mod import;
 mod inspect;
 mod list;
 mod load;
 mod outdated;
+pub(crate) mod prune;
 mod pull;
 pub(crate) mod push;
 mod rm;
+mod tag;
+mod tree;
+mod untag;
+mod verify;
 
 use clap::Subcommand;
 use microagent::{Error, ImageRecord};
@@ -29,16 +35,28 @@ pub(crate) enum ImagesCommand {
     Load(load::LoadArgs),
     /// Send an image to a registry
     Push(push::PushArgs),
-    /// List the images in the store
+    /// List the images in the store, with what they take
     #[command(alias = "ls")]
-    List,
+    List(list::ListArgs),
     /// Ask the registries whether the images in the store are what their tags stand for now
     Outdated(outdated::OutdatedArgs),
-    /// Show an image and its configuration
+    /// Show an image, its configuration and where it comes from
     Inspect(inspect::InspectArgs),
     /// Remove images
     #[command(alias = "remove", alias = "delete")]
     Rm(rm::RmArgs),
+    /// Give an image one more name
+    Tag(tag::TagArgs),
+    /// Take a name away and keep the image
+    Untag(untag::UntagArgs),
+    /// Show how an image came to be
+    History(history::HistoryArgs),
+    /// Show images with their layers, and what they share
+    Tree(tree::TreeArgs),
+    /// Read what is stored again, and name what is damaged
+    Verify(verify::VerifyArgs),
+    /// Take away what nobody needs
+    Prune(prune::PruneArgs),
 }
 
 pub(crate) fn run(command: ImagesCommand, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
@@ -50,9 +68,15 @@ pub(crate) fn run(command: ImagesCommand, globals: &Globals, screen: &Screen) ->
         ImagesCommand::Save(args) => export::run(args.into(), globals, screen),
         ImagesCommand::Load(args) => load::run(args, globals, screen),
         ImagesCommand::Push(args) => push::run(args, globals, screen),
-        ImagesCommand::List => list::run(globals, screen),
+        ImagesCommand::List(args) => list::run(&args, globals, screen),
         ImagesCommand::Inspect(args) => inspect::run(&args, globals, screen),
         ImagesCommand::Rm(args) => rm::run(&args, globals, screen),
+        ImagesCommand::Tag(args) => tag::run(&args, globals, screen),
+        ImagesCommand::Untag(args) => untag::run(&args, globals, screen),
+        ImagesCommand::History(args) => history::run(&args, globals, screen),
+        ImagesCommand::Tree(args) => tree::run(&args, globals, screen),
+        ImagesCommand::Verify(args) => verify::run(&args, globals, screen),
+        ImagesCommand::Prune(args) => prune::run(&args, globals, screen),
     }
 }
 

@@ -1,11 +1,13 @@
 //! `microagent images outdated`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, Microagent, OutdatedImage, OutdatedState};
 use serde::Serialize;
 
 use crate::{
     cli::{EXIT_FAILURE, Globals},
+    completion,
     output::{Screen, short, table},
     surroundings,
 };
@@ -13,6 +15,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct OutdatedArgs {
     /// Only these images: references, or digests or the beginnings of them
+    #[arg(add = ArgValueCompleter::new(completion::images))]
     images: Vec<String>,
     /// Speak plain HTTP to this registry (HOST[:PORT]); repeatable
     #[arg(long, value_name = "HOST")]

@@ -2,15 +2,22 @@
 
 mod summary;
 
-use std::sync::{Mutex, PoisonError};
+use std::{
+    path::PathBuf,
+    sync::{Mutex, PoisonError},
+};
 
 use clap::Args;
-use microagent::{Error, ImageEvent, ImageRecord, Microagent, Platform};
+use clap_complete::engine::ArgValueCompleter;
+use microagent::{
+    Error, ImageEvent, ImagePullOptions, ImageRecord, Microagent, Platform, VerifyKey,
+};
 use serde::Serialize;
 
 use self::summary::Summaries;
 use crate::{
     cli::{EXIT_FAILURE, Form, Globals},
+    completion,
     output::Screen,
     progress::Progress,
     surroundings,
@@ -19,11 +26,15 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct PullArgs {
     /// The images: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCompleter::new(completion::images))]
     images: Vec<String>,
     /// Which of a multi-platform image's images, such as linux/amd64 [default: this host's]
     #[arg(long, value_name = "OS/ARCH")]
     platform: Option<Platform>,
+    /// Accept only images with a signature of this key (a PEM file with cosign's public key, or any
+    /// other of ECDSA, Ed25519 or RSA)
+    #[arg(long, value_name = "FILE")]
+    verify_key: Option<PathBuf>,
     /// Speak plain HTTP to this registry (HOST[:PORT]); repeatable
     #[arg(long, value_name = "HOST")]
     insecure_registry: Vec<String>,
@@ -37,20 +48,24 @@ struct List {
 
 pub(crate) fn run(args: &PullArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &args.insecure_registry)?);
+    let mut options = ImagePullOptions::new();
+    options.platform = args.platform.clone();
+    if let Some(path) = &args.verify_key {
+        options.verify_key = Some(VerifyKey::read(path)?);
+    }
     let progress = Progress::new(screen);
     let summaries = Mutex::new(Summaries::default());
-    let pulled = microagent.images().pull_all(
-        &args.images,
-        args.platform.as_ref(),
-        &|image, event: ImageEvent| {
-            screen.event(image, &event);
-            progress.image(&event);
-            summaries
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner)
-                .hear(image, &event);
-        },
-    );
+    let pulled =
+        microagent
+            .images()
+            .pull_all(&args.images, &options, &|image, event: ImageEvent| {
+                screen.event(image, &event);
+                progress.image(&event);
+                summaries
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .hear(image, &event);
+            });
     progress.clear();
     let summaries = summaries
         .into_inner()

@@ -1,11 +1,13 @@
 //! `microagent images rm`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, Microagent};
 use serde_json::json;
 
 use crate::{
     cli::{EXIT_FAILURE, Globals},
+    completion,
     output::{Screen, size},
     surroundings,
 };
@@ -13,7 +15,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct RmArgs {
     /// The images: references, or digests or the beginnings of them
-    #[arg(required = true)]
+    #[arg(required = true, add = ArgValueCompleter::new(completion::images))]
     images: Vec<String>,
 }
 

@@ -1,10 +1,12 @@
 //! `microagent kernel inspect`.
 
 use clap::Args;
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, KernelRecord, Microagent};
 
 use crate::{
     cli::Globals,
+    completion,
     output::{Screen, size},
     surroundings,
 };
@@ -12,6 +14,7 @@ use crate::{
 #[derive(Debug, Args)]
 pub(crate) struct InspectArgs {
     /// The kernel's id, as `kernel list` shows it
+    #[arg(add = ArgValueCompleter::new(completion::kernels))]
     kernel: String,
 }
 

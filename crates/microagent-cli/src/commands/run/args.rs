@@ -3,10 +3,12 @@
 use std::{path::PathBuf, time::Duration};
 
 use clap::{Args, error::ErrorKind};
+use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, RunOptions, TtySize, WorkspaceName};
 
 use crate::{
     cli::{Globals, usage},
+    completion,
     options::{Words, WorkspaceArgs, duration},
     surroundings,
 };
@@ -39,7 +41,7 @@ Exit codes:
        microagent run [OPTIONS] --file SPEC [IMAGE [COMMAND [ARG]...]]")]
 pub(crate) struct RunArgs {
     /// The image: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
-    #[arg(value_name = "IMAGE")]
+    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(completion::images))]
     first: Option<String>,
     /// The command and its arguments [default: the image's own]
     #[arg(

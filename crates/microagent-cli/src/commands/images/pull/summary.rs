@@ -23,6 +23,7 @@ struct Summary {
     came: BTreeMap<Digest, (u64, u64)>,
     mirror: Option<String>,
     moved: Option<(Digest, Digest)>,
+    verified: bool,
 }
 
 impl Summaries {
@@ -35,6 +36,7 @@ impl Summaries {
             came: BTreeMap::new(),
             mirror: None,
             moved: None,
+            verified: false,
         });
         match event {
             ImageEvent::Resolved { layers, .. } => summary.layers = *layers,
@@ -49,6 +51,7 @@ impl Summaries {
             }
             ImageEvent::FromMirror { mirror, .. } => summary.mirror = Some(mirror.clone()),
             ImageEvent::TagMoved { from, to, .. } => summary.moved = Some((*from, *to)),
+            ImageEvent::SignatureVerified { .. } => summary.verified = true,
             ImageEvent::Done { .. } => summary.took = summary.begun.elapsed(),
             _ => {}
         }
@@ -83,6 +86,9 @@ impl Summaries {
         }
         if let Some(mirror) = &summary.mirror {
             line.push_str(&format!(", from the mirror {mirror}"));
+        }
+        if summary.verified {
+            line.push_str(", signed");
         }
         if let Some((from, to)) = &summary.moved {
             line.push_str(&format!(
