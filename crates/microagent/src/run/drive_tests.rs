@@ -87,8 +87,10 @@ impl Fake {
         let request: Request = frame.json().unwrap();
         match request.command {
             Command::Subscribe { owner: true } => {
+                // Whoever is answered may kill at once, and then the owner must be known.
+                let mut owner = lock(&self.owner);
                 respond(&mut stream, Ok(Answer::Subscribed));
-                *lock(&self.owner) = Some(stream);
+                *owner = Some(stream);
             }
             Command::Kill => {
                 lock(&self.asked).push("kill".to_owned());
