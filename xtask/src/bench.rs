@@ -13,8 +13,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bench_image, bench_net, bench_pull, bench_run, bench_workspace, debian, install, packages,
-    process,
+    bench_exec, bench_image, bench_net, bench_pull, bench_run, bench_workspace, debian, install,
+    packages, process,
 };
 
 /// One measured figure.
@@ -94,6 +94,8 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
         "start-vs-bare-boot",
         bench_workspace::start_against_bare_boot,
     ),
+    ("exec", bench_exec::exec),
+    ("copy", bench_exec::copy),
     ("import-vs-umoci-mke2fs", bench_image::import),
     ("pull-1gb", bench_pull::pull),
     ("pull-100000-files", bench_pull::pull_many_files),

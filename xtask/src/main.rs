@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 mod bench;
+mod bench_exec;
 mod bench_image;
 mod bench_net;
 mod bench_pull;
