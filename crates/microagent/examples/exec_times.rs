@@ -1,5 +1,6 @@
 //! Runs a command in a running workspace, again and again, and prints how long each took, in
 //! milliseconds: `exec_times STATE_DIR WORKSPACE COUNT COMMAND [ARG]...`
+#![allow(clippy::print_stdout)]
 
 use std::time::Instant;
 
