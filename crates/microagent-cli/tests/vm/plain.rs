@@ -66,20 +66,21 @@ fn the_program_tells_of_itself() {
     for (shell, sign) in [
         ("bash", "complete -F"),
         ("zsh", "#compdef microagent"),
-        ("fish", "complete -c microagent"),
+        ("fish", "complete --command microagent"),
     ] {
         let script = sandbox.microagent(["completions", shell]).run().success();
-        for word in [sign, "quarantine", "--mediation-optional"] {
-            assert!(
-                script.out().contains(word.trim_start_matches('-')),
-                "{shell}: {word}"
-            );
+        for word in [sign, "__complete"] {
+            assert!(script.out().contains(word), "{shell}: {word}");
         }
-        assert!(
-            !script.out().contains("privileged"),
-            "{shell} offers what is refused"
-        );
     }
+    // What the scripts ask the program: every command, and no option that is only there to be refused.
+    let offered = |command: &str, word: &str| {
+        let question = ["__complete", "--", "microagent", command, word];
+        sandbox.microagent(question).run().success().out()
+    };
+    assert!(offered("help", "qua").contains("quarantine"));
+    assert!(offered("run", "--mediation-o").starts_with("--mediation-optional"));
+    assert_eq!(offered("run", "--privi"), "");
 
     let pages = tempfile::tempdir().unwrap();
     let directory = pages.path().join("man1");
