@@ -70,6 +70,18 @@ pub enum Provenance {
     },
 }
 
+impl Provenance {
+    /// Whether somebody answered for what was installed, and the bytes were compared with what they said.
+    #[must_use]
+    pub fn is_vouched(&self) -> bool {
+        match self {
+            Self::DistributionPackage { .. } => true,
+            Self::Host { .. } => false,
+            Self::File { verified, .. } => *verified,
+        }
+    }
+}
+
 /// One package file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PackageProvenance {

@@ -1,8 +1,38 @@
 //! Kernels: what is installed, and how it gets there and out.
 
-use microagent_kernel::{KernelList, KernelProgress, KernelRecord, KernelSource, KernelStore};
+use microagent_kernel::{
+    Divergence, KernelList, KernelProgress, KernelRecord, KernelSource, KernelStore,
+};
+use serde::Serialize;
 
 use crate::{config::Config, error::Result};
+
+/// What reading kernels again showed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CheckedKernels {
+    /// Whether all of them are what was installed.
+    pub ok: bool,
+    /// Each that was read.
+    pub kernels: Vec<CheckedKernel>,
+    /// Why each of the others could not be judged.
+    pub damaged: Vec<String>,
+}
+
+/// A kernel that was read again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[non_exhaustive]
+pub struct CheckedKernel {
+    /// Its id.
+    pub id: String,
+    /// Whether it is what was installed.
+    pub ok: bool,
+    /// Whether what was installed is what somebody answered for: the distribution's signed lists or a digest
+    /// that was demanded. A file that was taken as it was is only the same file still.
+    pub vouched: bool,
+    /// Each file that is not what was installed.
+    pub divergence: Vec<Divergence>,
+}
 
 /// The kernels of a state directory.
 #[derive(Clone, Copy, Debug)]
@@ -59,12 +89,44 @@ impl<'a> Kernels<'a> {
         Ok(self.store()?.default_kernel()?)
     }
 
-    /// Makes a kernel the one that boots when none is named.
+    /// Makes a kernel the one that boots when none is named. Workspaces that exist keep theirs.
     ///
     /// # Errors
     /// When there is no such kernel.
     pub fn set_default(&self, id: &str) -> Result<()> {
         Ok(self.store()?.set_default(id)?)
+    }
+
+    /// Reads the kernels named, or all if none is, and compares each byte with what was installed.
+    ///
+    /// # Errors
+    /// When one that is named is not there or its record is damaged, or a file cannot be read. What differs
+    /// is in the result.
+    pub fn verify(&self, only: &[String]) -> Result<CheckedKernels> {
+        let store = self.store()?;
+        let (records, damaged) = if only.is_empty() {
+            let list = store.list()?;
+            let damaged = list.damaged.iter().map(ToString::to_string).collect();
+            (list.kernels, damaged)
+        } else {
+            let named = only.iter().map(|id| store.inspect(id));
+            (named.collect::<Result<Vec<_>, _>>()?, Vec::new())
+        };
+        let mut kernels = Vec::new();
+        for record in records {
+            let divergence = store.verify(&record.id)?;
+            kernels.push(CheckedKernel {
+                ok: divergence.is_empty(),
+                vouched: record.provenance.is_vouched(),
+                id: record.id,
+                divergence,
+            });
+        }
+        Ok(CheckedKernels {
+            ok: damaged.is_empty() && kernels.iter().all(|kernel| kernel.ok),
+            kernels,
+            damaged,
+        })
     }
 
     /// One kernel by its id.

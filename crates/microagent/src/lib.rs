@@ -70,7 +70,7 @@ pub use images::{
     InvalidImageFilter, InvalidImageSortKey, OutdatedImage, OutdatedState, Rootfs, RootfsOptions,
 };
 pub use io::{RunController, RunIo};
-pub use kernels::Kernels;
+pub use kernels::{CheckedKernel, CheckedKernels, Kernels};
 pub use microagent_image::{
     Bytes, CheckedImage, CheckedSignature, CommitOptions, Committed, Digest, ExportFormat,
     ExportOptions, ExportTo, Exported, ExportedImage, Freshness, HistoryStep, ImageChange,
@@ -81,7 +81,8 @@ pub use microagent_image::{
     Untagged, VerifyKey,
 };
 pub use microagent_kernel::{
-    GUEST_SHA256, KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
+    Divergence as KernelDivergence, GUEST_SHA256, KernelError, KernelList, KernelProgress,
+    KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,

@@ -12,6 +12,7 @@ mod hostile_guest;
 mod images;
 mod json;
 mod kept;
+mod kernels;
 mod library;
 mod lifecycle;
 mod lifetime;

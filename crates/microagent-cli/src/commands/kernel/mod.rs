@@ -4,6 +4,8 @@ mod inspect;
 mod install;
 mod list;
 mod rm;
+mod use_;
+mod verify;
 
 use clap::Subcommand;
 use microagent::{Error, KernelRecord};
@@ -19,6 +21,16 @@ pub(crate) enum KernelCommand {
     List,
     /// Show an installed kernel
     Inspect(inspect::InspectArgs),
+    /// Choose the kernel that boots when none is named
+    ///
+    /// Workspaces that exist keep the kernel they were made with.
+    Use(use_::UseArgs),
+    /// Read kernels again and compare them with what was installed
+    ///
+    /// Exits with 1 if one differs, and names each file that does: remove that kernel and install it
+    /// again. A kernel is "vouched for" when the distribution's signed lists or a digest that was
+    /// demanded said what it had to be; a file that was taken as it was is only the same file still.
+    Verify(verify::VerifyArgs),
     /// Remove kernels
     #[command(alias = "remove", alias = "delete")]
     Rm(rm::RmArgs),
@@ -29,6 +41,8 @@ pub(crate) fn run(command: KernelCommand, globals: &Globals, screen: &Screen) ->
         KernelCommand::Install(args) => install::run(args, globals, screen),
         KernelCommand::List => list::run(globals, screen),
         KernelCommand::Inspect(args) => inspect::run(&args, globals, screen),
+        KernelCommand::Use(args) => use_::run(&args, globals, screen),
+        KernelCommand::Verify(args) => verify::run(&args, globals, screen),
         KernelCommand::Rm(args) => rm::run(&args, globals, screen),
     }
 }
