@@ -215,6 +215,8 @@ fn library() -> BTreeSet<String> {
         Kernels::install,
         Kernels::list,
         Kernels::inspect,
+        Kernels::set_default,
+        Kernels::verify,
         Kernels::remove;
         "Workspace::follow_events" =>
             |workspace: &Workspace<'_>, tell: fn(&Event) -> bool| workspace.follow_events(tell),
