@@ -199,7 +199,7 @@ fn the_base_disk_is_built_once_and_kept_while_used() {
     let mode = std::os::unix::fs::PermissionsExt::mode(
         &fs::metadata(&disks[0].path).unwrap().permissions(),
     );
-    assert_eq!(mode & 0o7777, 0o444);
+    assert_eq!(mode & 0o7777, 0o400);
     let mut fsck = std::process::Command::new("/sbin/e2fsck");
     registry::run_tool("e2fsprogs", fsck.arg("-fn").arg(&disks[0].path)).unwrap();
     assert!(bench.store.list().unwrap()[0].last_used.is_some());

@@ -10,6 +10,7 @@ use microagent::{
     Config, CreateOptions, Microagent, Profile, RunIo, RunOptions, StartOptions, SupervisorProgram,
     Verify,
 };
+use serde_json::Value;
 use testkit::Sandbox;
 
 use crate::random::Random;
@@ -28,6 +29,8 @@ impl Victim {
 
     fn new() -> Self {
         let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+        // Disks and their records are made anew: those of the cache may be of another version.
+        fs::remove_dir_all(sandbox.state().join("images/disks")).unwrap();
         let whole = tempfile::tempdir().unwrap();
         let victim = Self { sandbox, whole };
         let microagent = victim.microagent();
@@ -210,8 +213,7 @@ fn a_changed_byte_of_anything_that_boots_keeps_a_workspace_from_starting() {
         .unwrap();
     assert!(status.verification.ok);
     let manifest = fs::read_to_string(victim.directory().join("manifest.json")).unwrap();
-    let body: serde_json::Value =
-        serde_json::from_str(manifest.split_once('\n').unwrap().1).unwrap();
+    let body: Value = serde_json::from_str(manifest.split_once('\n').unwrap().1).unwrap();
     for part in ["kernel", "initramfs", "base_disk"] {
         let path = Path::new(body["parts"][part]["path"].as_str().unwrap());
         let recorded = body["parts"][part]["sha256"].as_str().unwrap();
@@ -253,6 +255,7 @@ fn a_changed_byte_of_anything_that_boots_keeps_a_workspace_from_starting() {
             );
         }
     }
+    any_byte_of_what_the_store_says(&victim, &microagent, &body);
     assert!(
         microagent
             .workspaces()
@@ -260,4 +263,43 @@ fn a_changed_byte_of_anything_that_boots_keeps_a_workspace_from_starting() {
             .unwrap()
             .deleted
     );
+}
+
+/// The same of the image's manifest and of the record of its disk, each byte of them.
+fn any_byte_of_what_the_store_says(victim: &Victim, microagent: &Microagent, body: &Value) {
+    let images = victim.sandbox.state().join("images");
+    let image = body["image"]["digest"].as_str().unwrap();
+    let disk = Path::new(body["parts"]["base_disk"]["path"].as_str().unwrap());
+    let sums = body["parts"]["base_disk"]["sha256"].as_str().unwrap();
+    let blob = images.join("blobs").join(image.replace(':', "/"));
+    for (path, expected) in [(blob, image), (disk.with_extension("json"), sums)] {
+        let whole = fs::read(&path).unwrap();
+        for at in 0..whole.len() {
+            let mut rotten = whole.clone();
+            rotten[at] ^= 1 << (at % 8);
+            fs::write(&path, &rotten).unwrap();
+            let mut workspace = microagent.workspaces().open(Victim::NAME).unwrap();
+            let what = format!("byte {at} of {}", path.display());
+            let shown = workspace.status(Verify::Changed).unwrap().verification;
+            assert!(!shown.ok, "{what}");
+            let [found] = &shown.divergence[..] else {
+                panic!("{what}: {shown:?}");
+            };
+            assert_eq!(found.expected, expected, "{what}");
+            assert!(!found.actual.is_empty() && found.actual != expected);
+            if at % 64 == 0 {
+                let refused = workspace
+                    .start(&StartOptions::new(), RunIo::captured())
+                    .unwrap_err()
+                    .to_string();
+                for words in [path.to_str().unwrap(), expected, &found.actual] {
+                    assert!(refused.contains(words), "{what}: {refused}");
+                }
+            }
+        }
+        fs::write(&path, &whole).unwrap();
+        let workspace = microagent.workspaces().open(Victim::NAME).unwrap();
+        let shown = workspace.status(Verify::Changed).unwrap();
+        assert!(shown.verification.ok, "{:?}", shown.verification);
+    }
 }

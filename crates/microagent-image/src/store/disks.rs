@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -18,7 +18,7 @@ use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::Layer;
 
-const MAX_NOTE: u64 = 64 << 10;
+pub(super) const MAX_NOTE: u64 = 64 << 10;
 
 /// An image's base disk, kept from being removed for as long as this value lives.
 #[derive(Debug)]
@@ -60,15 +60,43 @@ impl BaseDiskGuard {
 
 /// What is recorded beside a disk.
 #[derive(Serialize, Deserialize)]
-struct Note {
+#[serde(deny_unknown_fields)]
+pub(super) struct Note {
     format: u32,
-    manifest: Digest,
+    pub(super) manifest: Digest,
     /// Of the sums. A note without is of a time when disks were hashed in one piece: the disk is built again.
-    sums: Digest,
+    pub(super) sums: Digest,
     size_bytes: u64,
     /// What made it; not recorded before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     converter: Option<String>,
+    /// Of all of the above, so that no byte of it changes unseen; not recorded before.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    seal: Option<Digest>,
+}
+
+impl Note {
+    fn sealed(mut self) -> Self {
+        self.seal = None;
+        self.seal = Some(Digest::of(&self.json()));
+        self
+    }
+
+    /// Whether it is as it was written.
+    pub(super) fn is_whole(&self) -> bool {
+        let Some(seal) = self.seal else { return true };
+        let open = Self {
+            seal: None,
+            converter: self.converter.clone(),
+            ..*self
+        };
+        Digest::of(&open.json()) == seal
+    }
+
+    fn json(&self) -> Vec<u8> {
+        // Numbers, digests and a word: there is nothing here JSON cannot hold.
+        serde_json::to_vec(self).unwrap_or_default()
+    }
 }
 
 /// A disk, and the digest (of its sums) and length that were recorded of it.
@@ -150,13 +178,15 @@ impl ImageStore {
             sums: built.sums.digest(),
             size_bytes: built.size_bytes,
             converter: Some(CONVERTER.to_owned()),
+            seal: None,
         };
-        // Numbers and digests: there is nothing here JSON cannot hold.
-        let json = serde_json::to_vec(&note).unwrap_or_default();
+        let json = note.sealed().json();
         let sums = self.disk_path(digest).with_extension("sums");
         files::replace(&sums, built.sums.text().as_bytes())?;
         files::replace(&self.disk_note_path(digest), &json)?;
         let path = self.disk_path(digest);
+        fs::set_permissions(staged, fs::Permissions::from_mode(0o400))
+            .context("protect", staged)?;
         fs::rename(staged, &path).context("publish", &path)?;
         files::sync_dir(&self.disks())
     }
@@ -226,7 +256,7 @@ impl ImageStore {
         let bytes = files::read_bounded(&self.disk_note_path(digest), MAX_NOTE)?;
         Ok(bytes
             .and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok())
-            .filter(|note| note.manifest == digest))
+            .filter(|note| note.manifest == digest && note.is_whole()))
     }
 
     pub(super) fn disks(&self) -> PathBuf {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! <root>/oci-layout, index.json, blobs/sha256/<hex>     an OCI image layout
-//! <root>/disks/<hex>.<format>.ext4 (0444), .json, .sums base disks by manifest digest
+//! <root>/disks/<hex>.<format>.ext4 (0400), .json, .sums base disks by manifest digest
 //! <root>/partial/<hex>                                   layers that did not come whole yet
 //! <root>/tmp/op-…                                        operations under way
 //! <root>/locks/<hex>, index.lock, activity.lock          advisory locks
@@ -19,6 +19,7 @@ mod names;
 mod partial;
 mod provenance;
 mod reclaim;
+mod record;
 mod tree;
 mod usage;
 mod verify;

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use microagent_image::{Digest, disk::ChunkSums};
+use microagent_image::{Digest, ImageStore, disk::ChunkSums};
 use microagent_kernel::GUEST_SHA256;
 use serde::{Deserialize, Serialize};
 
@@ -46,7 +46,8 @@ pub enum Verify {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, thiserror::Error)]
 #[error("{artifact} has the {field} {actual}, and {expected} was recorded")]
 pub struct Divergence {
-    /// `manifest`, `kernel`, `initramfs` or `base_disk`, with its path where it has one.
+    /// `kernel`, `initramfs`, `base_disk`, or what the image store says: `image manifest` and `record of
+    /// the base_disk`; each with its path.
     pub artifact: String,
     /// What differs, such as `sha256`.
     pub field: String,
@@ -75,15 +76,36 @@ pub(crate) fn verify(config: &Config, manifest: &Manifest, how: Verify) -> Verif
     if parts.guest_sha256 == GUEST_SHA256 {
         named.push(("initramfs", &parts.initramfs));
     }
-    let divergence: Vec<Divergence> = named
+    let parts = named
         .into_iter()
-        .filter_map(|(artifact, part)| check(config, artifact, part, how))
-        .collect();
+        .filter_map(|(artifact, part)| check(config, artifact, part, how));
+    let divergence: Vec<Divergence> = parts.chain(records(config, manifest)).collect();
     Verification {
         ok: divergence.is_empty(),
         image_digest: manifest.image.digest.clone(),
         divergence,
     }
+}
+
+/// Where the image store says something else of the image than when the workspace was made.
+fn records(config: &Config, manifest: &Manifest) -> Vec<Divergence> {
+    let Ok(image) = manifest.image.digest.parse() else {
+        return vec![Divergence {
+            artifact: "image".to_owned(),
+            field: "digest".to_owned(),
+            expected: "a digest".to_owned(),
+            actual: manifest.image.digest.clone(),
+        }];
+    };
+    let disk = &manifest.parts.base_disk.sha256;
+    let changed = ImageStore::record_divergence(&config.images_dir(), image, disk);
+    let divergence = changed.into_iter().map(|change| Divergence {
+        artifact: format!("{} {}", change.artifact, change.path.display()),
+        field: "digest".to_owned(),
+        expected: change.expected,
+        actual: change.actual,
+    });
+    divergence.collect()
 }
 
 fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Divergence> {
