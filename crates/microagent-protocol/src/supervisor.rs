@@ -134,6 +134,13 @@ pub enum Command {
     Resume,
     /// Freeze it, sever every connection, keep the evidence.
     Quarantine,
+    /// Have its published ports listen at other addresses of the host. What is connected stays
+    /// so; where an address cannot be bound, all of them are as before.
+    Rebind {
+        /// Its published ports in their order, each with its address. The host's port is the one
+        /// that is bound, or 0 for that.
+        ports: Vec<PublishedPort>,
+    },
     /// What does it cost its host? Answered with [`Answer::Stats`].
     Stats,
 }
@@ -413,7 +420,7 @@ pub enum EventKind {
         /// Why this one, for people.
         reason: String,
     },
-    /// The host's ports that lead into the guest are bound.
+    /// The host's ports that lead into the guest are bound, or are at other addresses now.
     PortsPublished {
         /// Them, each with the host's port that was bound.
         ports: Vec<PublishedPort>,

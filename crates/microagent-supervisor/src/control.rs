@@ -287,6 +287,7 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             Command::Pause => Ask::Pause,
             Command::Resume => Ask::Resume,
             Command::Quarantine => Ask::Quarantine,
+            Command::Rebind { ports } => Ask::Rebind { ports },
             Command::Stats => {
                 let stats = stats(&mut sampler, hub).map(|stats| Answer::Stats(Box::new(stats)));
                 respond(&reader, &id, stats)?;

@@ -24,7 +24,7 @@ use microagent_hypervisor::{
     ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, State, Timestamp,
+    EndCause, ExecRole, LaunchSpec, ProcessIdentity, PublishedPort, State, Timestamp,
     guest::{
         BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
     },
@@ -64,6 +64,7 @@ pub(crate) enum Ask {
     Pause,
     Resume,
     Quarantine,
+    Rebind { ports: Vec<PublishedPort> },
 }
 
 /// Where an answer goes.
@@ -209,7 +210,7 @@ impl Engine {
 
     /// Lets connections come in; they wait for the guest.
     fn connect(&self) {
-        let ports = self.setup.wiring.ports().to_vec();
+        let ports = self.setup.wiring.ports();
         if !ports.is_empty() {
             let kind = EventKind::PortsPublished { ports };
             self.setup.journal.record(State::Starting, kind);

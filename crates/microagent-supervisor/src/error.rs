@@ -44,6 +44,14 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+    /// Published ports are to move that are not those of the machine.
+    #[error(
+        "these are not the machine's published ports: only their addresses can change while it runs"
+    )]
+    OtherPorts,
+    /// The machine has no connections any more.
+    #[error("the machine is cut off from its host, and its ports with it")]
+    CutOff,
     /// A disk is attached to another machine in a way that does not go with this one.
     #[error(
         "the disk {name} ({}) cannot be attached {}: {holder} has it",
@@ -120,6 +128,9 @@ impl Error {
             }
             Self::PortUnusable { .. } => ErrorReport::new(ErrorKind::Invalid, self.to_string())
                 .remedy("choose another address or port"),
+            Self::OtherPorts => ErrorReport::new(ErrorKind::Invalid, self.to_string())
+                .remedy("name each of them in its order, or publish others at its next start"),
+            Self::CutOff => ErrorReport::new(ErrorKind::Conflict, self.to_string()),
             Self::DiskBusy { read_only, .. } => {
                 ErrorReport::new(ErrorKind::Conflict, self.to_string())
                     .remedy(busy_remedy(*read_only))

@@ -50,6 +50,7 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                 | Command::Pause
                 | Command::Resume
                 | Command::Quarantine
+                | Command::Rebind { .. }
                 | Command::Stats => Err(ErrorReport::new(
                     ErrorKind::Invalid,
                     "only host, check and launch are asked on standard input",

@@ -19,8 +19,8 @@ Examples:
   microagent apply --file microagent.yaml agent-1 --dry-run
 
 Where nothing runs, all but image, disk size, bundles, and setup and files that are done can change.
-While its machine is live: restart at once; memory, CPUs, health and the host addresses of forwards
-for the next start. The file is the whole of it: what it does not say becomes what it is by default.";
+While its machine is live: restart, outputs and the host addresses of forwards at once (what is
+connected stays connected); memory, CPUs and health for the next start. The file is the whole of it: what it does not say becomes what it is by default.";
 
 /// Makes a workspace what a spec says, where that takes no new one. If anything of it cannot change,
 /// nothing does, and each such thing is named with what to do.

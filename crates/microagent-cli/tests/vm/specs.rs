@@ -1,10 +1,17 @@
 //! A workspace written down in a file is what comes up.
 
-use std::fs;
+use std::{
+    fs,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
+    time::Duration,
+};
 
-use testkit::Sandbox;
+use testkit::{Sandbox, eventually};
 
 use crate::sandbox;
+
+const SOON: Duration = Duration::from_secs(30);
 
 #[test]
 fn a_run_is_what_its_spec_says_and_options_go_over_it() {
@@ -177,6 +184,48 @@ fn what_is_applied_is_in_force_at_the_next_start() {
     let port = &network["network"]["runtime"]["ports"][0];
     assert!(port["host_port"].as_u64().unwrap() > 0, "{network}");
 
+    // A port of the host moves while it runs; what is connected stays so.
+    let port = u16::try_from(port["host_port"].as_u64().unwrap()).unwrap();
+    let server = sandbox.microagent(["exec", "app", "--", "nc", "-ll", "-p", "80", "-e", "cat"]);
+    let server = server.start();
+    let echoes = |mut stream: &TcpStream| {
+        stream.set_read_timeout(Some(SOON)).unwrap();
+        let mut back = [0; 4];
+        let said = stream.write_all(b"word");
+        said.and_then(|()| stream.read_exact(&mut back)).is_ok() && back == *b"word"
+    };
+    let connect = |host: &str| TcpStream::connect((host, port));
+    let held = eventually(SOON, "the guest's server", || {
+        connect("127.0.0.1").ok().filter(echoes)
+    });
+    let at = |host: &str| changed.replace("guestPort", &format!("host: {host}, guestPort"));
+    let listed = |host: &str| {
+        let network = sandbox.microagent(["network", "app"]).json();
+        let network = network.run().success().parsed();
+        let port = &network["network"]["runtime"]["ports"][0];
+        assert_eq!(port["host"], host, "{network}");
+    };
+    write(320, &at("127.0.0.2"));
+    let applied = sandbox.microagent(["apply", "--file", spec]).run();
+    let applied = applied.success().out();
+    let told = "app: network.forwards from 127.0.0.1:0:80/tcp to 127.0.0.2:0:80/tcp, now\n";
+    assert_eq!(applied, told);
+    assert!(echoes(&connect("127.0.0.2").unwrap()) && echoes(&held));
+    assert!(connect("127.0.0.1").is_err());
+    listed("127.0.0.2");
+    let theirs = TcpListener::bind(("127.0.0.3", port)).unwrap();
+    write(320, &at("127.0.0.3"));
+    let refused = sandbox.microagent(["apply", "--file", spec]).json();
+    let refused = refused.run().exited(1);
+    assert!(refused.err().contains("in use"), "{refused}");
+    drop(theirs);
+    assert!(echoes(&connect("127.0.0.2").unwrap()) && echoes(&held));
+    listed("127.0.0.2");
+    write(320, changed);
+    let applied = sandbox.microagent(["apply", "--file", spec]).run();
+    applied.success();
+    assert!(echoes(&connect("127.0.0.1").unwrap()) && echoes(&held));
+
     // What the machine was told stays; what waits for the next start does not mind.
     write(320, &changed.replace("blue", "green"));
     let refused = sandbox.microagent(["apply", "--file", spec]).json().run();
@@ -205,6 +254,7 @@ fn what_is_applied_is_in_force_at_the_next_start() {
         .microagent(["delete", "--force", "app"])
         .run()
         .success();
+    drop(server.finish());
     sandbox.leftovers().none(&[]);
 }
 

@@ -18,6 +18,10 @@ impl Engine {
                 let done = self.quarantine();
                 return self.answer(&reply, done);
             }
+            Ask::Rebind { ports } => {
+                let done = self.rebind(&ports);
+                return self.answer(&reply, done);
+            }
             Ask::Halt { grace_ms } => Input::Halt { grace_ms },
             Ask::Stop { grace_ms } => Input::Stop { grace_ms },
             Ask::Kill => Input::Kill,
@@ -45,7 +49,7 @@ impl Engine {
             supervisor: self.setup.supervisor.clone(),
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
-            ports: self.setup.wiring.ports().to_vec(),
+            ports: self.setup.wiring.ports(),
             network: self.network(),
             readiness: readiness::known(
                 self.ready_at,
@@ -116,6 +120,17 @@ impl Engine {
             refused(&error).remedy("its connections were cut as far as possible; kill it")
         })?;
         self.feed(Input::Quarantined);
+        Ok(())
+    }
+
+    fn rebind(&self, ports: &[PublishedPort]) -> Result<(), ErrorReport> {
+        let from = [State::Starting, State::Running, State::Paused];
+        self.machine_to("reached elsewhere", &from)?;
+        let wiring = &self.setup.wiring;
+        if wiring.rebind(ports).map_err(|error| error.report())? {
+            let ports = wiring.ports();
+            self.record(self.life.state(), EventKind::PortsPublished { ports });
+        }
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! What connects one machine to its host beside its root: published ports, mediation routes, and
 //! the locks of its extra disks. All of it is there before the machine boots, and goes with it.
 
+mod acceptor;
 mod check;
 mod disks;
 mod gate;
@@ -10,25 +11,19 @@ mod publish;
 mod target;
 
 use std::{
-    net::TcpListener,
-    os::{
-        fd::AsFd,
-        unix::net::{UnixListener, UnixStream},
-    },
     path::Path,
     sync::{Arc, Mutex},
-    thread::{self, JoinHandle},
-    time::Duration,
 };
 
 use microagent_protocol::{LaunchSpec, MediationRoute, PublishedPort, Readiness};
-use rustix::{
-    event::{PollFd, PollFlags, poll},
-    io::Errno,
-};
 
+use self::{
+    acceptor::{Acceptor, Entrance, Running},
+    disks::DiskLocks,
+    gate::Gate,
+    links::Links,
+};
 pub(crate) use self::{check::validate, disks::busy_remedy};
-use self::{disks::DiskLocks, gate::Gate, links::Links};
 use crate::{
     Error,
     crew::{Crew, lock},
@@ -36,36 +31,18 @@ use crate::{
     link, process,
 };
 
-/// How long nothing is accepted when descriptors or memory ran out.
-const BREATH: Duration = Duration::from_millis(50);
-
-/// Where connections come in.
-#[derive(Debug)]
-enum Entrance {
-    Published {
-        listener: TcpListener,
-        guest_port: u16,
-    },
-    Mediation {
-        listener: UnixListener,
-        route: MediationRoute,
-    },
-}
-
 /// The wiring of one machine.
 #[derive(Clone, Debug)]
 pub(crate) struct Wiring(Arc<Shared>);
 
 #[derive(Debug)]
 struct Shared {
-    ports: Vec<PublishedPort>,
+    ports: Mutex<Vec<PublishedPort>>,
     routes: Vec<MediationRoute>,
     /// The routes' sockets in the runtime directory.
     uds: std::path::PathBuf,
     links: Links,
     gate: Gate,
-    /// The threads of connections. Nobody waits for them: they end with their sockets.
-    crew: Crew,
     accepting: Mutex<Accepting>,
     /// Kept as long as the machine lives.
     _disks: DiskLocks,
@@ -73,9 +50,8 @@ struct Shared {
 
 #[derive(Debug)]
 enum Accepting {
-    Bound(Vec<Entrance>),
-    /// The thread that accepts, and what tells it to end when closed.
-    Running(JoinHandle<()>, UnixStream),
+    Bound(Acceptor),
+    Running(Running),
     Over,
 }
 
@@ -92,35 +68,37 @@ impl Wiring {
         for port in &spec.publish {
             let (listener, bound) = publish::bind(*port)?;
             ports.push(bound);
-            entrances.push(Entrance::Published {
-                listener,
-                guest_port: port.guest_port,
-            });
+            entrances.push(Entrance::published(listener, &bound));
         }
         mediation::check(&spec.mediation)?;
+        let links = Links::new(process::raise_descriptor_limit());
+        let gate = Gate::default();
         let wiring = Self(Arc::new(Shared {
-            ports,
+            ports: Mutex::new(ports),
             routes: spec.mediation.clone(),
             uds,
-            links: Links::new(process::raise_descriptor_limit()),
-            gate: Gate::default(),
-            crew: Crew::default(),
+            links: links.clone(),
+            gate: gate.clone(),
             accepting: Mutex::new(Accepting::Over),
             _disks: locks,
         }));
         for route in &spec.mediation {
-            entrances.push(Entrance::Mediation {
-                listener: mediation::listen(&wiring.0.uds, route)?,
-                route: route.clone(),
-            });
+            let listener = mediation::listen(&wiring.0.uds, route)?;
+            entrances.push(Entrance::mediation(listener, route.clone()));
         }
-        *lock(&wiring.0.accepting) = Accepting::Bound(entrances);
+        *lock(&wiring.0.accepting) = Accepting::Bound(Acceptor {
+            entrances,
+            links,
+            gate,
+            // Nobody waits for the threads of connections: they end with their sockets.
+            crew: Crew::default(),
+        });
         Ok(wiring)
     }
 
     /// The published ports, each with the host's port that was bound.
-    pub(crate) fn ports(&self) -> &[PublishedPort] {
-        &self.0.ports
+    pub(crate) fn ports(&self) -> Vec<PublishedPort> {
+        lock(&self.0.ports).clone()
     }
 
     /// How many connections are carried.
@@ -142,28 +120,40 @@ impl Wiring {
     /// Accepts from now on. What comes before the guest is ready waits for it.
     pub(crate) fn start(&self) -> Result<(), Error> {
         let mut accepting = lock(&self.0.accepting);
-        let entrances = match std::mem::replace(&mut *accepting, Accepting::Over) {
-            Accepting::Bound(entrances) if !entrances.is_empty() => entrances,
-            other => {
-                *accepting = other;
-                return Ok(());
-            }
-        };
-        let (stop, stopped) =
-            UnixStream::pair().map_err(Error::system("make a pair of sockets"))?;
-        let acceptor = Acceptor {
-            entrances,
-            links: self.0.links.clone(),
-            gate: self.0.gate.clone(),
-            crew: self.0.crew.clone(),
-        };
-        let thread = thread::Builder::new()
-            .name("accept".to_owned())
-            .stack_size(128 * 1024)
-            .spawn(move || acceptor.run(&stopped))
-            .map_err(Error::system("start a thread"))?;
-        *accepting = Accepting::Running(thread, stop);
+        if let Accepting::Bound(acceptor) = &*accepting
+            && !acceptor.entrances.is_empty()
+        {
+            *accepting = Accepting::Running(acceptor.clone().start()?);
+        }
         Ok(())
+    }
+
+    /// Has the published ports listen at other addresses of the host, and gives whether that
+    /// changed anything. `wanted` are the same ports in the same order; a host's port of 0 stands
+    /// for the one that is bound. What is connected stays so.
+    ///
+    /// # Errors
+    /// [`Error::OtherPorts`], [`Error::CutOff`], [`Error::PortUnusable`]; all is as before then.
+    pub(crate) fn rebind(&self, wanted: &[PublishedPort]) -> Result<bool, Error> {
+        let mut ports = lock(&self.0.ports);
+        let wanted = publish::same_elsewhere(&ports, wanted)?;
+        if wanted == *ports {
+            return Ok(false);
+        }
+        let mut accepting = lock(&self.0.accepting);
+        let current = match &*accepting {
+            Accepting::Bound(acceptor) => acceptor,
+            Accepting::Running(running) => &running.acceptor,
+            Accepting::Over => return Err(Error::CutOff),
+        };
+        let next = current.elsewhere(&ports, &wanted)?.start()?;
+        if let Accepting::Running(running) =
+            std::mem::replace(&mut *accepting, Accepting::Running(next))
+        {
+            running.stop().accept_last();
+        }
+        *ports = wanted;
+        Ok(true)
     }
 
     /// The guest behind `vsock` takes connections.
@@ -182,11 +172,8 @@ impl Shared {
         self.gate.close();
         self.links.close();
         let accepting = std::mem::replace(&mut *lock(&self.accepting), Accepting::Over);
-        if let Accepting::Running(thread, stop) = accepting {
-            drop(stop);
-            if thread.join().is_err() {
-                tracing::error!("the thread that accepts connections panicked");
-            }
+        if let Accepting::Running(running) = accepting {
+            running.stop();
         }
         for route in &self.routes {
             link::unlink(&vsock_path(&self.uds, route.port));
@@ -205,105 +192,4 @@ fn vsock_path(uds: &Path, port: u16) -> std::path::PathBuf {
     let mut path = uds.as_os_str().to_owned();
     path.push(format!("_{port}"));
     path.into()
-}
-
-/// The thread that accepts at every entrance.
-struct Acceptor {
-    entrances: Vec<Entrance>,
-    links: Links,
-    gate: Gate,
-    crew: Crew,
-}
-
-impl Acceptor {
-    fn run(self, stopped: &UnixStream) {
-        let mut ready: Vec<_> = self
-            .entrances
-            .iter()
-            .map(|entrance| match entrance {
-                Entrance::Published { listener, .. } => listener.as_fd(),
-                Entrance::Mediation { listener, .. } => listener.as_fd(),
-            })
-            .chain([stopped.as_fd()])
-            .map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN))
-            .collect();
-        loop {
-            match poll(&mut ready, None) {
-                Ok(_) => {}
-                Err(Errno::INTR) => continue,
-                Err(error) => return tracing::error!("cannot wait for connections: {error}"),
-            }
-            let [entrances @ .., stop] = &ready[..] else {
-                return;
-            };
-            if !stop.revents().is_empty() {
-                return;
-            }
-            let mut spent = false;
-            for (at, fd) in entrances.iter().enumerate() {
-                if !fd.revents().is_empty() {
-                    spent |= !self.accept(at);
-                }
-            }
-            if spent {
-                thread::sleep(BREATH);
-            }
-        }
-    }
-
-    /// Takes one connection; gives whether there is room for more of them.
-    fn accept(&self, at: usize) -> bool {
-        let accepted = match &self.entrances[at] {
-            Entrance::Published {
-                listener,
-                guest_port,
-            } => listener
-                .accept()
-                .and_then(|(client, _)| self.published(at, client, *guest_port)),
-            Entrance::Mediation { listener, route } => listener
-                .accept()
-                .and_then(|(guest, _)| self.mediated(at, guest, route)),
-        };
-        match accepted.map_err(|error| (error.raw_os_error(), error)) {
-            Ok(()) => true,
-            // Whoever knocked went away again.
-            Err((Some(libc::EAGAIN | libc::EINTR | libc::ECONNABORTED), _)) => true,
-            Err((_, error)) => {
-                tracing::warn!("cannot take a connection: {error}");
-                false
-            }
-        }
-    }
-
-    fn published(
-        &self,
-        at: usize,
-        client: std::net::TcpStream,
-        guest_port: u16,
-    ) -> std::io::Result<()> {
-        let Some(link) = self.links.admit(at, publish::MAX_CONNECTIONS) else {
-            publish::reset(&client);
-            return Ok(());
-        };
-        let gate = self.gate.clone();
-        self.crew.spawn("published", move || {
-            publish::carry(client, guest_port, &gate, &link);
-        })
-    }
-
-    fn mediated(
-        &self,
-        at: usize,
-        guest: UnixStream,
-        route: &MediationRoute,
-    ) -> std::io::Result<()> {
-        // One too many is closed: the guest sees its connection end.
-        let Some(link) = self.links.admit(at, route.max_connections) else {
-            return Ok(());
-        };
-        let route = route.clone();
-        self.crew.spawn("mediation", move || {
-            mediation::carry(guest, &route, &link);
-        })
-    }
 }

@@ -12,13 +12,21 @@ use microagent_protocol::{
     frame::write_json,
     guest::{AGENT_PORT, SessionReply, SessionRequest},
 };
-use rustix::net::sockopt::{set_socket_keepalive, set_socket_linger};
+use rustix::net::{
+    AddressFamily, SocketFlags, SocketType, socket_with,
+    sockopt::{
+        set_socket_keepalive, set_socket_linger, set_socket_reuseaddr, set_socket_reuseport,
+    },
+};
 
 use super::{gate::Gate, links::Link};
 use crate::{Error, text::harmless};
 
 /// The most connections of one published port at a time; further ones are reset.
 pub(super) const MAX_CONNECTIONS: u32 = 128;
+
+/// Connections that may wait to be taken, as the standard library has it.
+const BACKLOG: i32 = 128;
 
 /// How long the guest may take to accept a connection.
 const CONNECT_LIMIT: Duration = Duration::from_secs(15);
@@ -42,6 +50,82 @@ pub(super) fn bind(port: PublishedPort) -> Result<(TcpListener, PublishedPort), 
         .map_err(unusable)
         .map(|address: SocketAddr| address.port())?;
     Ok((listener, PublishedPort { host_port, ..port }))
+}
+
+/// Whether both cannot be bound at a time.
+pub(super) fn overlap(a: &PublishedPort, b: &PublishedPort) -> bool {
+    let covers = a.host == b.host || a.host.is_unspecified() || b.host.is_unspecified();
+    a.host_port == b.host_port && covers
+}
+
+/// `wanted` with the ports of the host that are bound, if they are those of `bound`, each at
+/// whatever address.
+///
+/// # Errors
+/// [`Error::OtherPorts`].
+pub(super) fn same_elsewhere(
+    bound: &[PublishedPort],
+    wanted: &[PublishedPort],
+) -> Result<Vec<PublishedPort>, Error> {
+    let same = |(bound, wanted): (&PublishedPort, &PublishedPort)| {
+        bound.guest_port == wanted.guest_port && [0, bound.host_port].contains(&wanted.host_port)
+    };
+    if bound.len() != wanted.len() || !bound.iter().zip(wanted).all(same) {
+        return Err(Error::OtherPorts);
+    }
+    let ports = bound.iter().zip(wanted);
+    let ports = ports.map(|(bound, wanted)| PublishedPort {
+        host: wanted.host,
+        ..*bound
+    });
+    Ok(ports.collect())
+}
+
+/// Binds `port`, also where `going` stand in its way, listeners of ours that close when it is
+/// done. Nobody else's address is shared, and nobody else can come in between.
+///
+/// # Errors
+/// [`Error::PortUnusable`]; the others listen on.
+pub(super) fn bind_instead(
+    port: PublishedPort,
+    going: &[&TcpListener],
+) -> Result<(TcpListener, PublishedPort), Error> {
+    match bind(port) {
+        Err(Error::PortUnusable { source, .. })
+            if source.kind() == io::ErrorKind::AddrInUse && !going.is_empty() => {}
+        done => return done,
+    }
+    let sharing = |on| {
+        let mut going = going.iter();
+        going.try_for_each(|listener| set_socket_reuseport(listener, on))
+    };
+    let bound = sharing(true)
+        .map_err(io::Error::from)
+        .and_then(|()| bind_sharing(port.host_address()));
+    let alone = sharing(false).map_err(io::Error::from);
+    let listener = bound
+        .and_then(|listener| alone.map(|()| listener))
+        .map_err(|source| Error::PortUnusable {
+            address: port.host_address(),
+            source,
+        })?;
+    Ok((listener, port))
+}
+
+/// A listener at an address that others have who share it with this user.
+fn bind_sharing(address: SocketAddr) -> io::Result<TcpListener> {
+    let family = match address {
+        SocketAddr::V4(_) => AddressFamily::INET,
+        SocketAddr::V6(_) => AddressFamily::INET6,
+    };
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    set_socket_reuseaddr(&socket, true)?;
+    set_socket_reuseport(&socket, true)?;
+    rustix::net::bind(&socket, &address)?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    set_socket_reuseport(&socket, false)?;
+    Ok(socket.into())
 }
 
 /// Carries one connection to `guest_port`, once there is a guest.

@@ -11,7 +11,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    EndCause, ExtraDisk, ReadinessSignal, State,
+    EndCause, ExtraDisk, PublishedPort, ReadinessSignal, State,
     supervisor::{Answer, Command as Ask, ErrorKind, ErrorReport, EventKind, Status},
 };
 
@@ -30,6 +30,7 @@ pub(crate) const TESTS: &[testkit::harness::Test] = &[
         early,
     ),
     ("a_port_in_use_is_refused_before_anything_boots", port_taken),
+    ("published_ports_move_while_it_runs", moved),
     ("mediation_leads_to_the_host_and_is_bounded", mediation),
     ("mediation_fails_closed_unless_it_is_optional", fail_closed),
     ("quarantine_and_the_end_cut_every_connection", cut),
@@ -237,6 +238,104 @@ fn port_taken() {
         report.message.contains("no address of this host"),
         "{report}"
     );
+}
+
+fn moved() {
+    let server = echo();
+    let mut workspace = Workspace::new("normal");
+    for _ in 0..2 {
+        let port = format!("127.0.0.1:0:{}", server.port()).parse().unwrap();
+        workspace.spec.publish.push(port);
+    }
+    let mut machine = workspace.boot(true);
+    machine.ready();
+    let first = status(&machine).ports;
+    let rebind = |hosts: [&str; 2]| {
+        let ports = first.iter().zip(hosts);
+        let ports = ports.map(|(port, host)| PublishedPort {
+            host: host.parse().unwrap(),
+            ..*port
+        });
+        machine.client().ask(Ask::Rebind {
+            ports: ports.collect(),
+        })
+    };
+    let reached = |host: &str, at: usize| {
+        TcpStream::connect((host, first[at].host_port))
+            .inspect(|stream| stream.set_read_timeout(Some(SOON)).unwrap())
+    };
+    let mut held = reached("127.0.0.1", 0).unwrap();
+    let mut echoes = |byte: u8| {
+        held.write_all(&[byte]).unwrap();
+        let mut back = [0];
+        held.read_exact(&mut back).unwrap();
+        assert_eq!(back, [byte]);
+    };
+    echoes(1);
+
+    // Everywhere covers where it is now, and back again; the other one stays where it is.
+    for (host, elsewhere) in [
+        ("0.0.0.0", true),
+        ("127.0.0.1", false),
+        ("::", true),
+        ("127.0.0.2", false),
+    ] {
+        assert!(rebind([host, "127.0.0.1"]).is_ok(), "{host}");
+        let ports = status(&machine).ports;
+        assert_eq!(ports[0].host.to_string(), host);
+        assert_eq!(ports[1], first[1]);
+        let here = if host == "127.0.0.2" {
+            host
+        } else {
+            "127.0.0.1"
+        };
+        tcp_round_trip(
+            SocketAddr::new(here.parse().unwrap(), first[0].host_port),
+            9,
+        );
+        assert_eq!(reached("127.0.0.3", 0).is_ok(), elsewhere, "{host}");
+        tcp_round_trip(first[1].host_address(), 9);
+        echoes(2);
+    }
+
+    // One that is in use: neither moves. So it is where somebody has a part of what is asked for.
+    for (theirs, asked) in [("127.0.0.4", "127.0.0.4"), ("127.0.0.4", "0.0.0.0")] {
+        let _theirs = TcpListener::bind((theirs, first[1].host_port)).unwrap();
+        let report = rebind(["0.0.0.0", asked]).unwrap_err();
+        assert_eq!(report.kind, ErrorKind::Conflict);
+        assert!(report.message.contains("in use"), "{report}");
+        assert!(reached("127.0.0.3", 0).is_err() && reached("127.0.0.3", 1).is_err());
+        assert_eq!(status(&machine).ports[0].host.to_string(), "127.0.0.2");
+        tcp_round_trip(
+            SocketAddr::new("127.0.0.2".parse().unwrap(), first[0].host_port),
+            9,
+        );
+        tcp_round_trip(first[1].host_address(), 9);
+    }
+    // What it shared with itself to move is not shared with others.
+    let taken = TcpListener::bind(("127.0.0.2", first[0].host_port)).unwrap_err();
+    assert_eq!(taken.kind(), io::ErrorKind::AddrInUse);
+
+    let mut others = first.clone();
+    others[1].guest_port ^= 1;
+    for ports in [others, first[..1].to_vec(), Vec::new()] {
+        let report = machine.client().ask(Ask::Rebind { ports }).unwrap_err();
+        assert_eq!(report.kind, ErrorKind::Invalid, "{report}");
+    }
+    // The host's port need not be known, and what is so already is no event.
+    let sequence = status(&machine).sequence;
+    let mut same = status(&machine).ports;
+    same[0].host_port = 0;
+    assert!(machine.client().ask(Ask::Rebind { ports: same }).is_ok());
+    assert_eq!(status(&machine).sequence, sequence);
+    echoes(3);
+
+    assert!(machine.client().ask(Ask::Quarantine).is_ok());
+    let report = rebind(["127.0.0.1", "127.0.0.1"]).unwrap_err();
+    assert_eq!(report.kind, ErrorKind::Conflict, "{report}");
+    assert!(machine.client().ask(Ask::Kill).is_ok());
+    machine.end();
+    gone(&workspace, &machine);
 }
 
 fn mediation() {

@@ -31,6 +31,8 @@ enum Need {
     Nothing,
     /// Another start.
     Start,
+    /// That a machine's ports listen elsewhere, if there is a machine.
+    Rebinding,
     /// That no machine uses the workspace: what its commands are told must be true of its machine.
     Rest,
     /// Another workspace; this is what to do.
@@ -106,7 +108,7 @@ impl Circumstances<'_> {
             new,
             |m| list(&m.publish, PublishedPort::to_string),
             || match only_addresses_differ(&old.publish, &new.publish) {
-                true => Need::Start,
+                true => Need::Rebinding,
                 false => Need::Rest,
             },
         );
@@ -192,7 +194,8 @@ impl Comparison<'_> {
     fn note(&mut self, field: String, old: Option<String>, new: Option<String>, need: Need) {
         let effect = match need {
             Need::Nothing => Ok(Effect::Now),
-            Need::Start => Ok(Effect::NextStart),
+            Need::Rebinding if self.circumstances.live => Ok(Effect::Now),
+            Need::Start | Need::Rebinding => Ok(Effect::NextStart),
             Need::Rest if !self.circumstances.live => Ok(Effect::NextStart),
             Need::Rest => Err(format!(
                 "its machine is live; end it first with microagent halt {}",

@@ -7,10 +7,13 @@ mod compare;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 use microagent_image::{ImageConfig, ImageStore, Reference};
 use microagent_protocol::{
-    State, WorkspaceName,
+    PublishedPort, State, WorkspaceName,
     exec::{ExecRequest, ExecRole},
+    supervisor::Command,
 };
 use serde::Serialize;
 
@@ -21,6 +24,9 @@ use crate::{
     error::{Error, Result},
     run::Plan,
 };
+
+/// How long a machine's ports may take to be elsewhere.
+const REBIND_LIMIT: Duration = Duration::from_secs(30);
 
 /// When a change is in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -102,9 +108,13 @@ impl Workspace<'_> {
     /// takes no new one. What `options` do not say becomes what it is by default; without an image
     /// they mean the one it has, and name, kernel and backend stay what they are.
     ///
+    /// Published ports of a live machine that differ in their host's address alone move at once;
+    /// what is connected stays connected.
+    ///
     /// # Errors
     /// [`Error::Unchangeable`] with everything that cannot change: then nothing did.
-    /// [`Error::State`] if it is quarantined, and whatever is wrong with `options`.
+    /// [`Error::State`] if it is quarantined, [`Error::Supervisor`] if an address cannot be bound
+    /// (its ports listen where they did, and nothing changed), and whatever is wrong with `options`.
     pub fn apply(&mut self, options: &CreateOptions) -> Result<Applied> {
         let _held = self.hold()?;
         self.refresh()?;
@@ -116,8 +126,18 @@ impl Workspace<'_> {
             });
         }
         let changed = !plan.changes.is_empty();
+        // Before it is written: cut short in between, the same again makes it whole.
+        let moved = wanted.publish != self.manifest.publish && self.is_live()?;
+        if moved {
+            self.rebind(&wanted.publish)?;
+        }
         if changed {
-            wanted.write(&self.directory)?;
+            if let Err(error) = wanted.write(&self.directory) {
+                if moved && let Err(error) = self.rebind(&self.manifest.publish) {
+                    tracing::warn!("published ports of {} stay moved: {error}", self.name());
+                }
+                return Err(error);
+            }
             self.manifest = wanted;
         }
         Ok(Applied {
@@ -125,6 +145,13 @@ impl Workspace<'_> {
             changed,
             changes: plan.changes,
         })
+    }
+
+    /// Has the machine's ports listen at other addresses, all of them or none.
+    fn rebind(&self, ports: &[PublishedPort]) -> Result<()> {
+        let ports = ports.to_vec();
+        let command = Command::Rebind { ports };
+        self.connect()?.status(command, REBIND_LIMIT).map(drop)
     }
 
     /// Each difference, and what is to be written if all of them can be.
