@@ -149,6 +149,10 @@ pub trait Machine: Send + Sync {
     /// If the process cannot be waited for.
     fn wait(&self, limit: Duration) -> Result<Option<Exit>, crate::Error>;
 
+    /// Whether the guest itself ended the machine, by a power-off or a reset. To be asked once it
+    /// has ended.
+    fn ended_by_guest(&self) -> bool;
+
     /// Where the host connects to guest ports.
     fn vsock(&self) -> &Path;
 

@@ -21,6 +21,9 @@ const POWER_OFF_LIMIT: Duration = Duration::from_secs(20);
 /// How long a VMM may live on after its guest let go of the control connection.
 const LINK_LOST_LIMIT: Duration = Duration::from_secs(3);
 
+/// How long a guest whose time is up may take to write out what its programs wrote.
+pub(crate) const LAST_SYNC_LIMIT: Duration = Duration::from_secs(5);
+
 /// Asks longer than this are shortened: nobody waits a day for a halt.
 const MAX_GRACE: Duration = Duration::from_secs(24 * 60 * 60);
 
@@ -160,7 +163,11 @@ impl Lifecycle {
                     out.push(Action::Arm(Timer::LinkLost, LINK_LOST_LIMIT));
                 }
             }
-            Input::VmmExited { exit, console } => self.vmm_exited(&exit, console, &mut out),
+            Input::VmmExited {
+                exit,
+                by_guest,
+                console,
+            } => self.vmm_exited(&exit, by_guest, console, &mut out),
             Input::WorkloadStarted => {
                 self.workload = Workload::Running;
                 out.push(self.record(EventKind::WorkloadStarted { ms }));
@@ -327,7 +334,25 @@ impl Lifecycle {
             ending.cause = EndCause::GuestPoweredOff;
         }
         self.because(EndCause::GuestPoweredOff, None);
-        out.push(Action::Arm(Timer::Shutdown, POWER_OFF_LIMIT));
+        let limit = match self.cause() {
+            Some(EndCause::TimedOut) => LAST_SYNC_LIMIT,
+            _ => POWER_OFF_LIMIT,
+        };
+        out.push(Action::Arm(Timer::Shutdown, limit));
+    }
+
+    /// Nothing in it runs any longer, but what was written reaches the disks, where artifacts are
+    /// read from. A guest that is frozen is not thawed for that.
+    fn time_is_up(&mut self, out: &mut Vec<Action>) {
+        if self.state != State::Running {
+            return self.end_now(EndCause::TimedOut, None, out);
+        }
+        self.because(EndCause::TimedOut, None);
+        if let Some(ending) = &mut self.ending {
+            ending.forced = true;
+        }
+        out.push(Action::Shutdown { grace_ms: 0 });
+        out.push(Action::Arm(Timer::Shutdown, LAST_SYNC_LIMIT));
     }
 
     fn workload_ended(&mut self, report: ExitReport, ms: u64, out: &mut Vec<Action>) {
@@ -349,7 +374,13 @@ impl Lifecycle {
         self.workload = Workload::Ended(report);
     }
 
-    fn vmm_exited(&mut self, exit: &str, console: ConsoleVerdict, out: &mut Vec<Action>) {
+    fn vmm_exited(
+        &mut self,
+        exit: &str,
+        by_guest: bool,
+        console: ConsoleVerdict,
+        out: &mut Vec<Action>,
+    ) {
         self.machine = false;
         if self.ending.is_none() && self.state == State::Starting {
             let reason = if console.panicked {
@@ -365,6 +396,9 @@ impl Lifecycle {
                 (EndCause::OutOfMemory, None)
             } else if console.panicked {
                 (EndCause::GuestPanicked, None)
+            } else if by_guest {
+                // Past its agent, which would have written everything first and said so.
+                (EndCause::GuestPoweredOff, None)
             } else {
                 (EndCause::VmmDied, Some(format!("the VMM ended: {exit}")))
             };
@@ -395,7 +429,7 @@ impl Lifecycle {
                     out.push(Action::Kill);
                 }
             }
-            Timer::Lifetime => self.end_now(EndCause::TimedOut, None, out),
+            Timer::Lifetime => self.time_is_up(out),
             Timer::LinkLost => {
                 if self.state == State::Starting && self.ending.is_none() {
                     self.boot_failed("the guest agent went away".to_owned(), true, out);

@@ -110,10 +110,33 @@ fn every_end_is_recorded_with_its_cause() {
     let (state, cause, _) = end(&sandbox);
     assert_eq!((&*state, &*cause), ("failed", "timed_out"));
 
+    // By its agent's hand everything is written first; past it nothing is. Neither failed.
+    for (word, state) in [("poweroff", "halted"), ("poweroff -f", "stopped")] {
+        start(&sandbox, &[]);
+        run(&format!("echo {state} >/root/{state}; {word}; sleep 1000"));
+        let (ended, cause, _) = end(&sandbox);
+        assert_eq!((&*ended, &*cause), (state, "guest_powered_off"), "{word}");
+        let copied = sandbox.microagent(["cp", "kept-ends:/root/halted", "-"]);
+        assert!(copied.run().success().out().contains("halted"), "{word}");
+    }
+
     let kept = json(&sandbox, ["events", "kept-ends"]);
     let ends = kept["events"].as_array().unwrap().iter();
     let ends = ends.filter(|event| event["event"] == "ended").count();
-    assert_eq!(ends, 4, "nothing of it is forgotten: {kept}");
+    assert_eq!(ends, 6, "nothing of it is forgotten: {kept}");
+    sandbox.microagent(["delete", "kept-ends"]).run().success();
+
+    // A workload that does what an init does in the end.
+    sandbox
+        .microagent(create)
+        .args(["--", "sh", "-c", "echo bye; poweroff; sleep 1000"])
+        .run()
+        .success();
+    start(&sandbox, &[]);
+    let (state, cause, _) = end(&sandbox);
+    assert_eq!((&*state, &*cause), ("halted", "guest_powered_off"));
+    let result = json(&sandbox, ["result", "kept-ends"]);
+    assert_eq!(result["stdout"]["data"], "bye\n", "{result}");
     sandbox.microagent(["delete", "kept-ends"]).run().success();
     sandbox.leftovers().none(&["kept-ends"]);
 }

@@ -349,6 +349,11 @@ impl Machine for FirecrackerMachine {
         self.vmm.wait(limit)
     }
 
+    /// It ends by itself, and calmly, when the guest resets and for no other reason.
+    fn ended_by_guest(&self) -> bool {
+        matches!(self.vmm.wait(Duration::ZERO), Ok(Some(Exit::Code(0))))
+    }
+
     fn vsock(&self) -> &Path {
         &self.files.vsock
     }

@@ -29,6 +29,9 @@ use crate::{
 
 /// How long QEMU may take to obey.
 const CONTROL_LIMIT: Duration = Duration::from_secs(5);
+/// How long a VMM that has ended may have something to say that is still on its way.
+const LAST_WORDS_LIMIT: Duration = Duration::from_millis(500);
+
 /// How long it may take to end after it closed its control channel.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -194,6 +197,10 @@ impl Machine for QemuMachine {
 
     fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
         self.vmm.wait(limit)
+    }
+
+    fn ended_by_guest(&self) -> bool {
+        self.qmp.last_state(LAST_WORDS_LIMIT).is_ended()
     }
 
     fn vsock(&self) -> &Path {

@@ -30,6 +30,14 @@ pub struct RunState {
     pub reset: bool,
 }
 
+impl RunState {
+    /// Whether the guest ended its machine.
+    #[must_use]
+    pub const fn is_ended(self) -> bool {
+        self.powered_off || self.reset
+    }
+}
+
 /// The client's end.
 pub(super) struct Qmp {
     shared: Arc<Shared>,
@@ -137,6 +145,14 @@ impl Qmp {
     /// What QEMU said last about its machine.
     pub(super) fn run_state(&self) -> RunState {
         self.shared.lock().run
+    }
+
+    /// The same once nothing more can come, or `limit` is over.
+    pub(super) fn last_state(&self, limit: Duration) -> RunState {
+        let state = self.shared.lock();
+        let deadline = Instant::now() + limit;
+        let closed = |state: &State| state.closed.is_some();
+        self.shared.wait_until(state, deadline, closed).run
     }
 
     /// Waits until `done` holds for the machine.

@@ -68,6 +68,7 @@ impl Engine {
             .stack_size(128 * 1024)
             .spawn(move || {
                 let exit = watch(&*watched);
+                let by_guest = watched.ended_by_guest();
                 drop(watched);
                 // A guest that powers off says so first; its word is still on the way.
                 if let Some(last_words) = last_words {
@@ -78,6 +79,7 @@ impl Engine {
                     attempt,
                     input: Input::VmmExited {
                         exit,
+                        by_guest,
                         console: ConsoleVerdict::default(),
                     },
                 });

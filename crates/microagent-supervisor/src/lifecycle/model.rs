@@ -112,6 +112,7 @@ impl Machine {
     fn exit(&mut self, console: ConsoleVerdict) {
         self.feed(Input::VmmExited {
             exit: "it is gone".to_owned(),
+            by_guest: false,
             console,
         });
     }

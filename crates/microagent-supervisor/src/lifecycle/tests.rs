@@ -25,6 +25,7 @@ fn hello() -> Input {
 fn exited() -> Input {
     Input::VmmExited {
         exit: "exit code 0".to_owned(),
+        by_guest: false,
         console: ConsoleVerdict::default(),
     }
 }
@@ -151,6 +152,7 @@ fn lack_of_memory_is_told_from_other_kills() {
     );
     let panicked = |out_of_memory| Input::VmmExited {
         exit: String::new(),
+        by_guest: true, // It resets itself.
         console: ConsoleVerdict {
             panicked: true,
             out_of_memory,
@@ -177,10 +179,15 @@ fn a_power_off_from_inside_fails_nobody() {
     ] {
         assert_eq!(end(&order), halted, "{order:?}");
     }
-    assert_eq!(
-        end(&[announced(false)]),
-        (State::Stopped, EndCause::GuestPoweredOff)
-    );
+    let stopped = (State::Stopped, EndCause::GuestPoweredOff);
+    assert_eq!(end(&[announced(false)]), stopped);
+    // Past the agent: nobody said a word.
+    let past = Input::VmmExited {
+        exit: "exit code 0".to_owned(),
+        by_guest: true,
+        console: ConsoleVerdict::default(),
+    };
+    assert_eq!(finished(&feed(&mut running(), &[past])), stopped);
     // A workload that failed by itself did fail, whatever came after it.
     assert_eq!(
         end(&[code(3), announced(false), announced(true)]),
@@ -331,15 +338,35 @@ fn a_guest_that_is_gone_is_not_waited_for_long() {
 
 #[test]
 fn time_is_up_whatever_goes_on() {
-    for before in [vec![], vec![Input::Paused], vec![Input::WorkloadStarted]] {
+    let timed_out = (State::Failed, EndCause::TimedOut);
+    let up = Input::Timer(Timer::Lifetime);
+    let halt = Input::Halt { grace_ms: 60_000 };
+    for before in [vec![], vec![Input::WorkloadStarted], vec![halt]] {
         let mut life = running();
         feed(&mut life, &before);
-        assert!(killed(&feed(&mut life, &[Input::Timer(Timer::Lifetime)])));
-        assert_eq!(
-            finished(&feed(&mut life, &[exited()])),
-            (State::Failed, EndCause::TimedOut)
-        );
+        let cause = match before.as_slice() {
+            [Input::Halt { .. }] => EndCause::Requested,
+            _ => EndCause::TimedOut,
+        };
+        let soon = Action::Arm(Timer::Shutdown, LAST_SYNC_LIMIT);
+        let actions = feed(&mut life, std::slice::from_ref(&up));
+        assert_eq!(actions, [Action::Shutdown { grace_ms: 0 }, soon.clone()]);
+        // That its programs die of it is no end of their own.
+        let actions = feed(&mut life, &[code(137), Input::WorkloadDelivered, CLEAN]);
+        if cause == EndCause::TimedOut {
+            assert_eq!(actions.last(), Some(&soon), "its word buys it no more time");
+        }
+        assert!(killed(&feed(&mut life, &[Input::Timer(Timer::Shutdown)])));
+        assert_eq!(finished(&feed(&mut life, &[exited()])).1, cause);
     }
+    let mut life = running();
+    feed(&mut life, std::slice::from_ref(&up));
+    assert_eq!(finished(&feed(&mut life, &[CLEAN, exited()])), timed_out);
+    // One that is frozen stays frozen.
+    let mut life = running();
+    feed(&mut life, &[Input::Paused]);
+    assert_eq!(feed(&mut life, &[up]), [Action::Kill]);
+    assert_eq!(finished(&feed(&mut life, &[exited()])), timed_out);
 }
 
 fn any_input() -> impl Strategy<Value = Input> {

@@ -53,6 +53,8 @@ pub(crate) enum Input {
     /// The VMM ended.
     VmmExited {
         exit: String,
+        /// The guest powered it off or reset it.
+        by_guest: bool,
         console: ConsoleVerdict,
     },
     /// The workload runs.

@@ -176,6 +176,10 @@ impl Machine for ScriptedMachine {
         }))
     }
 
+    fn ended_by_guest(&self) -> bool {
+        false
+    }
+
     fn vsock(&self) -> &Path {
         &self.vsock
     }
