@@ -556,20 +556,16 @@ fn exec(
         // As above.
         let _ = deliver(hub, Message::WorkloadStarted(Arc::clone(capture)));
     }
-    let orphan = if is_workload && !hub.owned {
+    // Who the machine lives for is the owner's connection's to say, and nobody else's.
+    let orphan = if is_workload {
         Orphan::Detach
     } else {
         Orphan::End
     };
-    let kills = is_workload && hub.owned;
     let told = respond(&reader, id, Ok(Answer::Started { pid }));
     if let Err(error) = told
         && orphan == Orphan::End
     {
-        if kills {
-            // As above.
-            let _ = deliver(hub, Message::Happened(Input::OwnerGone));
-        }
         return Err(error);
     }
     // From here on a slow client slows its process down and is no error.
@@ -589,8 +585,7 @@ fn exec(
             Notice::Over(Outcome::Exited) if is_workload => Input::WorkloadDelivered,
             Notice::Over(Outcome::Lost) if is_workload => Input::WorkloadLost,
             Notice::Over(Outcome::Violation(detail)) => Input::Violation { detail },
-            Notice::ClientGone if kills => Input::OwnerGone,
-            Notice::Exiting(_) | Notice::Over(_) | Notice::ClientGone => return,
+            Notice::Exiting(_) | Notice::Over(_) => return,
         };
         // As above.
         let _ = outbox.send(Message::Happened(input));

@@ -11,11 +11,7 @@ use std::{
         },
     },
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-        mpsc::Sender,
-    },
+    sync::{Arc, atomic::AtomicBool, mpsc::Sender},
     time::{Duration, Instant},
 };
 
@@ -52,9 +48,6 @@ const MAX_CAPTURE: u32 = 64 * 1024 * 1024;
 
 /// How long after the launch somebody who wants to follow it may take to connect.
 const GREETING: Duration = Duration::from_secs(2);
-
-/// How far apart the ends of one killed program's connections may be seen.
-const ONE_DEATH: Duration = Duration::from_secs(1);
 
 /// How long clients may take to read the end.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -186,7 +179,6 @@ pub(crate) struct Supervisor {
     clients: Clients,
     crew: Crew,
     serving: UnixStream,
-    owner_gone: Arc<AtomicBool>,
     launched_at: Instant,
 }
 
@@ -237,10 +229,8 @@ impl Supervisor {
         // It may wait long after the machine ended: nobody waits for it.
         let watchers = Crew::default();
         let owner = match launcher {
-            Some(pidfd) => {
-                Owner::launcher(outbox.clone(), Arc::clone(&owner_gone), pidfd, &watchers)
-            }
-            None => Ok(Owner::nobody(outbox.clone(), Arc::clone(&owner_gone))),
+            Some(pidfd) => Owner::launcher(outbox.clone(), owner_gone, pidfd, &watchers),
+            None => Ok(Owner::nobody(outbox.clone(), owner_gone)),
         }
         .map_err(Error::system("start a thread"))?;
         let hub = Hub {
@@ -276,7 +266,6 @@ impl Supervisor {
             clients,
             crew,
             serving,
-            owner_gone,
             launched_at,
         })
     }
@@ -294,12 +283,7 @@ impl Supervisor {
     /// Runs the machine to its end and removes what was made for it. Must be
     /// called by a thread that lives as long: the VMM dies with it.
     pub(crate) fn run(self) -> Over {
-        let mut over = self.engine.run(self.first);
-        if over.cause == EndCause::OwnerGone && !over.abandoned {
-            // The workload's client is gone. If that was the owner's death, its other connection
-            // ends as well, and nobody is left to clear away.
-            over.abandoned = set_within(&self.owner_gone, ONE_DEATH);
-        }
+        let over = self.engine.run(self.first);
         // A machine may end before whoever launched it had time to connect.
         if !over.abandoned {
             self.journal.wait_followed(self.launched_at + GREETING);
@@ -316,18 +300,6 @@ impl Supervisor {
         drop(self.runtime);
         over
     }
-}
-
-/// Whether `flag` is set, or becomes so in time.
-fn set_within(flag: &AtomicBool, limit: Duration) -> bool {
-    let deadline = Instant::now() + limit;
-    while !flag.load(Ordering::SeqCst) {
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    true
 }
 
 /// A supervisor that was killed could not record its machine's end; the

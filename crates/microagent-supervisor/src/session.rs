@@ -125,8 +125,6 @@ pub(crate) enum Notice {
     Exiting(ExitReport),
     /// The session is over.
     Over(Outcome),
-    /// The client went away before the process ended.
-    ClientGone,
 }
 
 /// How a session ended.
@@ -174,9 +172,8 @@ impl Relay {
     pub(crate) fn run(
         self,
         crew: &Crew,
-        notify: impl Fn(Notice) + Send + Sync + 'static,
+        notify: impl Fn(Notice) + Send + 'static,
     ) -> io::Result<()> {
-        let notify = Arc::new(notify);
         let Self {
             mut client,
             mut guest,
@@ -192,7 +189,7 @@ impl Relay {
             shared: Arc::clone(&shared),
             orphan,
             capture,
-            notify: Arc::clone(&notify),
+            notify,
         };
         crew.spawn("session", move || {
             let outcome = down.run(&mut guest, &mut to_client);
@@ -209,7 +206,6 @@ impl Relay {
                 Orphan::End => hang_up(&to_guest, Shutdown::Both),
                 Orphan::Detach => {}
             }
-            notify(Notice::ClientGone);
         }
         Ok(())
     }
@@ -220,7 +216,7 @@ struct Down<N> {
     shared: Arc<Shared>,
     orphan: Orphan,
     capture: Option<Arc<Mutex<Capture>>>,
-    notify: Arc<N>,
+    notify: N,
 }
 
 impl<N: Fn(Notice)> Down<N> {
