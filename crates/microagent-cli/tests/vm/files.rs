@@ -161,6 +161,20 @@ fn files_go_in_and_out_of_a_running_workspace() {
     assert_eq!(report["skipped"], 2, "{report}");
     assert_eq!(fs::read_link(at("h/root")).unwrap(), Path::new("/"));
     assert_eq!(fs::metadata(at("h/su")).unwrap().mode() & 0o7777, 0o755);
+    // Both are kept, and a link is followed, where that is asked for.
+    let asked = |state: &str| {
+        let kept = at(&format!("kept-{state}"));
+        named.cp("ws:/h", &kept, &["--archive"]).success();
+        let mode = fs::metadata(format!("{kept}/su")).unwrap().mode();
+        assert_eq!(mode & 0o7777, 0o6755, "{state}");
+        let (link, led) = (at(&format!("link-{state}")), at(&format!("led-{state}")));
+        named.cp("ws:/h/link", &link, &[]).success();
+        assert_eq!(fs::read_link(&link).unwrap(), Path::new("real"));
+        let follow = ["--follow-link"];
+        named.cp("ws:/h/link", &led, &follow).success();
+        assert_eq!(fs::read(format!("{led}/f")).unwrap(), b"x\n", "{state}");
+    };
+    asked("live");
     // Nor does what came out before, when more comes.
     fs::remove_file(at("h/real/f")).unwrap();
     fs::remove_dir(at("h/real")).unwrap();
@@ -196,7 +210,7 @@ fn files_go_in_and_out_of_a_running_workspace() {
         (facts.mode() & 0o7777, facts.uid(), facts.gid()),
         (0o600, 12, 34)
     );
-    named.cp("ws:/work", &at("rest-file"), &["-L"]).success();
+    asked("rest");
     named.cp("ws:/h", &at(""), &[]).success();
     let report = named.cp("ws:/h", &at("h-rest"), &[]).success().parsed();
     assert_eq!(report["skipped"], 2, "{report}");

@@ -144,6 +144,63 @@ fn what_is_not_well_is_killed_and_started_again() {
 }
 
 #[test]
+fn a_web_server_is_well_as_long_as_it_says_so() {
+    let sandbox = own();
+    let microagent = microagent(&sandbox);
+    // The first two answers are well and no other; each is counted.
+    let answer = r#"
+        #!/bin/sh
+        read -r asked; echo "$asked" >>/root/asked; sync
+        while read -r line && [ ${#line} -gt 1 ]; do :; done
+        status="503 Not-Now"
+        [ $(wc -l </root/asked) -gt 2 ] || status="200 OK"
+        printf "HTTP/1.1 $status\r\nContent-Length: 0\r\n\r\n"
+    "#;
+    let directory = tempfile::tempdir().unwrap();
+    fs::write(directory.path().join("answer"), answer.trim_start()).unwrap();
+    let text = "name: web\nimage: busybox:test\nprofile: tiny\nrestart: on-failure\n\
+                files: [{src: answer, dst: /srv/answer, mode: \"0755\"}]\n\
+                service: exec nc -ll -p 8080 -e /srv/answer\n\
+                network: {mode: isolated, forwards: [{hostPort: 0, guestPort: 8080}]}\n\
+                health: {httpGet: /ready?now, port: 8080, intervalSeconds: 1, retries: 2, \
+                startPeriodSeconds: 1}\n";
+    let spec = Spec::parse(text, "web.yaml", directory.path()).unwrap();
+    microagent
+        .workspaces()
+        .create(&spec.options().unwrap(), RunIo::captured())
+        .unwrap();
+    let finished = sandbox
+        .microagent(["supervise", "web", "--max-restarts", "1", "--grace", "5"])
+        .run()
+        .success();
+    let said = finished.err();
+    for words in ["not well (1): ", "503", "failed: its health probes failed"] {
+        assert!(said.contains(words), "{words} is not in {finished}");
+    }
+    let ends = ends(&history(&microagent, "web"));
+    // Its files were put in by a boot of their own.
+    assert_eq!(
+        (ends.len(), ends[0].1),
+        (3, EndCause::Requested),
+        "{ends:?}"
+    );
+    let unwell = |end: &(State, EndCause, String)| end.1 == EndCause::Unhealthy;
+    assert!(ends[1..].iter().all(unwell), "{ends:?}");
+    let asked = sandbox
+        .microagent(["cp", "web:/root/asked", "-"])
+        .run()
+        .success();
+    let asked = asked.out();
+    // Four times the first machine, two of them well, and twice the second.
+    assert_eq!(
+        asked.matches("GET /ready?now HTTP/1.1").count(),
+        6,
+        "{asked}"
+    );
+    sandbox.leftovers().none(&[]);
+}
+
+#[test]
 fn a_machine_that_dies_is_replaced_and_one_that_is_halted_is_left_alone() {
     let sandbox = own();
     let microagent = microagent(&sandbox);
