@@ -1,7 +1,11 @@
 //! SIGKILL to anything at any instant of any command.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::Path,
+    time::{Duration, Instant},
+};
 
+use rustix::process::Signal;
 use testkit::Sandbox;
 
 use crate::{
@@ -24,60 +28,178 @@ enum Victim {
     Guest,
 }
 
-/// What is under way meanwhile, and how long it usually takes.
+/// What is under way meanwhile.
+#[derive(Clone, Copy)]
 struct Act {
-    words: Vec<String>,
-    window: Duration,
+    /// How often it comes, compared with others. What boots comes less often: it takes a hundred
+    /// times as long.
+    weight: usize,
+    /// How long it usually takes.
+    millis: u64,
+    /// The command; words in capitals stand for what a round has chosen.
+    words: &'static [&'static str],
 }
 
-fn act(words: &[&str], millis: u64) -> Act {
+const fn act(weight: usize, millis: u64, words: &'static [&'static str]) -> Act {
     Act {
-        words: words.iter().map(|word| (*word).to_owned()).collect(),
-        window: Duration::from_millis(millis),
+        weight,
+        millis,
+        words,
     }
 }
 
-/// A command on `name`. Those that boot are rarer, as they take a hundred times as long.
-fn choose(random: &mut Random, name: &str, other: &str, host_file: &str) -> Act {
-    let at_root = format!("{name}:/root/file");
-    match random.below(26) {
-        0..4 => act(&["create", name, Sandbox::BUSYBOX, "--profile", "tiny"], 40),
-        4 => act(
-            &[
-                "create",
-                name,
-                Sandbox::BUSYBOX,
-                "--profile",
-                "tiny",
-                "--",
-                "sleep",
-                "2",
-            ],
-            40,
-        ),
-        5..8 => act(&["start", name], 3000),
-        8 => act(
-            &["exec", name, "--", "sh", "-c", "echo x >/root/file; sync"],
-            60,
-        ),
-        9 | 10 => act(&["cp", host_file, &at_root], 300),
-        11 => act(&["cp", &at_root, "-"], 100),
-        12 => act(&["halt", name], 1500),
-        13 => act(&["stop", name], 1500),
-        14 => act(&["kill", name], 200),
-        15 => act(&["pause", name], 60),
-        16 => act(&["resume", name], 60),
-        17 => act(&["quarantine", name], 100),
-        18 => act(&["clone", name, other], 60),
-        19 | 20 => act(&["delete", "--force", name], 200),
-        21 => act(&["delete", name], 40),
-        22 => act(&["status", name], 30),
-        23 => act(&["gc"], 30),
-        24 => act(&["list"], 30),
-        _ => act(
-            &["run", "--profile", "tiny", Sandbox::BUSYBOX, "true"],
-            3000,
-        ),
+const TINY: &str = "tiny";
+const BUSYBOX: &str = Sandbox::BUSYBOX;
+
+/// Every command that has to do with a workspace.
+const ACTS: &[Act] = &[
+    act(4, 40, &["create", "NAME", BUSYBOX, "--profile", TINY]),
+    act(
+        1,
+        40,
+        &[
+            "create",
+            "NAME",
+            BUSYBOX,
+            "--profile",
+            TINY,
+            "--",
+            "sleep",
+            "2",
+        ],
+    ),
+    act(3, 60, &["apply", "--file", "SPEC", "NAME"]),
+    act(3, 3000, &["start", "NAME"]),
+    act(
+        1,
+        60,
+        &["exec", "NAME", "--", "sh", "-c", "echo x >/root/file; sync"],
+    ),
+    act(
+        2,
+        100,
+        &["connect", "NAME", "--send", "echo y >>/root/file; sync"],
+    ),
+    act(2, 300, &["cp", "FILE", "NAME:/root/file"]),
+    act(1, 100, &["cp", "NAME:/root/file", "-"]),
+    act(1, 60, &["artifacts", "list", "NAME"]),
+    act(1, 100, &["artifacts", "get", "NAME", "-o", "INTO"]),
+    act(1, 300, &["commit", "NAME", "fault:1"]),
+    act(1, 1500, &["halt", "NAME"]),
+    act(1, 1500, &["stop", "NAME"]),
+    act(1, 200, &["kill", "NAME"]),
+    act(1, 60, &["pause", "NAME"]),
+    act(1, 60, &["resume", "NAME"]),
+    act(1, 100, &["quarantine", "NAME"]),
+    act(1, 60, &["clone", "NAME", "OTHER"]),
+    act(2, 200, &["delete", "--force", "NAME"]),
+    act(1, 40, &["delete", "NAME"]),
+    act(1, 500, &["wait", "NAME", "--timeout", "1s"]),
+    act(
+        2,
+        3000,
+        &["supervise", "NAME", "--max-restarts", "1", "--grace", "1"],
+    ),
+    act(1, 30, &["status", "NAME"]),
+    act(1, 30, &["stats", "NAME"]),
+    act(1, 30, &["logs", "NAME"]),
+    act(1, 30, &["events", "NAME"]),
+    act(1, 30, &["result", "NAME"]),
+    act(1, 30, &["network", "NAME"]),
+    act(1, 30, &["list"]),
+    act(1, 30, &["gc"]),
+    act(1, 30, &["df"]),
+    act(1, 3000, &["run", "--profile", TINY, BUSYBOX, "true"]),
+];
+
+/// Commands that do nothing with a workspace; those of images have kills of their own, in
+/// `microagent-image`.
+const NO_WORKSPACE: &[&str] = &[
+    "completions",
+    "contract",
+    "doctor",
+    "help",
+    "host",
+    "images",
+    "kernel",
+    "login",
+    "logout",
+    "man",
+    "profiles",
+    "prune",
+    "rootfs",
+    "spec",
+    "version",
+    "whoami",
+];
+
+/// Other names of commands that are there.
+const ALIASES: &[&str] = &["inspect", "ps", "rm"];
+
+/// What the words in capitals stand for.
+struct Round<'a> {
+    name: &'a str,
+    other: &'a str,
+    file: &'a str,
+    into: &'a str,
+    spec: &'a str,
+}
+
+impl Round<'_> {
+    fn words(&self, act: Act) -> Vec<String> {
+        let word = |word: &&str| match *word {
+            "NAME" => self.name.to_owned(),
+            "OTHER" => self.other.to_owned(),
+            "FILE" => self.file.to_owned(),
+            "INTO" => self.into.to_owned(),
+            "SPEC" => self.spec.to_owned(),
+            word => word.replace("NAME:", &format!("{}:", self.name)),
+        };
+        act.words.iter().map(word).collect()
+    }
+}
+
+/// Takes an act out of a pack that has each as often as it weighs, so that none is left out.
+fn choose(random: &mut Random, pack: &mut Vec<Act>) -> Act {
+    if pack.is_empty() {
+        let all = ACTS.iter();
+        pack.extend(all.flat_map(|act| std::iter::repeat_n(*act, act.weight)));
+    }
+    pack.swap_remove(random.below(pack.len()))
+}
+
+/// Two specs to go to and fro between; workspaces that they are applied to have something to
+/// supervise, to publish and to hand out.
+fn specs(directory: &Path) -> [String; 2] {
+    [("on-failure", "127.0.0.1"), ("always", "127.0.0.2")].map(|(restart, host)| {
+        let path = directory.join(format!("{restart}.yaml"));
+        let text = format!(
+            "image: {BUSYBOX}\nprofile: tiny\nrestart: {restart}\n\
+             outputs: [{{name: file, path: /root/file}}]\n\
+             network: {{forwards: [{{hostPort: 0, guestPort: 80, host: {host}}}]}}\n"
+        );
+        std::fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    })
+}
+
+#[test]
+fn every_command_is_under_attack() {
+    let world = World::new();
+    let help = world.sandbox.microagent(["help"]).run().success().out();
+    let commands = help
+        .lines()
+        .skip_while(|line| !line.contains("Commands"))
+        .take_while(|line| !line.starts_with("Options"))
+        .filter_map(|line| line.strip_prefix("  "))
+        .filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()))
+        .filter_map(|line| line.split_whitespace().next());
+    let commands: Vec<&str> = commands.collect();
+    assert!(commands.len() > 30, "{help}");
+    for command in commands {
+        let attacked = ACTS.iter().any(|act| act.words[0] == command);
+        let other = NO_WORKSPACE.contains(&command) || ALIASES.contains(&command);
+        assert!(attacked != other, "{command} is in one of the lists above");
     }
 }
 
@@ -88,15 +210,25 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
         .map_or(KILLS, |text| text.parse().expect("a number of kills"));
     let mut random = Random::seeded("kills");
     let mut world = World::new();
-    let host = tempfile::NamedTempFile::new().unwrap();
-    std::fs::write(host.path(), vec![7; 300_000]).unwrap();
-    let host_file = host.path().to_str().unwrap().to_owned();
+    let host = tempfile::tempdir().unwrap();
+    let [file, into] = ["file", "into"].map(|name| host.path().join(name));
+    std::fs::write(&file, vec![7; 300_000]).unwrap();
+    let specs = specs(host.path());
+    let mut pack = Vec::new();
     let mut done = 0;
     let begun = Instant::now();
     while done < kills {
         let name = *random.pick(&NAMES);
         let other = *random.pick(&NAMES);
-        let act = choose(&mut random, name, other, &host_file);
+        let act = choose(&mut random, &mut pack);
+        let round = Round {
+            name,
+            other,
+            file: file.to_str().unwrap(),
+            into: into.to_str().unwrap(),
+            spec: random.pick::<String>(&specs),
+        };
+        let words = round.words(act);
         let victim = match random.below(8) {
             0..5 => Victim::Client,
             5 => Victim::Supervisor,
@@ -104,18 +236,13 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
             _ => Victim::Guest,
         };
         let which = random.below(64);
-        let instant = random.instant(act.window);
+        let instant = random.instant(Duration::from_millis(act.millis));
         let what = format!(
             "kill {done}: {victim:?} {instant:?} into `{}`",
-            act.words.join(" ")
+            words.join(" ")
         );
 
-        let running = world
-            .sandbox
-            .microagent([])
-            .json()
-            .words(&act.words)
-            .start();
+        let running = world.sandbox.microagent([]).json().words(&words).start();
         std::thread::sleep(instant); // The random instant itself.
         let killed = match victim {
             Victim::Client => {
@@ -126,6 +253,10 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
             Victim::Vmm => hit(&world, "qemu-system", which),
             Victim::Guest => crash_guest(&world, name),
         };
+        if act.words[0] == "supervise" {
+            // It has no end of its own.
+            running.signal(Signal::TERM);
+        }
         let finished = running.finish();
         sound(&finished);
         done += usize::from(killed);
