@@ -28,6 +28,7 @@ const fn need(program: &'static str, package: &'static str, purpose: &'static st
 pub(crate) const RUN: &[Need] = &[
     need("cc", "gcc", "links Rust programs"),
     need("qemu-system-x86_64", "qemu-system-x86", "the VMM"),
+    need("passt", "passt", "user networks"),
     need("mmdebstrap", "mmdebstrap", "makes the Debian image"),
 ];
 

@@ -17,6 +17,8 @@ mod error;
 pub mod firecracker;
 mod machine;
 #[cfg(target_os = "linux")]
+pub mod network;
+#[cfg(target_os = "linux")]
 pub mod probe;
 #[cfg(target_os = "linux")]
 mod process;
@@ -34,8 +36,8 @@ pub mod vsock;
 pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
-    Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, NetworkPlan,
-    SerialPort, VsockSpec,
+    Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine, MachineSpec,
+    NetworkPlan, SerialPort, VsockSpec,
 };
 #[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

@@ -1,13 +1,15 @@
 //! The contract between a supervisor and a driver.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::{fd::BorrowedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
 
-use microagent_protocol::{Backend, Mebibytes, NetworkMode, ProcessIdentity, VcpuCount};
+use microagent_protocol::{
+    Backend, Mebibytes, NetworkMode, NetworkProvider, ProcessIdentity, VcpuCount,
+};
 
 /// A virtio disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,14 +74,29 @@ pub struct MachineSpec {
 /// What a driver's network looks like from inside the guest.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NetworkPlan {
+    /// What carries it.
+    pub provider: NetworkProvider,
     /// The guest's address.
     pub address: Ipv4Addr,
     /// Its prefix length in bits.
     pub prefix: u8,
     /// The gateway.
     pub gateway: Ipv4Addr,
+    /// The same by IPv6, where there is a way out by it.
+    pub ipv6: Option<Ipv6Plan>,
     /// Name servers.
     pub dns: Vec<IpAddr>,
+}
+
+/// The IPv6 side of a [`NetworkPlan`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ipv6Plan {
+    /// The guest's address.
+    pub address: Ipv6Addr,
+    /// Its prefix length in bits.
+    pub prefix: u8,
+    /// The gateway.
+    pub gateway: Ipv6Addr,
 }
 
 /// What a driver can do; a conformance test proves each.

@@ -310,36 +310,64 @@ fn abandon(mut child: std::process::Child, error: Error) -> Error {
     error
 }
 
+/// Binds a helper to the life of the thread that starts it. It inherits these descriptors and its
+/// standard ones; what else holds it back it puts on itself.
+#[allow(unsafe_code)]
+pub(crate) fn born_bound(command: &mut Command, keep: Vec<RawFd>) {
+    let parent = rustix::process::getpid();
+    let prepare = move || {
+        rustix::process::setsid()?;
+        close_all_but(&keep)?;
+        die_with(parent)
+    };
+    // SAFETY: between fork and exec the closure only makes system calls on
+    // values made before the fork: it takes no lock and allocates nothing.
+    unsafe {
+        command.pre_exec(prepare);
+    }
+}
+
+/// The rest of this process's descriptors, whoever forgot O_CLOEXEC on them, end at the exec.
+#[allow(unsafe_code)]
+fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+    // SAFETY: close_range with CLOEXEC only sets a flag on this process's descriptors.
+    let flagged = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            3 as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    if flagged != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    for fd in keep {
+        // SAFETY: the parent holds these descriptors until after the fork, so they are open here.
+        let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
+        rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
+    }
+    Ok(())
+}
+
+/// Ends this process with the thread that forked it, even if that has just ended.
+fn die_with(parent: Pid) -> io::Result<()> {
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    if rustix::process::getppid() != Some(parent) {
+        return Err(io::Error::from(Errno::SRCH));
+    }
+    Ok(())
+}
+
 /// Everything the child does to itself between fork and exec.
 #[allow(unsafe_code)]
 fn born_confined(command: &mut Command, keep: Vec<RawFd>, seal: Seal, parent: Pid) {
     let prepare = move || {
         rustix::process::setsid()?;
-        // The rest of the supervisor's descriptors, whoever forgot O_CLOEXEC on them, end here.
-        // SAFETY: close_range with CLOEXEC only sets a flag on this process's descriptors.
-        let flagged = unsafe {
-            libc::syscall(
-                libc::SYS_close_range,
-                3 as libc::c_uint,
-                libc::c_uint::MAX,
-                libc::CLOSE_RANGE_CLOEXEC,
-            )
-        };
-        if flagged != 0 {
-            return Err(io::Error::last_os_error());
-        }
-        for fd in &keep {
-            // SAFETY: the parent holds these descriptors until after the fork, so they are open here.
-            let fd = unsafe { BorrowedFd::borrow_raw(*fd) };
-            rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
-        }
+        close_all_but(&keep)?;
         seal.apply()?;
         // Last, because a change of credentials clears it.
-        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != Some(parent) {
-            return Err(io::Error::from(Errno::SRCH));
-        }
-        Ok(())
+        die_with(parent)
     };
     // SAFETY: between fork and exec the closure only makes system calls on
     // values made before the fork: it takes no lock and allocates nothing.

@@ -14,7 +14,7 @@
 //!
 //! [`FrameKind::Control`]: crate::FrameKind::Control
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use serde::{Deserialize, Serialize};
 
@@ -131,8 +131,23 @@ pub struct GuestNetwork {
     pub prefix: u8,
     /// The default gateway.
     pub gateway: Ipv4Addr,
+    /// The same by IPv6, where the host has a way out by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ipv6: Option<GuestIpv6>,
     /// Name servers, in order.
     pub dns: Vec<IpAddr>,
+}
+
+/// The IPv6 side of a [`GuestNetwork`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct GuestIpv6 {
+    /// The interface's IPv6 address.
+    pub address: Ipv6Addr,
+    /// The length of its network prefix, in bits.
+    pub prefix: u8,
+    /// The default gateway.
+    pub gateway: Ipv6Addr,
 }
 
 /// An extra disk and where it goes.

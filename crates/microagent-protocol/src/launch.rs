@@ -131,6 +131,26 @@ impl std::fmt::Display for NetworkMode {
     }
 }
 
+/// What carries a `user` network.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(rename_all = "snake_case")]
+pub enum NetworkProvider {
+    /// passt, behind a filter: the host's loopback, link-local and metadata addresses are not reached.
+    Passt,
+    /// QEMU's own network: the host's loopback is reached at the gateway's address.
+    Slirp,
+}
+
+impl std::fmt::Display for NetworkProvider {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Passt => "passt",
+            Self::Slirp => "QEMU's own, with the host's loopback at the gateway",
+        })
+    }
+}
+
 /// Not a network mode.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(

@@ -30,7 +30,7 @@ use crate::{
     exec::{ExecRequest, ExitStatus, StartFailure},
     guest::GuestNetwork,
     identity::ProcessIdentity,
-    launch::{Backend, BackendChoice, LaunchSpec},
+    launch::{Backend, BackendChoice, LaunchSpec, NetworkProvider},
     name::WorkspaceName,
     output::CapturedOutput,
     readiness::ReadinessReport,
@@ -306,6 +306,9 @@ pub struct Status {
     /// The guest's one network interface; none where it has only loopback.
     #[serde(default)]
     pub network: Option<GuestNetwork>,
+    /// What carries that.
+    #[serde(default)]
+    pub network_provider: Option<NetworkProvider>,
     /// What it was seen to be ready for.
     #[serde(default)]
     pub readiness: ReadinessReport,

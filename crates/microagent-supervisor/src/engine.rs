@@ -24,9 +24,11 @@ use microagent_hypervisor::{
     ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
-    EndCause, ExecRole, LaunchSpec, ProcessIdentity, PublishedPort, State, Timestamp,
+    EndCause, ExecRole, LaunchSpec, NetworkProvider, ProcessIdentity, PublishedPort, State,
+    Timestamp,
     guest::{
-        BASE_SERIAL, DiskMount, GUEST_CID, GuestNetwork, HELLO_PORT, HostMessage, SCRATCH_SERIAL,
+        BASE_SERIAL, DiskMount, GUEST_CID, GuestIpv6, GuestNetwork, HELLO_PORT, HostMessage,
+        SCRATCH_SERIAL,
     },
     supervisor::{ErrorKind, ErrorReport, EventKind, Status},
 };

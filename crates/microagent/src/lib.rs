@@ -87,12 +87,12 @@ pub use microagent_kernel::{
 pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
     ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
-    MediationTarget, NetworkMode, ProcessIdentity, PublishedPort, Readiness, ReadinessReport,
-    ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount,
-    WorkspaceName,
+    MediationTarget, NetworkMode, NetworkProvider, ProcessIdentity, PublishedPort, Readiness,
+    ReadinessReport, ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp,
+    TtySize, VcpuCount, WorkspaceName,
     copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
-    guest::GuestNetwork,
+    guest::{GuestIpv6, GuestNetwork},
     launch::InvalidNetworkMode,
     supervisor::{
         ErrorKind, ErrorReport, Event, EventKind, HostCheck, HostReport, Verdict, WorkloadResult,

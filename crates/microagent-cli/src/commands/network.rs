@@ -37,7 +37,14 @@ fn text(report: &NetworkReport) -> String {
             format!("{}/{}", interface.address, interface.prefix),
         ));
         rows.push(("gateway", interface.gateway.to_string()));
+        if let Some(ipv6) = interface.ipv6 {
+            rows.push(("address", format!("{}/{}", ipv6.address, ipv6.prefix)));
+            rows.push(("gateway", ipv6.gateway.to_string()));
+        }
         rows.extend(interface.dns.iter().map(|dns| ("dns", dns.to_string())));
+    }
+    if let Some(provider) = runtime.and_then(|runtime| runtime.provider) {
+        rows.push(("carried by", provider.to_string()));
     }
     let ports = runtime.map_or(&report.network.ports, |runtime| &runtime.ports);
     rows.extend(ports.iter().map(|port| ("port", port.to_string())));

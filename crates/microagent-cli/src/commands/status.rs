@@ -101,7 +101,14 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
         rows.push(("setup", "to be run at the next start".to_owned()));
     }
     rows.push(("restart", status.restart.to_string()));
-    rows.push(("network", status.network.mode.to_string()));
+    let runtime = status.network.runtime.as_ref();
+    rows.push((
+        "network",
+        match runtime.and_then(|runtime| runtime.provider) {
+            Some(provider) => format!("{} ({provider})", status.network.mode),
+            None => status.network.mode.to_string(),
+        },
+    ));
     rows.extend(
         status
             .network

@@ -16,6 +16,7 @@ mod kernels;
 mod library;
 mod lifecycle;
 mod lifetime;
+mod network;
 mod plain;
 mod refusals;
 mod settings;

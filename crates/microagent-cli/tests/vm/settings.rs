@@ -270,13 +270,21 @@ fn isolated_has_loopback_only_and_user_has_a_network() {
         .success();
     assert_eq!(isolated.out(), "lo\nloopback\n", "{isolated}");
 
-    // A server on the host's loopback stands for the outside: user networking maps its gateway there.
+    // Without passt it is QEMU's own, and says so; a server on the host's loopback stands for the
+    // outside then, as that maps its gateway there.
     let server = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let port = server.local_addr().unwrap().port().to_string();
     let answer = std::thread::spawn(move || {
         let (mut stream, _) = server.accept().unwrap();
         std::io::Write::write_all(&mut stream, b"from the host\n").unwrap();
     });
+    let without = tempfile::tempdir().unwrap();
+    let qemu = std::env::split_paths(&std::env::var_os("PATH").unwrap())
+        .flat_map(|dir| ["x86_64", "aarch64"].map(|arch| dir.join(format!("qemu-system-{arch}"))))
+        .find(|path| path.is_file())
+        .unwrap();
+    std::os::unix::fs::symlink(&qemu, without.path().join(qemu.file_name().unwrap())).unwrap();
+    let path = without.path().to_str().unwrap();
     let user = sandbox
         .run([
             Sandbox::BUSYBOX,
@@ -286,11 +294,27 @@ fn isolated_has_loopback_only_and_user_has_a_network() {
             "sh",
             &port,
         ])
+        .env("PATH", path)
         .run()
         .success();
     answer.join().unwrap();
     assert!(user.out().ends_with("from the host\n"), "{user}");
     assert!(!user.out().starts_with('0'), "{user}");
+    let host = sandbox.microagent(["host"]).env("PATH", path).json().run();
+    let host = host.parsed();
+    let checks = host["checks"].as_array().unwrap();
+    let network = checks
+        .iter()
+        .find(|check| check["name"] == "network")
+        .unwrap();
+    assert_eq!(network["verdict"], "degraded", "{network}");
+    assert!(
+        network["detail"]
+            .as_str()
+            .unwrap()
+            .contains("install passt"),
+        "{network}"
+    );
 }
 
 #[test]

@@ -197,6 +197,7 @@ mod tests {
             address: [10, 0, 2, 15].into(),
             prefix: 24,
             gateway: [10, 0, 2, 2].into(),
+            ipv6: None,
             dns: vec![[10, 0, 2, 3].into(), "fd00::3".parse().unwrap()],
         };
         assert!(hosts("box", Some(&network)).ends_with("10.0.2.15\tbox\n"));

@@ -3,13 +3,13 @@
 use std::{
     fs, io,
     mem::zeroed,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
     thread,
     time::{Duration, Instant},
 };
 
-use microagent_protocol::guest::GuestNetwork;
+use microagent_protocol::guest::{GuestIpv6, GuestNetwork};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
 
 use crate::error::{Context, Error};
@@ -37,10 +37,17 @@ pub(crate) fn relax() {
 pub(crate) fn configure(network: &GuestNetwork) -> Result<(), Error> {
     let mask = netmask(network.prefix)?;
     let interface = Interface::open(&wait_for_interface()?)?;
+    if network.ipv6.is_some() {
+        interface.keep_ipv6_static();
+    }
     interface.set_address(libc::SIOCSIFADDR, network.address)?;
     interface.set_address(libc::SIOCSIFNETMASK, mask)?;
     interface.raise()?;
-    interface.add_default_route(network.gateway)
+    interface.add_default_route(network.gateway)?;
+    match &network.ipv6 {
+        Some(ipv6) => interface.configure_ipv6(ipv6),
+        None => Ok(()),
+    }
 }
 
 fn netmask(prefix: u8) -> Result<Ipv4Addr, Error> {
@@ -151,6 +158,61 @@ impl Interface {
         )
     }
 
+    /// Nobody else's word is taken for its addresses, and nobody is asked whether they are taken:
+    /// they can be used at once.
+    fn keep_ipv6_static(&self) {
+        for (file, value) in [
+            ("accept_ra", "0"),
+            ("accept_dad", "0"),
+            ("dad_transmits", "0"),
+        ] {
+            // Where the kernel has no IPv6, there is none to configure.
+            let _ = fs::write(
+                format!("/proc/sys/net/ipv6/conf/{}/{file}", self.name),
+                value,
+            );
+        }
+    }
+
+    /// Sets the address and the gateway; a kernel without IPv6 goes without.
+    fn configure_ipv6(&self, ipv6: &GuestIpv6) -> Result<(), Error> {
+        let flags = SocketFlags::CLOEXEC;
+        let socket = match socket_with(AddressFamily::INET6, SocketType::DGRAM, flags, None) {
+            Ok(socket) => socket,
+            Err(rustix::io::Errno::AFNOSUPPORT) => return Ok(()),
+            Err(error) => return Err(error).context("open an IPv6 socket"),
+        };
+        let mut request = self.request();
+        self.control(libc::SIOCGIFINDEX, &mut request, "read the number")?;
+        // SAFETY: SIOCGIFINDEX has just written this member.
+        let index = unsafe { request.ifr_ifru.ifru_ifindex };
+        let by_ipv6 = Self {
+            name: self.name.clone(),
+            socket,
+        };
+        let mut request = Ipv6Request {
+            address: ipv6_address(ipv6.address),
+            prefix: ipv6.prefix.into(),
+            index,
+        };
+        let what = format!("set the address {}", ipv6.address);
+        by_ipv6.control(libc::SIOCSIFADDR, &mut request, &what)?;
+        let mut route = Ipv6Route {
+            target: ipv6_address(Ipv6Addr::UNSPECIFIED),
+            source: ipv6_address(Ipv6Addr::UNSPECIFIED),
+            gateway: ipv6_address(ipv6.gateway),
+            kind: 0,
+            target_length: 0,
+            source_length: 0,
+            metric: 1024,
+            info: 0,
+            flags: u32::from(libc::RTF_UP | libc::RTF_GATEWAY),
+            index,
+        };
+        let what = format!("set the gateway {}", ipv6.gateway);
+        by_ipv6.control(libc::SIOCADDRT, &mut route, &what)
+    }
+
     fn add_default_route(&self, gateway: Ipv4Addr) -> Result<(), Error> {
         // SAFETY: all-zero bytes are a valid rtentry.
         let mut route: libc::rtentry = unsafe { zeroed() };
@@ -163,6 +225,35 @@ impl Interface {
             &mut route,
             &format!("set the gateway {gateway}"),
         )
+    }
+}
+
+/// `struct in6_ifreq`, linux/ipv6.h.
+#[repr(C)]
+struct Ipv6Request {
+    address: libc::in6_addr,
+    prefix: u32,
+    index: libc::c_int,
+}
+
+/// `struct in6_rtmsg`, linux/ipv6_route.h.
+#[repr(C)]
+struct Ipv6Route {
+    target: libc::in6_addr,
+    source: libc::in6_addr,
+    gateway: libc::in6_addr,
+    kind: u32,
+    target_length: u16,
+    source_length: u16,
+    metric: u32,
+    info: libc::c_ulong,
+    flags: u32,
+    index: libc::c_int,
+}
+
+fn ipv6_address(address: Ipv6Addr) -> libc::in6_addr {
+    libc::in6_addr {
+        s6_addr: address.octets(),
     }
 }
 

@@ -83,6 +83,9 @@ struct Contents {
     /// The Firecracker its verdict was proved with.
     #[serde(default)]
     firecracker: Option<FileStamp>,
+    /// The passt that answered.
+    #[serde(default)]
+    passt: Option<FileStamp>,
     /// The probe guest the verdicts were proved with: kernel, initramfs.
     #[serde(default)]
     guest: Option<(FileStamp, FileStamp)>,
@@ -155,6 +158,15 @@ impl Cache {
         if self.now.firecracker != stamp {
             self.now.verdicts.remove(super::CHECK_FIRECRACKER);
             self.now.firecracker = stamp;
+        }
+    }
+
+    /// The same of passt.
+    pub(super) fn keep_passt(&mut self, path: &Path) {
+        let stamp = FileStamp::of(path);
+        if self.now.passt != stamp {
+            self.now.verdicts.remove(super::CHECK_NETWORK);
+            self.now.passt = stamp;
         }
     }
 

@@ -22,6 +22,7 @@ use crate::{
     confine::{Reach, Seal},
     firecracker::{Firecracker, FirecrackerBinary},
     measure_tsc_khz,
+    network::{self, Passt},
     qemu::{Accelerator, Qemu, QemuBinary},
 };
 
@@ -36,6 +37,8 @@ pub const CHECK_QEMU: &str = "qemu";
 pub const CHECK_KVM: &str = "kvm";
 /// The name of the check of Firecracker.
 pub const CHECK_FIRECRACKER: &str = "firecracker";
+/// The name of the check of what carries `user` networks.
+pub const CHECK_NETWORK: &str = "network";
 /// The name of the check of software emulation.
 pub const CHECK_TCG: &str = "software-emulation";
 /// The name of the check of what holds a VMM back.
@@ -73,6 +76,7 @@ pub struct Probed {
     pub report: HostReport,
     binary: Option<QemuBinary>,
     firecracker: Option<FirecrackerBinary>,
+    passt: Option<Passt>,
     tsc_khz: Option<u64>,
 }
 
@@ -104,7 +108,8 @@ impl Probed {
                 tsc_khz: self.tsc_khz,
             }
         };
-        Ok((Box::new(Qemu::new(binary, accelerator)), reason))
+        let qemu = Qemu::new(binary, accelerator).passt(self.passt.clone());
+        Ok((Box::new(qemu), reason))
     }
 }
 
@@ -206,6 +211,8 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
     }
     let (firecracker_check, firecracker) = check_firecracker(host, query, &mut cache);
     checks.push(firecracker_check);
+    let (network_check, passt) = check_network(host, &mut cache);
+    checks.push(network_check);
     checks.push(check_confinement());
     cache.save();
     let (chosen, reason) = match select(query.backend, NetworkMode::User, &checks) {
@@ -222,6 +229,7 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
         },
         binary,
         firecracker,
+        passt,
         tsc_khz,
     }
 }
@@ -380,6 +388,49 @@ fn check_firecracker(
         cache.keep_verdict(name, &kept);
     }
     (kept.into_check(name, since), Some(binary))
+}
+
+/// What carries `user` networks: a passt that answered, or QEMU's own.
+fn check_network(host: &ProbeHost<'_>, cache: &mut Cache) -> (HostCheck, Option<Passt>) {
+    let since = Instant::now();
+    let without = |detail: String, remedy: Option<&str>| {
+        let detail = format!(
+            "{detail}; the network mode user is QEMU's own, in which the host's loopback is reached at the gateway"
+        );
+        let mut check = check(CHECK_NETWORK, since, Verdict::Degraded, detail);
+        check.remedy = remedy.map(str::to_owned);
+        check
+    };
+    let passt = match Passt::find(host.search_path) {
+        Ok(passt) => passt,
+        Err(error @ Error::ProgramMissing { .. }) => {
+            // The remedy is part of its words already.
+            return (without(error.to_string(), None), None);
+        }
+        Err(error) => return (without(error.to_string(), Some(network::REMEDY)), None),
+    };
+    cache.keep_passt(passt.path());
+    let proved = match cache.verdict(CHECK_NETWORK) {
+        Some(_) => Ok(()),
+        None => passt.prove(),
+    };
+    if let Err(error) = proved {
+        // Not kept: a host that is offline now may be online when the next machine starts.
+        let remedy =
+            "passt needs a route out and unprivileged user namespaces; see docs/troubleshooting.md";
+        return (without(error.to_string(), Some(remedy)), None);
+    }
+    let ways = if passt.ipv6() {
+        "IPv4 and IPv6"
+    } else {
+        "IPv4"
+    };
+    let detail = format!("passt at {} answers; {ways}", passt.path().display());
+    cache.keep_verdict(CHECK_NETWORK, &Kept::ready(detail.clone()));
+    (
+        check(CHECK_NETWORK, since, Verdict::Ready, detail),
+        Some(passt),
+    )
 }
 
 fn check_tcg(

@@ -13,8 +13,11 @@ use std::{
 use microagent_protocol::NetworkMode;
 use serde_json::json;
 
-use super::{Accelerator, MachineType, USER_NETWORK, kernel_line::kernel_line};
-use crate::{DiskSpec, Error, MachineSpec};
+use super::{Accelerator, MachineType, kernel_line::kernel_line};
+use crate::{
+    DiskSpec, Error, MachineSpec,
+    network::{IPV4, MAC},
+};
 
 /// The descriptors QEMU inherits, by number.
 pub(super) struct Descriptors {
@@ -24,6 +27,8 @@ pub(super) struct Descriptors {
     pub disks: Vec<RawFd>,
     /// The connection to our vhost-user vsock device.
     pub vsock: Option<RawFd>,
+    /// The wire to the relay of its network; without it a `user` network is QEMU's own.
+    pub network: Option<RawFd>,
 }
 
 /// Files QEMU reads by name.
@@ -136,27 +141,34 @@ pub(super) fn arguments(
     );
     line.json("-device", &bus.device("virtio-rng", json!({"rng": "rng"}))?);
     if spec.network == NetworkMode::User {
-        let net = &USER_NETWORK;
-        line.option(
-            "-netdev",
-            Value::of("user")
-                .key("id", "net")
-                .key("restrict", "off")
-                .key("ipv6", "off")
-                .key("net", format!("{}/{}", net.network, net.prefix))
-                .key("host", net.gateway)
-                .key("dns", net.dns)
-                .key("dhcpstart", net.guest),
-        );
+        line.option("-netdev", network_backend(descriptors.network));
         line.json(
             "-device",
             &bus.device(
                 "virtio-net",
-                json!({"id": NETWORK_DEVICE, "netdev": "net", "mac": "52:54:00:6d:61:01"}),
+                json!({"id": NETWORK_DEVICE, "netdev": "net", "mac": MAC}),
             )?,
         );
     }
     Ok(line.words)
+}
+
+fn network_backend(wire: Option<RawFd>) -> Value {
+    match wire {
+        Some(fd) => Value::of("stream")
+            .key("id", "net")
+            .key("server", "off")
+            .key("addr.type", "fd")
+            .key("addr.str", fd),
+        None => Value::of("user")
+            .key("id", "net")
+            .key("restrict", "off")
+            .key("ipv6", "off")
+            .key("net", format!("{}/{}", IPV4.network, IPV4.prefix))
+            .key("host", IPV4.gateway)
+            .key("dns", IPV4.dns)
+            .key("dhcpstart", IPV4.guest),
+    }
 }
 
 /// The title in process lists: what the kernel keeps of a thread name is 15 bytes.

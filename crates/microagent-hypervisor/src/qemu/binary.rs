@@ -45,6 +45,13 @@ impl QemuVersion {
         minor: 2,
         micro: 0,
     };
+
+    /// The oldest with network cards on a socket it inherits (`-netdev stream`).
+    pub const STREAMS: Self = Self {
+        major: 7,
+        minor: 2,
+        micro: 0,
+    };
 }
 
 impl std::fmt::Display for QemuVersion {

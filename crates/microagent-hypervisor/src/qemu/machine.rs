@@ -23,6 +23,7 @@ use crate::{
     boot_file::BootFile,
     confine::{Confinement, Reach, Seal},
     console::RotatingLog,
+    network::{Network, Passt},
     process::{Plan, Vmm},
     vsock::{VsockConfig, VsockDevice},
 };
@@ -42,7 +43,8 @@ pub struct QemuMachine {
     qmp: Qmp,
     vsock: VsockDevice,
     vsock_path: PathBuf,
-    network: NetworkMode,
+    mode: NetworkMode,
+    network: Option<Network>,
     machine_type: MachineType,
 }
 
@@ -50,6 +52,7 @@ impl QemuMachine {
     pub(super) fn launch(
         binary: &QemuBinary,
         accelerator: Accelerator,
+        passt: Option<&Passt>,
         limit: Duration,
         spec: &MachineSpec,
     ) -> Result<Self, Error> {
@@ -89,6 +92,13 @@ impl QemuMachine {
             context: format!("open the console log {}", spec.console.log.display()),
             source,
         })?;
+        let (network, wire) = match passt.filter(|_| spec.network == NetworkMode::User) {
+            Some(passt) => {
+                let (network, wire) = Network::start(passt)?;
+                (Some(network), Some(wire))
+            }
+            None => (None, None),
+        };
         let kernel = BootFile::open("kernel", &spec.kernel)?;
         let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
         let arguments = arguments(
@@ -100,6 +110,7 @@ impl QemuMachine {
                 console: console_there.as_raw_fd(),
                 disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
                 vsock: Some(vhost.as_raw_fd()),
+                network: wire.as_ref().map(AsRawFd::as_raw_fd),
             },
             &BootFiles {
                 kernel: &kernel.name,
@@ -109,6 +120,7 @@ impl QemuMachine {
         let mut descriptors: Vec<OwnedFd> =
             vec![qmp_there.into(), console_there.into(), vhost.into()];
         descriptors.extend(disks.into_iter().map(OwnedFd::from));
+        descriptors.extend(wire.map(OwnedFd::from));
         descriptors.extend(kernel.copy.into_iter().chain(initramfs.copy));
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");
 
@@ -120,7 +132,7 @@ impl QemuMachine {
             program: binary.path().to_owned(),
             arguments,
             descriptors,
-            seal: Seal::prepare(&reach(binary, accelerator, spec), true)?,
+            seal: Seal::prepare(&reach(binary, accelerator, spec, network.is_none()), true)?,
             console: console_here,
             stdio: None,
             log,
@@ -130,7 +142,8 @@ impl QemuMachine {
             qmp,
             vsock,
             vsock_path: spec.vsock.uds.clone(),
-            network: spec.network,
+            mode: spec.network,
+            network,
             machine_type,
         };
         match machine.qmp.greet(deadline) {
@@ -227,8 +240,12 @@ impl Machine for QemuMachine {
 
     fn sever(&self) -> Result<(), Error> {
         self.vsock.sever();
-        match self.network {
+        if let Some(network) = &self.network {
+            network.sever();
+        }
+        match self.mode {
             NetworkMode::Isolated => Ok(()),
+            // The guest sees it, too; and QEMU's own network has no other switch.
             NetworkMode::User => self
                 .qmp
                 .execute(
@@ -259,7 +276,13 @@ fn socket_pair(what: &str) -> Result<(UnixStream, UnixStream), Error> {
 
 /// The files this QEMU may reach: its own program, libraries and firmware, and
 /// this machine's kernel and initramfs. Disks come as descriptors.
-fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> Reach {
+fn reach(
+    binary: &QemuBinary,
+    accelerator: Accelerator,
+    spec: &MachineSpec,
+    network_of_its_own: bool,
+) -> Reach {
+    let connects = spec.network == NetworkMode::User && network_of_its_own;
     let mut read: Vec<PathBuf> = [
         "/usr",
         "/lib",
@@ -278,7 +301,7 @@ fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> R
     read.push(installation(binary.path()));
     read.push(spec.kernel.clone());
     read.push(spec.initramfs.clone());
-    if spec.network == NetworkMode::User {
+    if connects {
         // Its name server forwards to the host's, whose file may be a link to one
         // that a resolver replaces while the machine runs; then its directory is
         // reached. All of /etc would be too much.
@@ -297,7 +320,7 @@ fn reach(binary: &QemuBinary, accelerator: Accelerator, spec: &MachineSpec) -> R
         read,
         write,
         make: Vec::new(),
-        tcp: spec.network == NetworkMode::User,
+        tcp: connects,
     }
 }
 

@@ -16,14 +16,14 @@ pub use binary::{QemuBinary, QemuVersion};
 pub use machine::QemuMachine;
 pub use qmp::RunState;
 
-use std::{
-    net::{IpAddr, Ipv4Addr},
-    time::Duration,
+use std::time::Duration;
+
+use microagent_protocol::{Backend, NetworkMode, NetworkProvider};
+
+use crate::{
+    Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan,
+    network::{self, Passt},
 };
-
-use microagent_protocol::{Backend, NetworkMode};
-
-use crate::{Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan};
 
 /// What executes the guest's instructions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,6 +69,7 @@ impl MachineType {
 pub struct Qemu {
     binary: QemuBinary,
     accelerator: Accelerator,
+    passt: Option<Passt>,
     start_limit: Duration,
 }
 
@@ -79,8 +80,17 @@ impl Qemu {
         Self {
             binary,
             accelerator,
+            passt: None,
             start_limit: Duration::from_secs(20),
         }
+    }
+
+    /// The same with `user` networks by passt. Without it, and with a QEMU that cannot speak to it,
+    /// they are QEMU's own, from which the host's loopback can be reached.
+    #[must_use]
+    pub fn passt(mut self, passt: Option<Passt>) -> Self {
+        self.passt = passt.filter(|_| self.binary.version() >= QemuVersion::STREAMS);
+        self
     }
 
     /// The same with another limit for QEMU's own start, until it answers on
@@ -102,7 +112,13 @@ impl Qemu {
     /// # Errors
     /// As [`Hypervisor::launch`].
     pub fn launch_qemu(&self, spec: &MachineSpec) -> Result<QemuMachine, Error> {
-        QemuMachine::launch(&self.binary, self.accelerator, self.start_limit, spec)
+        QemuMachine::launch(
+            &self.binary,
+            self.accelerator,
+            self.passt.as_ref(),
+            self.start_limit,
+            spec,
+        )
     }
 }
 
@@ -124,41 +140,16 @@ impl Hypervisor for Qemu {
     }
 
     fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {
-        match mode {
-            NetworkMode::User => Some(USER_NETWORK.plan()),
-            NetworkMode::Isolated => None,
+        match (mode, &self.passt) {
+            (NetworkMode::User, Some(passt)) => {
+                Some(network::plan(NetworkProvider::Passt, passt.ipv6()))
+            }
+            (NetworkMode::User, None) => Some(network::plan(NetworkProvider::Slirp, false)),
+            (NetworkMode::Isolated, _) => None,
         }
     }
 
     fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {
         Ok(Box::new(self.launch_qemu(spec)?))
-    }
-}
-
-/// QEMU's user network, told to QEMU as much as to the guest.
-struct UserNetwork {
-    network: Ipv4Addr,
-    prefix: u8,
-    guest: Ipv4Addr,
-    gateway: Ipv4Addr,
-    dns: Ipv4Addr,
-}
-
-const USER_NETWORK: UserNetwork = UserNetwork {
-    network: Ipv4Addr::new(10, 0, 2, 0),
-    prefix: 24,
-    guest: Ipv4Addr::new(10, 0, 2, 15),
-    gateway: Ipv4Addr::new(10, 0, 2, 2),
-    dns: Ipv4Addr::new(10, 0, 2, 3),
-};
-
-impl UserNetwork {
-    fn plan(&self) -> NetworkPlan {
-        NetworkPlan {
-            address: self.guest,
-            prefix: self.prefix,
-            gateway: self.gateway,
-            dns: vec![IpAddr::V4(self.dns)],
-        }
     }
 }

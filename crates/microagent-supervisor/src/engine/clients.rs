@@ -41,6 +41,7 @@ impl Engine {
     }
 
     pub(super) fn status(&self) -> Status {
+        let (network, network_provider) = self.network().unzip();
         Status {
             workspace: self.setup.spec.workspace.clone(),
             state: self.life.state(),
@@ -50,7 +51,8 @@ impl Engine {
             vmm: self.running.as_ref().map(|running| running.machine.vmm()),
             end: self.over.map(|over| over.cause),
             ports: self.setup.wiring.ports(),
-            network: self.network(),
+            network,
+            network_provider,
             readiness: readiness::known(
                 self.ready_at,
                 self.life.state(),

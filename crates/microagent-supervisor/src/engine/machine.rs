@@ -10,18 +10,24 @@ impl Engine {
         }
     }
 
-    /// How the guest is connected.
-    pub(super) fn network(&self) -> Option<GuestNetwork> {
+    /// How the guest is connected, and what carries that.
+    pub(super) fn network(&self) -> Option<(GuestNetwork, NetworkProvider)> {
         let plan = self
             .setup
             .hypervisor
             .network_plan(self.setup.spec.network)?;
-        Some(GuestNetwork {
+        let network = GuestNetwork {
             address: plan.address,
             prefix: plan.prefix,
             gateway: plan.gateway,
+            ipv6: plan.ipv6.map(|plan| GuestIpv6 {
+                address: plan.address,
+                prefix: plan.prefix,
+                gateway: plan.gateway,
+            }),
             dns: plan.dns,
-        })
+        };
+        Some((network, plan.provider))
     }
 
     fn try_launch(&mut self, attempt: u32) -> Result<ProcessIdentity, (String, bool)> {
@@ -31,7 +37,7 @@ impl Engine {
         hello.push(format!("_{HELLO_PORT}"));
         let introduction = Introduction {
             hostname: self.setup.spec.hostname.clone(),
-            network: self.network(),
+            network: self.network().map(|(network, _)| network),
             disks: disk_mounts(&self.setup.spec),
             mediation: self
                 .setup

@@ -25,7 +25,7 @@ use microagent_hypervisor::{
 };
 use microagent_protocol::{
     Backend, ExitStatus, FrameKind, FrameReader, LaunchSpec, LineReport, NetworkMode,
-    ProcessIdentity, ShellFate, ShellLine, ShellOrigin, StartFailure,
+    NetworkProvider, ProcessIdentity, ShellFate, ShellLine, ShellOrigin, StartFailure,
     exec::ExitReport,
     frame::{write_frame, write_json},
     guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
@@ -87,6 +87,8 @@ impl Hypervisor for Scripted {
 
     fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {
         (mode == NetworkMode::User).then(|| NetworkPlan {
+            provider: NetworkProvider::Slirp,
+            ipv6: None,
             address: [10, 0, 2, 15].into(),
             prefix: 24,
             gateway: [10, 0, 2, 2].into(),

@@ -3,7 +3,8 @@
 use std::time::Duration;
 
 use microagent_protocol::{
-    Backend, MachineStats, MediationRoute, NetworkMode, PublishedPort, State, WorkspaceName,
+    Backend, MachineStats, MediationRoute, NetworkMode, NetworkProvider, PublishedPort, State,
+    WorkspaceName,
     guest::GuestNetwork,
     supervisor::{Answer, Command, ErrorKind, Status},
 };
@@ -50,6 +51,8 @@ pub struct NetworkStatus {
 pub struct NetworkRuntime {
     /// The guest's one interface; none where it has only loopback.
     pub interface: Option<GuestNetwork>,
+    /// What carries that.
+    pub provider: Option<NetworkProvider>,
     /// Its published ports, each with the host's port that was bound.
     pub ports: Vec<PublishedPort>,
 }
@@ -62,6 +65,7 @@ impl NetworkStatus {
             ports: manifest.publish.clone(),
             runtime: live.map(|status| NetworkRuntime {
                 interface: status.network.clone(),
+                provider: status.network_provider,
                 ports: status.ports.clone(),
             }),
         }

@@ -1,0 +1,272 @@
+//! Two threads between a VMM's wire and passt's: outwards frame by frame, as the policy allows;
+//! inwards as it comes. Both sleep while nothing is sent. A wire takes no more while its reader is
+//! behind, so that the buffers here are all there is.
+
+use std::{
+    io::{self, Read, Write},
+    net::Shutdown,
+    os::unix::net::UnixStream,
+    sync::{Arc, mpsc},
+    thread::JoinHandle,
+};
+
+use super::{
+    passt::{Passt, Process},
+    policy,
+};
+use crate::Error;
+
+/// A frame's length stands before it in this many bytes.
+const LENGTH: usize = 4;
+/// The longest frame that is read; QEMU's own limit is the same.
+const FRAME_LIMIT: usize = 4096 + 65536;
+/// What is read at once.
+const BUFFER: usize = 2 * (LENGTH + FRAME_LIMIT);
+
+/// The wires, and the threads between them.
+pub(super) struct Relay {
+    wires: Arc<Wires>,
+    outwards: Option<JoinHandle<String>>,
+    inwards: Option<JoinHandle<()>>,
+}
+
+struct Wires {
+    vmm: UnixStream,
+    passt: UnixStream,
+}
+
+impl Wires {
+    fn cut(&self) {
+        for wire in [&self.vmm, &self.passt] {
+            // One whose other end is gone is cut already.
+            let _ = wire.shutdown(Shutdown::Both);
+        }
+    }
+}
+
+impl Relay {
+    /// Starts passt, in the thread that lives as long as it, and carries frames.
+    pub(super) fn start(passt: &Passt, vmm: UnixStream) -> Result<Self, Error> {
+        let fail = |source| Error::Io {
+            context: "start the relay of the network".to_owned(),
+            source,
+        };
+        let (here, there) = UnixStream::pair().map_err(fail)?;
+        let wires = Arc::new(Wires { vmm, passt: here });
+        let (send, receive) = mpsc::sync_channel(1);
+        let (ours, passt) = (Arc::clone(&wires), passt.clone());
+        let outwards = thread("net-out", move || match passt.spawn(there) {
+            Ok(process) => {
+                let heard = send.send(Ok(()));
+                // Nobody waits for the answer any more: nothing is carried either.
+                match heard {
+                    Ok(()) => carry_out(&ours, process),
+                    Err(_) => process.end(),
+                }
+            }
+            Err(error) => {
+                // As above.
+                let _ = send.send(Err(error));
+                String::new()
+            }
+        })
+        .map_err(fail)?;
+        receive
+            .recv()
+            .map_err(|_| fail(io::Error::other("the thread that starts passt ended")))??;
+        let ours = Arc::clone(&wires);
+        // Made before the next step, so that a failure of it ends the first thread.
+        let mut relay = Self {
+            wires,
+            outwards: Some(outwards),
+            inwards: None,
+        };
+        relay.inwards = Some(
+            thread("net-in", move || {
+                if let Err(error) = carry_in(&ours) {
+                    tracing::debug!(%error, "nothing comes from the network any more");
+                }
+                ours.cut();
+            })
+            .map_err(fail)?,
+        );
+        Ok(relay)
+    }
+
+    /// Nothing passes any more once this returns.
+    pub(super) fn sever(&self) {
+        self.wires.cut();
+    }
+
+    /// Ends it, and gives what passt said.
+    pub(super) fn end(mut self) -> String {
+        self.join()
+    }
+
+    fn join(&mut self) -> String {
+        self.sever();
+        if let Some(inwards) = self.inwards.take()
+            && inwards.join().is_err()
+        {
+            tracing::error!("the thread that reads from the network panicked");
+        }
+        match self.outwards.take().map(JoinHandle::join) {
+            Some(Ok(words)) => words,
+            Some(Err(_)) => {
+                tracing::error!("the thread that writes to the network panicked");
+                String::new()
+            }
+            None => String::new(),
+        }
+    }
+}
+
+impl Drop for Relay {
+    fn drop(&mut self) {
+        self.join();
+    }
+}
+
+fn thread<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> io::Result<JoinHandle<T>> {
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .stack_size(128 * 1024)
+        .spawn(work)
+}
+
+/// Carries until a wire ends, then ends passt and says what it said.
+fn carry_out(wires: &Wires, process: Process) -> String {
+    let mut filter = Filter::default();
+    let mut buffer = vec![0; BUFFER];
+    let mut have = 0;
+    let done = loop {
+        match (&wires.vmm).read(&mut buffer[have..]) {
+            Ok(0) => break Ok(()),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => break Err(error),
+        }
+        match filter.pass(&mut buffer[..have], &mut &wires.passt) {
+            Ok(left) => {
+                // What is left is the beginning of a frame.
+                buffer.copy_within(have - left..have, 0);
+                have = left;
+            }
+            Err(error) => break Err(error),
+        }
+    };
+    if let Err(error) = done {
+        tracing::debug!(%error, "nothing goes to the network any more");
+    }
+    wires.cut();
+    if filter.refused > 0 {
+        tracing::debug!(frames = filter.refused, "frames were not let out");
+    }
+    let words = process.end();
+    if !words.is_empty() {
+        tracing::debug!(%words, "passt ended");
+    }
+    words
+}
+
+fn carry_in(wires: &Wires) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match (&wires.passt).read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => (&wires.vmm).write_all(&buffer[..count])?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+#[derive(Default)]
+struct Filter {
+    refused: u64,
+}
+
+impl Filter {
+    /// Writes the whole frames that may pass, as few times as it can; gives how many bytes at the
+    /// end belong to a frame that is not whole yet.
+    fn pass(&mut self, bytes: &mut [u8], to: &mut impl Write) -> io::Result<usize> {
+        let (mut at, mut start) = (0, 0);
+        while let Some(length) = bytes[at..].first_chunk::<LENGTH>() {
+            let length = u32::from_be_bytes(*length) as usize;
+            if length > FRAME_LIMIT {
+                return Err(io::Error::other(format!("a frame of {length} bytes")));
+            }
+            let end = at + LENGTH + length;
+            let Some(frame) = bytes.get(at + LENGTH..end) else {
+                break;
+            };
+            if !policy::allows(frame) {
+                self.refused += 1;
+                to.write_all(&bytes[start..at])?;
+                start = end;
+            }
+            at = end;
+        }
+        to.write_all(&bytes[start..at])?;
+        Ok(bytes.len() - at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn framed(frame: &[u8]) -> Vec<u8> {
+        [&(frame.len() as u32).to_be_bytes()[..], frame].concat()
+    }
+
+    /// A frame that may pass, and one that may not.
+    fn frame(good: bool, size: usize) -> Vec<u8> {
+        let mut frame = vec![7; size.max(14)];
+        frame[12..14].copy_from_slice(if good { &[8, 6] } else { &[0x81, 0] });
+        frame
+    }
+
+    proptest! {
+        /// However the stream is cut into reads, exactly the good frames come out, in order.
+        #[test]
+        fn good_frames_pass_whole(
+            frames in proptest::collection::vec((any::<bool>(), 14_usize..2000), 0..20),
+            reads in proptest::collection::vec(1_usize..3000, 1..60),
+        ) {
+            let made: Vec<_> = frames.iter().map(|(good, size)| framed(&frame(*good, *size))).collect();
+            let stream = made.concat();
+            let wanted: Vec<u8> = frames.iter().zip(&made)
+                .filter(|((good, _), _)| *good).flat_map(|(_, made)| made.clone()).collect();
+            let (mut filter, mut out, mut kept) = (Filter::default(), Vec::new(), Vec::new());
+            let mut rest = &stream[..];
+            for size in reads.iter().cycle() {
+                if rest.is_empty() { break; }
+                let (now, later) = rest.split_at((*size).min(rest.len()));
+                kept.extend_from_slice(now);
+                let left = filter.pass(&mut kept, &mut out).unwrap();
+                kept.drain(..kept.len() - left);
+                rest = later;
+            }
+            prop_assert!(kept.is_empty());
+            prop_assert_eq!(out, wanted);
+        }
+    }
+
+    #[test]
+    fn a_length_that_no_frame_has_ends_it() {
+        let mut filter = Filter::default();
+        let mut out = Vec::new();
+        let mut bytes = (FRAME_LIMIT as u32 + 1).to_be_bytes();
+        assert!(filter.pass(&mut bytes, &mut out).is_err());
+        let longest = framed(&vec![0; FRAME_LIMIT]);
+        assert!(longest.len() <= BUFFER);
+        assert_eq!(filter.pass(&mut longest.clone(), &mut out).unwrap(), 0);
+        assert!(out.is_empty());
+    }
+}
