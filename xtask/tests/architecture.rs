@@ -8,7 +8,8 @@ use serde_json::Value;
 /// Each crate and the crates of ours it may use. What is not listed is not allowed.
 const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-protocol", &[]),
-    ("microagent-ext4", &[]),
+    ("microagent-disk", &[]),
+    ("microagent-ext4", &["microagent-disk"]),
     ("microagent-files", &["microagent-protocol"]),
     ("microagent-relay", &[]),
     (
@@ -19,15 +20,24 @@ const ARROWS: &[(&str, &[&str])] = &[
             "microagent-relay",
         ],
     ),
-    ("microagent-hypervisor", &["microagent-protocol"]),
+    (
+        "microagent-hypervisor",
+        &["microagent-disk", "microagent-protocol"],
+    ),
     (
         "microagent-image",
-        &["microagent-ext4", "microagent-files", "microagent-protocol"],
+        &[
+            "microagent-disk",
+            "microagent-ext4",
+            "microagent-files",
+            "microagent-protocol",
+        ],
     ),
     ("microagent-kernel", &["microagent-protocol"]),
     (
         "microagent-supervisor",
         &[
+            "microagent-disk",
             "microagent-hypervisor",
             "microagent-protocol",
             "microagent-relay",
@@ -36,6 +46,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     (
         "microagent",
         &[
+            "microagent-disk",
             "microagent-ext4",
             "microagent-files",
             "microagent-image",

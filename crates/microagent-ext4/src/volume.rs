@@ -3,7 +3,9 @@
 //!
 //! Who wrote it may mean harm: every number is checked before it is used, and memory is bounded.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{fs::File, io, os::unix::fs::FileExt};
+
+use microagent_disk::JoinedFile;
 
 use crate::{
     attributes::{self, Attributes},
@@ -23,10 +25,44 @@ const MAX_TARGET: u64 = 4096;
 #[cfg(test)]
 pub(crate) type Written = Option<(u64, Vec<u8>)>;
 
+/// Where the blocks are.
+#[derive(Debug)]
+enum Storage {
+    One(File),
+    /// Only ever read.
+    Joined(JoinedFile),
+}
+
+impl Storage {
+    fn read_exact_at(&self, buffer: &mut [u8], offset: u64) -> io::Result<()> {
+        match self {
+            Self::One(file) => file.read_exact_at(buffer, offset),
+            Self::Joined(joined) => joined.read_exact_at(buffer, offset),
+        }
+    }
+
+    fn length(&self) -> io::Result<u64> {
+        match self {
+            Self::One(file) => Ok(file.metadata()?.len()),
+            Self::Joined(joined) => Ok(joined.size_bytes()),
+        }
+    }
+
+    fn writable(&self) -> io::Result<&File> {
+        match self {
+            Self::One(file) => Ok(file),
+            Self::Joined(_) => Err(io::Error::new(
+                io::ErrorKind::ReadOnlyFilesystem,
+                "its files are shared with other disks",
+            )),
+        }
+    }
+}
+
 /// A file system that is not in use.
 #[derive(Debug)]
 pub struct Volume {
-    file: File,
+    file: Storage,
     superblock: Superblock,
     replay: Replay,
     /// Everything written, for tests that cut it anywhere.
@@ -40,11 +76,23 @@ impl Volume {
     /// # Errors
     /// [`Error::Damaged`] and [`Error::Unknown`].
     pub fn open(file: File) -> Result<Self> {
+        Self::open_storage(Storage::One(file))
+    }
+
+    /// Opens a file system whose blocks are in several files, to read it.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn open_joined(joined: JoinedFile) -> Result<Self> {
+        Self::open_storage(Storage::Joined(joined))
+    }
+
+    fn open_storage(file: Storage) -> Result<Self> {
         let mut raw = [0; superblock::LENGTH];
         file.read_exact_at(&mut raw, superblock::OFFSET)
             .doing("read the superblock of")?;
         let superblock = Superblock::parse(raw)?;
-        let length = file.metadata().doing("look at")?.len();
+        let length = file.length().doing("look at")?;
         if superblock.blocks > length / superblock.block_size as u64 {
             return Err(Error::damaged("it is larger than its disk"));
         }
@@ -90,7 +138,7 @@ impl Volume {
 
     /// Opens it again, after what its journal held was put in its place.
     pub(crate) fn reopen(self) -> Result<Self> {
-        Self::open(self.file)
+        Self::open_storage(self.file)
     }
 
     /// Writes whole blocks in a row.
@@ -105,7 +153,8 @@ impl Volume {
         #[cfg(test)]
         self.record(Some((block * size as u64, bytes.to_vec())));
         self.file
-            .write_all_at(bytes, block * size as u64)
+            .writable()
+            .and_then(|file| file.write_all_at(bytes, block * size as u64))
             .doing("write to")
     }
 
@@ -113,7 +162,7 @@ impl Volume {
     pub(crate) fn sync(&self) -> Result<()> {
         #[cfg(test)]
         self.record(None);
-        self.file.sync_data().doing("sync")
+        self.file.writable().and_then(File::sync_data).doing("sync")
     }
 
     pub(crate) fn replay(&self) -> &Replay {

@@ -36,8 +36,8 @@ pub mod vsock;
 pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
-    Capabilities, ConsoleSpec, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine, MachineSpec,
-    NetworkPlan, SerialPort, VsockSpec,
+    Capabilities, ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine,
+    MachineSpec, NetworkPlan, SerialPort, VsockSpec,
 };
 #[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

@@ -11,11 +11,22 @@ use microagent_protocol::{
     Backend, Mebibytes, NetworkMode, NetworkProvider, ProcessIdentity, VcpuCount,
 };
 
+/// What a disk's file is. It is told, never guessed: a guest could write what a guess would fall for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DiskForm {
+    /// The disk's bytes.
+    Raw,
+    /// A list of the files that hold the disk's bytes ([`microagent_disk::DiskList`]); such a disk is read-only.
+    Joined,
+}
+
 /// A virtio disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct DiskSpec {
-    /// The image file, raw.
+    /// Its file.
     pub path: PathBuf,
+    /// What is in that file.
+    pub form: DiskForm,
     /// What the guest sees as the disk's serial where the VMM can show one: 1
     /// to 20 of `a-z`, `0-9`, `-`.
     pub serial: String,
@@ -110,6 +121,9 @@ pub struct Capabilities {
     pub sever: bool,
     /// [`Machine::console`].
     pub console: bool,
+    /// It reads a disk of several files as it is ([`DiskForm::Joined`]). A driver without this has it made one file
+    /// first, beside the list, which costs the disk's size once.
+    pub joined_disks: bool,
 }
 
 /// Both directions of a serial console.
@@ -231,6 +245,16 @@ pub(crate) fn check(spec: &MachineSpec) -> Result<(), crate::Error> {
         return Err(crate::Error::Invalid(format!(
             "{} is not an absolute path",
             path.display()
+        )));
+    }
+    if let Some(disk) = spec
+        .disks
+        .iter()
+        .find(|disk| disk.form == DiskForm::Joined && !disk.read_only)
+    {
+        return Err(crate::Error::Invalid(format!(
+            "{} is in several files, which other machines use too: it can only be read",
+            disk.path.display()
         )));
     }
     if spec.memory.0 == 0 {

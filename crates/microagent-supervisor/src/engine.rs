@@ -21,7 +21,7 @@ use std::{
 };
 
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
+    ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Machine, MachineSpec, SerialPort, VsockSpec,
 };
 use microagent_protocol::{
     EndCause, ExecRole, LaunchSpec, NetworkProvider, ProcessIdentity, PublishedPort, State,

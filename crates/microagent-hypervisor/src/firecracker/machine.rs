@@ -12,6 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_disk::JoinedFile;
 use microagent_protocol::{NetworkMode, ProcessIdentity};
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
     api::{Api, Balloon, BootSource, CacheType, Drive, MachineConfiguration, VmState, Vsock},
 };
 use crate::{
-    Error, Exit, Machine, MachineSpec, SerialPort,
+    DiskForm, Error, Exit, Machine, MachineSpec, SerialPort,
     boot_file::BootFile,
     confine::{Confinement, Reach, Seal},
     console::RotatingLog,
@@ -95,6 +96,7 @@ impl FirecrackerMachine {
         spec: &MachineSpec,
     ) -> Result<Self, Error> {
         check(spec)?;
+        let spec = &with_flat_disks(spec)?;
         let kernel = BootFile::open("kernel", &spec.kernel)?;
         let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
         let boot = BootSource {
@@ -115,6 +117,7 @@ impl FirecrackerMachine {
         snapshot: &Snapshot,
     ) -> Result<Self, Error> {
         check(spec)?;
+        let spec = &with_flat_disks(spec)?;
         let machine = Self::spawn(binary, tuning, limit, spec, Vec::new())?;
         machine.or_last_words(binary, |machine| {
             machine
@@ -418,6 +421,27 @@ fn instance_id(name: &str) -> String {
 }
 
 /// The files it may reach: its own program, KVM, and this machine's.
+/// The same machine with each disk in one file: it cannot join several.
+fn with_flat_disks(spec: &MachineSpec) -> Result<MachineSpec, Error> {
+    let mut spec = spec.clone();
+    for disk in &mut spec.disks {
+        if disk.form == DiskForm::Joined {
+            let list = &disk.path;
+            let flat = JoinedFile::open(list)
+                .and_then(|joined| joined.flat(list))
+                .map_err(|source| Error::Io {
+                    context: format!(
+                        "make one file of the disk {}, as Firecracker cannot join several",
+                        list.display()
+                    ),
+                    source,
+                })?;
+            (disk.path, disk.form) = (flat, DiskForm::Raw);
+        }
+    }
+    Ok(spec)
+}
+
 fn reach(binary: &FirecrackerBinary, tuning: &Tuning, spec: &MachineSpec) -> Reach {
     let mut read: Vec<PathBuf> = [
         // A release is static; one built against the host's libraries reads them here.

@@ -105,6 +105,7 @@ impl Hypervisor for Firecracker {
             user_network: false,
             sever: true,
             console: true,
+            joined_disks: false,
         }
     }
 

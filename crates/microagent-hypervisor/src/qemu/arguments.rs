@@ -13,18 +13,18 @@ use std::{
 use microagent_protocol::NetworkMode;
 use serde_json::json;
 
-use super::{Accelerator, MachineType, kernel_line::kernel_line};
+use super::{Accelerator, MachineType, disks::OpenDisk, kernel_line::kernel_line};
 use crate::{
     DiskSpec, Error, MachineSpec,
     network::{IPV4, MAC},
 };
 
 /// The descriptors QEMU inherits, by number.
-pub(super) struct Descriptors {
+pub(super) struct Descriptors<'a> {
     pub qmp: RawFd,
     pub console: RawFd,
     /// One for each of [`MachineSpec::disks`], opened as the disk demands.
-    pub disks: Vec<RawFd>,
+    pub disks: &'a [OpenDisk],
     /// The connection to our vhost-user vsock device.
     pub vsock: Option<RawFd>,
     /// The wire to the relay of its network; without it a `user` network is QEMU's own.
@@ -45,7 +45,7 @@ pub(super) fn arguments(
     spec: &MachineSpec,
     machine: MachineType,
     accelerator: Accelerator,
-    descriptors: &Descriptors,
+    descriptors: &Descriptors<'_>,
     files: &BootFiles<'_>,
 ) -> Result<Vec<OsString>, Error> {
     let mut line = Line::default();
@@ -113,16 +113,16 @@ pub(super) fn arguments(
     if descriptors.disks.len() != spec.disks.len() {
         return Err(Error::Invalid("a disk was not opened".to_owned()));
     }
-    for (at, (disk, fd)) in spec.disks.iter().zip(&descriptors.disks).enumerate() {
+    for (at, (disk, open)) in spec.disks.iter().zip(descriptors.disks).enumerate() {
         check_serial(disk)?;
-        line.option("-add-fd", Value::of("").key("fd", *fd).key("set", at));
-        line.json("-blockdev", &block_device(at, disk));
+        for (set, fd) in open.sets() {
+            line.option("-add-fd", Value::of("").key("fd", fd).key("set", set));
+        }
+        let name = format!("disk{at}");
+        line.json("-blockdev", &open.block_device(&name));
         line.json(
             "-device",
-            &bus.device(
-                "virtio-blk",
-                json!({"drive": format!("disk{at}"), "serial": disk.serial}),
-            )?,
+            &bus.device("virtio-blk", json!({"drive": name, "serial": disk.serial}))?,
         );
     }
     if let Some(fd) = descriptors.vsock {
@@ -212,26 +212,6 @@ fn accelerator_value(accelerator: Accelerator) -> Value {
         Accelerator::Kvm => Value::of("kvm"),
         Accelerator::Tcg { .. } => Value::of("tcg").key("thread", "multi"),
     }
-}
-
-fn block_device(at: usize, disk: &DiskSpec) -> serde_json::Value {
-    json!({
-        "driver": "raw",
-        "node-name": format!("disk{at}"),
-        "read-only": disk.read_only,
-        // Space the guest gives back is given back to the host.
-        "discard": if disk.read_only { "ignore" } else { "unmap" },
-        "file": {
-            "driver": "file",
-            "filename": format!("/dev/fdset/{at}"),
-            // Base disks are shared by machines: the host's page cache holds them once.
-            // Scratch disks are written back; the guest's flushes are obeyed.
-            "cache": {"direct": false, "no-flush": false},
-            "aio": "threads",
-            "read-only": disk.read_only,
-            "discard": if disk.read_only { "ignore" } else { "unmap" },
-        },
-    })
 }
 
 fn check_serial(disk: &DiskSpec) -> Result<(), Error> {

@@ -1,10 +1,9 @@
 //! One QEMU process and the machine in it.
 
 use std::{
-    fs::{File, OpenOptions},
     os::{
         fd::{AsRawFd, BorrowedFd, OwnedFd},
-        unix::{fs::OpenOptionsExt, net::UnixStream},
+        unix::net::UnixStream,
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -16,6 +15,7 @@ use serde_json::json;
 use super::{
     Accelerator, MachineType, QemuBinary, RunState,
     arguments::{BootFiles, Descriptors, NETWORK_DEVICE, arguments},
+    disks::{self, OpenDisk},
     qmp::Qmp,
 };
 use crate::{
@@ -62,21 +62,7 @@ impl QemuMachine {
 
         let (qmp_here, qmp_there) = socket_pair("QEMU's control channel")?;
         let (console_here, console_there) = socket_pair("the serial console")?;
-        let disks: Vec<File> = spec
-            .disks
-            .iter()
-            .map(|disk| {
-                OpenOptions::new()
-                    .read(true)
-                    .write(!disk.read_only)
-                    .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY)
-                    .open(&disk.path)
-                    .map_err(|source| Error::Io {
-                        context: format!("open the disk {}", disk.path.display()),
-                        source,
-                    })
-            })
-            .collect::<Result<_, _>>()?;
+        let disks = disks::open(&spec.disks)?;
         let vhost_path = spec.runtime_dir.join("vhost");
         let vsock = VsockDevice::spawn(VsockConfig::new(
             &vhost_path,
@@ -108,7 +94,7 @@ impl QemuMachine {
             &Descriptors {
                 qmp: qmp_there.as_raw_fd(),
                 console: console_there.as_raw_fd(),
-                disks: disks.iter().map(AsRawFd::as_raw_fd).collect(),
+                disks: &disks,
                 vsock: Some(vhost.as_raw_fd()),
                 network: wire.as_ref().map(AsRawFd::as_raw_fd),
             },
@@ -119,7 +105,7 @@ impl QemuMachine {
         )?;
         let mut descriptors: Vec<OwnedFd> =
             vec![qmp_there.into(), console_there.into(), vhost.into()];
-        descriptors.extend(disks.into_iter().map(OwnedFd::from));
+        descriptors.extend(disks.into_iter().flat_map(OpenDisk::into_files));
         descriptors.extend(wire.map(OwnedFd::from));
         descriptors.extend(kernel.copy.into_iter().chain(initramfs.copy));
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");

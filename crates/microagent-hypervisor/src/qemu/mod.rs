@@ -7,6 +7,7 @@
 
 mod arguments;
 mod binary;
+mod disks;
 mod kernel_line;
 mod machine;
 mod qmp;
@@ -136,6 +137,7 @@ impl Hypervisor for Qemu {
             user_network: true,
             sever: true,
             console: true,
+            joined_disks: true,
         }
     }
 

@@ -14,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_disk::DiskList;
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, MachineSpec, VsockSpec, measure_tsc_khz,
+    ConsoleSpec, DiskForm, DiskSpec, MachineSpec, VsockSpec, measure_tsc_khz,
     qemu::{Accelerator, Qemu, QemuBinary, QemuMachine},
 };
 use microagent_protocol::{Mebibytes, NetworkMode, VcpuCount};
@@ -298,8 +299,31 @@ impl Guest {
         std::os::unix::fs::FileExt::write_all_at(&file, serial.as_bytes(), 0).unwrap();
         self.spec.disks.push(DiskSpec {
             path,
+            form: DiskForm::Raw,
             serial: serial.to_owned(),
             read_only,
+        });
+        self
+    }
+
+    /// The same, read-only and in two files, the first of which has something else in front.
+    pub(crate) fn with_joined_disk(mut self, serial: &str) -> Self {
+        let at = |name: &str| self.dir.path().join(name);
+        let mut head = vec![b'x'; 512];
+        head.extend_from_slice(serial.as_bytes());
+        head.resize(1024, 0);
+        fs::write(at("head"), head).unwrap();
+        fs::write(at("tail"), vec![0; 1024 * 1024 - 512]).unwrap();
+        let mut list = DiskList::new();
+        assert!(list.push("head", &"0".repeat(64), 512, 512));
+        assert!(list.push("tail", &"1".repeat(64), 0, 1024 * 1024 - 512));
+        let path = at(serial).with_extension(microagent_disk::EXTENSION);
+        fs::write(&path, list.text()).unwrap();
+        self.spec.disks.push(DiskSpec {
+            path,
+            form: DiskForm::Joined,
+            serial: serial.to_owned(),
+            read_only: true,
         });
         self
     }

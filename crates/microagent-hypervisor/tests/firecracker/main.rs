@@ -14,8 +14,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_disk::DiskList;
 use microagent_hypervisor::{
-    ConsoleSpec, DiskSpec, Error, Exit, Machine, MachineSpec, VsockSpec,
+    ConsoleSpec, DiskForm, DiskSpec, Error, Exit, Machine, MachineSpec, VsockSpec,
     firecracker::{
         CpuTemplate, Firecracker, FirecrackerBinary, FirecrackerMachine, HugePages, RateLimiter,
         Snapshot, TokenBucket, Tuning,
@@ -75,9 +76,23 @@ impl Place {
             fs::write(at(name), name).unwrap();
             DiskSpec {
                 path: at(name),
+                form: DiskForm::Raw,
                 serial: name.to_owned(),
                 read_only,
             }
+        };
+        // In two files, which this backend cannot join.
+        let mut list = DiskList::new();
+        for (name, digest) in [("one", "1"), ("two", "2")] {
+            fs::write(at(name), name.repeat(512)).unwrap();
+            assert!(list.push(name, &digest.repeat(64), 512, 1024));
+        }
+        fs::write(at("base.vmdk"), list.text()).unwrap();
+        let base = DiskSpec {
+            path: at("base.vmdk"),
+            form: DiskForm::Joined,
+            serial: "base".to_owned(),
+            read_only: true,
         };
         fs::write(at("kernel"), "kernel").unwrap();
         fs::write(at("initramfs"), "initramfs").unwrap();
@@ -87,7 +102,7 @@ impl Place {
             vcpus: VcpuCount::try_from(2).unwrap(),
             kernel: at("kernel"),
             initramfs: at("initramfs"),
-            disks: vec![disk("base", true), disk("scratch", false)],
+            disks: vec![base, disk("scratch", false)],
             network: NetworkMode::Isolated,
             vsock: VsockSpec {
                 cid: 3,
@@ -201,6 +216,10 @@ fn told() {
         (&base["is_read_only"], &base["cache_type"]),
         (&json!(true), &json!("Unsafe"))
     );
+    let flat = Path::new(base["path_on_host"].as_str().unwrap());
+    assert!(flat.ends_with("base.flat"), "{base}");
+    let joined = ["one", "two"].map(|name| name.repeat(512)[512..].to_owned());
+    assert!(fs::read_to_string(flat).unwrap() == joined.concat());
     let scratch = place.body("/drives/disk1");
     assert_eq!(
         (&scratch["is_read_only"], &scratch["cache_type"]),

@@ -148,17 +148,25 @@ fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
     let mut disks = vec![
         DiskSpec {
             path: spec.base_disk.clone(),
+            form: if microagent_disk::is_list(&spec.base_disk) {
+                DiskForm::Joined
+            } else {
+                DiskForm::Raw
+            },
             serial: BASE_SERIAL.to_owned(),
             read_only: true,
         },
         DiskSpec {
             path: spec.scratch_disk.clone(),
+            form: DiskForm::Raw,
             serial: SCRATCH_SERIAL.to_owned(),
             read_only: false,
         },
     ];
     disks.extend(spec.disks.iter().enumerate().map(|(at, disk)| DiskSpec {
         path: disk.path.clone(),
+        // Whatever its name is: it is a guest's.
+        form: DiskForm::Raw,
         serial: extra_serial(at),
         read_only: disk.read_only,
     }));

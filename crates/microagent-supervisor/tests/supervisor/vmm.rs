@@ -82,6 +82,7 @@ impl Hypervisor for Scripted {
             user_network: true,
             sever: true,
             console: false,
+            joined_disks: true,
         }
     }
 
