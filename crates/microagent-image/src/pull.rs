@@ -268,13 +268,12 @@ impl ImageStore {
             image: &name,
             events,
         };
-        let disk = transaction.path("disk.ext4");
         let wanted = options.build_disk && self.existing_disk(digest)?.is_none();
         let (blobs, built) = std::thread::scope(|scope| {
             let building = wanted.then(|| {
                 let sources = arrivals.sources(&chosen);
-                let (name, disk) = (&name, &disk);
-                scope.spawn(move || store::build(name, sources, disk, &|event| events(event)))
+                let (name, transaction) = (&name, &transaction);
+                scope.spawn(move || self.build_disk(transaction, name, digest, sources, events))
             });
             let blobs = download.run(options.registry.parallel);
             if blobs.is_err() {
@@ -292,11 +291,11 @@ impl ImageStore {
         let mut record = self.publish(&transaction, &blobs, entry)?;
         match built {
             Some(Ok(built)) => {
-                self.publish_disk(&transaction, digest, &disk, &built)?;
+                self.publish_disk(&transaction, digest, &built)?;
                 record.disk = Some(self.disk_path(digest));
                 events(ImageEvent::DiskReady {
                     digest,
-                    bytes: built.size_bytes,
+                    bytes: built.size_bytes(),
                     existed: false,
                 });
             }

@@ -8,6 +8,7 @@ use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+use microagent_disk::DiskList;
 use microagent_image::disk::ChunkSums;
 use microagent_image::{
     Digest, ImageStore, ImportOptions, Needs, PruneOptions, PullOptions, Reference, RegistryOptions,
@@ -36,6 +37,17 @@ fn import(store: &Path, file: &str) {
     let store = ImageStore::open(store).unwrap();
     let options = ImportOptions::new().reference("imported:1".parse().unwrap());
     store.import(Path::new(file), &options, &|_| {}).unwrap();
+}
+
+/// Whether a disk is its list, and its files what the list says.
+fn assert_is_as_listed(path: &Path, digest: Digest) {
+    let list = std::fs::read(path).unwrap();
+    assert_eq!(digest_of(&list), digest.to_string());
+    for file in DiskList::read(path).unwrap().files() {
+        let file_path = path.with_file_name(&file.name);
+        let sums = ChunkSums::of_file(&std::fs::File::open(file_path).unwrap()).unwrap();
+        assert_eq!(sums.digest().hex(), file.digest);
+    }
 }
 
 /// How often the image comes and goes in one process.
@@ -86,8 +98,7 @@ fn use_image(root: &Path, rest: &str) {
         drop(disk.guard);
         // From here on only the workspace keeps it.
         for _ in 0..20 {
-            let sums = ChunkSums::of_file(&std::fs::File::open(&disk.path).unwrap()).unwrap();
-            assert_eq!(sums.digest(), disk.digest);
+            assert_is_as_listed(&disk.path, disk.digest);
         }
         std::fs::remove_file(&workspace).unwrap();
     }
@@ -158,8 +169,7 @@ fn assert_sound(root: &Path) {
         }
         if let Some(path) = &record.disk {
             let disk = store.base_disk(&record, &|_| {}).unwrap();
-            let sums = ChunkSums::of_file(&std::fs::File::open(path).unwrap()).unwrap();
-            assert_eq!(sums.digest(), disk.digest);
+            assert_is_as_listed(path, disk.digest);
         }
     }
     for entry in std::fs::read_dir(root.join("blobs/sha256")).unwrap() {

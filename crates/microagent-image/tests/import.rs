@@ -2,13 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Mutex;
 
+use microagent_disk::{DiskList, JoinedFile};
 use microagent_image::disk::ChunkSums;
-use microagent_image::{ImageError, ImageEvent, ImageRecord, ImageStore, ImportOptions, Reference};
+use microagent_image::{
+    BaseDisk, ImageError, ImageEvent, ImageRecord, ImageStore, ImportOptions, Reference,
+};
 use serde_json::json;
 use testkit::registry::{
     Layout, Packing, TinyImage, damage, digest_of, noise, pack, run_tool, skopeo, tar_of,
@@ -43,6 +47,21 @@ impl Bench {
     /// What a refused import says; it must leave nothing.
     fn refused(&self, path: &Path, options: &ImportOptions) -> String {
         let error = self.import(path, options).unwrap_err();
+        // Layers that were converted stay until somebody removes what nobody needs.
+        for entry in fs::read_dir(self.store.root().join("disks")).unwrap() {
+            let path = entry.unwrap().path();
+            assert!(
+                path.with_extension("piece").exists(),
+                "{path:?} after {error}"
+            );
+        }
+        for folder in ["blobs/sha256", "tmp"] {
+            let count = fs::read_dir(self.store.root().join(folder))
+                .unwrap()
+                .count();
+            assert_eq!(count, 0, "{folder} after {error}");
+        }
+        self.store.reclaim(&BTreeSet::new()).unwrap();
         for folder in ["blobs/sha256", "disks", "tmp"] {
             let left: Vec<_> = fs::read_dir(self.store.root().join(folder))
                 .unwrap()
@@ -95,11 +114,23 @@ fn image() -> TinyImage {
 
 fn cat(record: &ImageRecord, path: &str) -> String {
     let mut command = Command::new("/sbin/debugfs");
+    let list = record.disk.as_ref().unwrap();
     command
         .arg("-R")
         .arg(format!("cat {path}"))
-        .arg(record.disk.as_ref().unwrap());
+        .arg(JoinedFile::open(list).unwrap().flat(list).unwrap());
     String::from_utf8(run_tool("e2fsprogs", &mut command).unwrap()).unwrap()
+}
+
+/// Whether a disk is its list, and its files what the list says.
+fn assert_is_as_listed(disk: &BaseDisk) {
+    let list = fs::read(&disk.path).unwrap();
+    assert_eq!(digest_of(&list), disk.digest.to_string());
+    for file in DiskList::read(&disk.path).unwrap().files() {
+        let path = disk.path.with_file_name(&file.name);
+        let sums = ChunkSums::of_file(&fs::File::open(path).unwrap()).unwrap();
+        assert_eq!(sums.digest().hex(), file.digest);
+    }
 }
 
 #[test]
@@ -177,8 +208,7 @@ fn the_same_disk_whichever_way_it_is_built() {
     let disks = [(&one, &at_once), (&two, &later)]
         .map(|(bench, record)| bench.store.base_disk(record, &|_| {}).unwrap());
     assert_eq!(disks[0].digest, disks[1].digest);
-    let sums = ChunkSums::of_file(&fs::File::open(&disks[0].path).unwrap()).unwrap();
-    assert_eq!(sums.digest(), disks[0].digest);
+    assert_is_as_listed(&disks[0]);
 }
 
 /// Copying and building side by side gives what one after the other gives, with layers that come twice and
@@ -246,8 +276,7 @@ fn layers_are_copied_and_built_side_by_side() {
     let disks = [(&one, &at_once), (&two, &later)]
         .map(|(bench, record)| bench.store.base_disk(record, &|_| {}).unwrap());
     assert_eq!(disks[0].digest, disks[1].digest);
-    let sums = ChunkSums::of_file(&fs::File::open(&disks[0].path).unwrap()).unwrap();
-    assert_eq!(sums.digest(), disks[0].digest);
+    assert_is_as_listed(&disks[0]);
 }
 
 #[test]

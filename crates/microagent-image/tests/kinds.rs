@@ -118,7 +118,7 @@ impl Bench {
     fn mark(&self, record: &ImageRecord) -> String {
         let disk = self.store.base_disk(record, &|_| {}).unwrap();
         let mut command = std::process::Command::new("/sbin/debugfs");
-        command.args(["-R", "cat /mark"]).arg(&disk.path);
+        command.args(["-R", "cat /mark"]).arg(disk.flat().unwrap());
         let content = testkit::registry::run_tool("e2fsprogs", &mut command).unwrap();
         String::from_utf8(content).unwrap()
     }

@@ -64,6 +64,10 @@ impl Bench {
         self.store.root().join("blobs/sha256").join(digest.hex())
     }
 
+    fn disks(&self, name: &str) -> PathBuf {
+        self.store.root().join("disks").join(name)
+    }
+
     /// Every file of the store that holds content, with its bytes on the disk.
     fn files(&self) -> Vec<PathBuf> {
         let mut all = Vec::new();
@@ -180,7 +184,13 @@ fn what_is_shared_is_counted_once_and_what_is_unique_comes_free() {
         "two names of one image are one image"
     );
     let base = a.layers[0].digest;
-    assert_eq!(usage.shared.allocated_bytes, allocated(&bench.blob(base)));
+    // The layer is stored plain, so its piece has the same name.
+    let piece = ["piece", "index", "sums", "json"];
+    let piece = piece.map(|what| allocated(&bench.disks(&format!("{}.2.{what}", base.hex()))));
+    assert_eq!(
+        usage.shared.allocated_bytes,
+        allocated(&bench.blob(base)) + piece.iter().sum::<u64>()
+    );
     assert_eq!(usage.total.allocated_bytes, bench.allocated());
     let (of_a, of_b) = (usage.images[&a.digest], usage.images[&b.digest]);
     assert_eq!(of_a.shared, usage.shared);
@@ -285,7 +295,7 @@ fn where_an_image_comes_from_is_recorded() {
     fs::write(&index, serde_json::to_vec(&layout).unwrap()).unwrap();
     for note in fs::read_dir(bench.store.root().join("disks")).unwrap() {
         let path = note.unwrap().path();
-        if path.extension().unwrap() == "json" {
+        if path.with_extension("vmdk").exists() && path.extension().unwrap() == "json" {
             let mut old: serde_json::Value =
                 serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
             for new in ["converter", "seal"] {
@@ -318,9 +328,14 @@ fn every_divergence_is_named() {
         .unwrap()
         .map(|entry| entry.unwrap().metadata().unwrap().len())
         .sum();
-    let disks: u64 = [&a, &b]
-        .iter()
-        .map(|it| fs::metadata(it.disk.as_ref().unwrap()).unwrap().len())
+    let disks: u64 = fs::read_dir(store.root().join("disks"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| {
+            let extension = path.extension().unwrap().to_str().unwrap();
+            ["vmdk", "front", "piece"].contains(&extension)
+        })
+        .map(|path| fs::metadata(path).unwrap().len())
         .sum();
     assert_eq!(sound.bytes, blobs + disks);
 
@@ -345,6 +360,17 @@ fn every_divergence_is_named() {
     let first = &found.images[0].divergence[0];
     assert_eq!(first.expected, a.layers[0].digest.to_string());
     assert!(first.actual.starts_with("sha256:") && first.path.exists());
+
+    // So is one in what both have of it on their disks.
+    let piece = bench.disks(&format!("{}.2.piece", a.layers[0].digest.hex()));
+    let sound = fs::read(&piece).unwrap();
+    fs::set_permissions(&piece, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    damage(&piece).unwrap();
+    for image in &all(&[]).images {
+        let of_disk = image.divergence.last().unwrap();
+        assert_eq!((of_disk.artifact.as_str(), &of_disk.path), ("disk", &piece));
+    }
+    fs::write(&piece, sound).unwrap();
 
     // Cut, gone, changed and unrecorded, each by its name.
     let layer = bench.blob(b.layers[1].digest);
@@ -410,8 +436,8 @@ fn pruning_takes_what_nobody_needs_and_nothing_else() {
     let done = store.prune(&PruneOptions::new(), &NOBODY).unwrap();
     assert!(!c.disk.as_ref().unwrap().exists());
     assert_eq!(
-        told.reclaimed.files, 4,
-        "manifest, configuration, layer and disk"
+        told.reclaimed.files, 5,
+        "manifest, configuration, layer, its piece and the disk"
     );
     assert_eq!(
         told.reclaimed.files,

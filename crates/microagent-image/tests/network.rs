@@ -675,7 +675,7 @@ fn layers_made_for_lazy_pulls_are_plain_layers() {
         let record = bench.pull(&registry.reference(name), &options()).unwrap();
         let disk = bench.store.base_disk(&record, &|_| {}).unwrap();
         let mut command = std::process::Command::new("/sbin/debugfs");
-        command.args(["-R", "cat /b"]).arg(&disk.path);
+        command.args(["-R", "cat /b"]).arg(disk.flat().unwrap());
         let content = testkit::registry::run_tool("e2fsprogs", &mut command).unwrap();
         assert_eq!(content, b"second", "{name}");
     }

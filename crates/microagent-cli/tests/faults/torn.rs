@@ -214,9 +214,21 @@ fn a_changed_byte_of_anything_that_boots_keeps_a_workspace_from_starting() {
     assert!(status.verification.ok);
     let manifest = fs::read_to_string(victim.directory().join("manifest.json")).unwrap();
     let body: Value = serde_json::from_str(manifest.split_once('\n').unwrap().1).unwrap();
-    for part in ["kernel", "initramfs", "base_disk"] {
-        let path = Path::new(body["parts"][part]["path"].as_str().unwrap());
-        let recorded = body["parts"][part]["sha256"].as_str().unwrap();
+    let mut files: Vec<(&str, PathBuf, String)> = ["kernel", "initramfs", "base_disk"]
+        .map(|part| {
+            let of = |what: &str| body["parts"][part][what].as_str().unwrap().to_owned();
+            (part, of("path").into(), of("sha256"))
+        })
+        .into();
+    // The disk is a list of files, and says what each is to be.
+    let list = files[2].1.clone();
+    let text = fs::read_to_string(&list).unwrap();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# sums ")) {
+        let (digest, name) = line.split_once(' ').unwrap();
+        files.push(("base_disk", list.with_file_name(name), digest.to_owned()));
+    }
+    assert!(files.len() >= 5, "{files:?}");
+    for (part, path, recorded) in &files {
         let mode = fs::metadata(path).unwrap().permissions();
         let length = fs::metadata(path).unwrap().len();
         for round in 0..4 {
@@ -243,7 +255,7 @@ fn a_changed_byte_of_anything_that_boots_keeps_a_workspace_from_starting() {
                 .to_string();
             let what = format!("{part}, byte {at}, round {round}: {refused}");
             assert!(
-                refused.contains(part) && refused.contains(recorded),
+                refused.contains(part) && refused.contains(recorded.as_str()),
                 "{what}"
             );
             let shown = workspace.status(Verify::Changed).unwrap().verification;

@@ -48,6 +48,30 @@ pub(crate) enum Extents {
 }
 
 impl Extents {
+    pub(crate) fn of(extents: Vec<Extent>) -> Self {
+        match extents.as_slice() {
+            [] => Extents::None,
+            [one] => Extents::One(*one),
+            _ => Extents::Many(extents.into_boxed_slice()),
+        }
+    }
+
+    /// The same content where its first block is `base` blocks further on; `None` where no block can be.
+    pub(crate) fn moved(self, base: u32) -> Option<Self> {
+        let moved = |extent: Extent| {
+            let start = extent.start.checked_add(base)?;
+            start.checked_add(extent.length)?;
+            Some(Extent { start, ..extent })
+        };
+        Some(match self {
+            Extents::None => Extents::None,
+            Extents::One(extent) => Extents::One(moved(extent)?),
+            Extents::Many(extents) => {
+                Extents::Many(extents.iter().copied().map(moved).collect::<Option<_>>()?)
+            }
+        })
+    }
+
     pub(crate) fn as_slice(&self) -> &[Extent] {
         match self {
             Extents::None => &[],
@@ -217,11 +241,7 @@ impl<'a, 'o> FileWriter<'a, 'o> {
             self.partial.resize(BLOCK, 0);
             self.complete_partial()?;
         }
-        Ok(match self.extents.as_slice() {
-            [] => Extents::None,
-            [one] => Extents::One(*one),
-            _ => Extents::Many(self.extents.into_boxed_slice()),
-        })
+        Ok(Extents::of(self.extents))
     }
 
     fn complete_partial(&mut self) -> Result<(), ContentError> {

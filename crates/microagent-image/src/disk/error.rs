@@ -41,6 +41,14 @@ pub enum DiskError {
         /// The digest of what was read (hex).
         actual: String,
     },
+    /// What was kept of a converted layer cannot be read.
+    #[error("{path} is no index of a layer: {source}; remove it, and it is made again from the layer", path = path.display())]
+    Piece {
+        /// The index.
+        path: PathBuf,
+        /// What is wrong with it.
+        source: io::Error,
+    },
     /// The merged tree does not fit the file system's format.
     #[error("cannot lay out the disk: {0}")]
     Layout(String),

@@ -152,10 +152,6 @@ impl<'l> Tree<'l> {
         self.last_parent = None;
     }
 
-    pub(crate) fn limits(&self) -> &'l Limits {
-        self.limits
-    }
-
     /// Inodes in the tree.
     pub(crate) fn len(&self) -> u64 {
         self.live

@@ -1,7 +1,6 @@
 //! The merged root of an image as a tar stream.
 
-use std::fs::File;
-
+use microagent_disk::JoinedFile;
 use microagent_ext4::{ROOT, Volume};
 
 use super::output::Output;
@@ -24,8 +23,8 @@ impl ImageStore {
             path: disk.path.clone(),
             source,
         };
-        let file = File::open(&disk.path).context("open the base disk", &disk.path)?;
-        let volume = Volume::open(file).map_err(unreadable)?;
+        let joined = JoinedFile::open(&disk.path).context("open the base disk", &disk.path)?;
+        let volume = Volume::open_joined(joined).map_err(unreadable)?;
         let root = volume.inode(ROOT).map_err(unreadable)?;
         let mut output = Output::create(to)?;
         let packed = pack::pack(&volume, &root, Shape::Root, &mut output, &mut |bytes| {

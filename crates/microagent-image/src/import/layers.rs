@@ -6,7 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, Read};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
@@ -14,12 +14,12 @@ use std::thread;
 use super::Import;
 use super::container::Part;
 use crate::choose::Chosen;
-use crate::disk::{BuiltDisk, LayerSource};
+use crate::disk::LayerSource;
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::Layer;
 use crate::reference::Reference;
-use crate::store::{self, ImageRecord, StagedBlob, Transaction};
+use crate::store::{self, ImageRecord, StagedBlob, StagedDisk, Transaction};
 
 /// Where a layer's bytes are.
 enum Origin {
@@ -53,10 +53,9 @@ impl Import<'_> {
             .store
             .lock_image(&transaction, chosen.digest, self.events)?;
         let layers = self.incoming(&transaction, chosen, find)?;
-        let disk = transaction.path("disk.ext4");
         let wanted = self.options.build_disk && self.store.existing_disk(chosen.digest)?.is_none();
         let built = if wanted {
-            Some(self.copy_and_build(&layers, reference, chosen, &disk)?)
+            Some(self.copy_and_build(&transaction, &layers, reference, chosen)?)
         } else {
             layers.iter().try_for_each(|layer| self.copy(layer))?;
             None
@@ -68,7 +67,7 @@ impl Import<'_> {
         let record = self.publish(&transaction, reference, chosen, blobs)?;
         if let Some(built) = &built {
             self.store
-                .publish_disk(&transaction, chosen.digest, &disk, built)?;
+                .publish_disk(&transaction, chosen.digest, built)?;
         }
         drop(lock);
         self.finish(transaction, record, built.is_some())
@@ -121,11 +120,11 @@ impl Import<'_> {
 
     fn copy_and_build(
         &self,
+        transaction: &Transaction,
         layers: &[Incoming<'_>],
         reference: &Reference,
         chosen: &Chosen,
-        disk: &Path,
-    ) -> Result<BuiltDisk> {
+    ) -> Result<StagedDisk> {
         let failed = Arc::new(AtomicBool::new(false));
         let sources = layers
             .iter()
@@ -158,7 +157,13 @@ impl Import<'_> {
                 .name("layer-copy".to_owned())
                 .spawn_scoped(scope, copying)
                 .context("start a thread to copy", self.path)?;
-            let built = store::build(&reference.to_string(), sources, disk, self.events);
+            let built = self.store.build_disk(
+                transaction,
+                &reference.to_string(),
+                chosen.digest,
+                sources,
+                self.events,
+            );
             let copied = copier.join().unwrap_or_else(|_| {
                 Err(io::Error::other("the copying thread panicked")).context("copy", self.path)
             });

@@ -14,7 +14,7 @@ use crate::disk::{self, LayerSource};
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::Compression;
-use crate::store::{self, ImageRecord, Transaction};
+use crate::store::{ImageRecord, Transaction};
 
 /// The most bytes a root file system's tar may unpack to where no disk is built that would bound it.
 const MAX_PLAIN: u64 = 256 << 30;
@@ -29,36 +29,36 @@ impl Import<'_> {
     ) -> Result<ImageRecord> {
         let reference = self.name(&[])?;
         let staged_layer = transaction.path("layer");
-        let staged_disk = transaction.path("disk.ext4");
         let tap = Tap(Arc::new(Mutex::new(Tapped {
             copy: Some(Copy::begin(&file, 0, length, staged_layer.clone())?),
             file,
             read: 0,
             failed: None,
         })));
-        let (diff_id, built) = if self.options.build_disk {
+        let (diff_id, piece) = if self.options.build_disk {
+            let label = format!("the root file system {}", self.path.display());
             let source = LayerSource {
-                label: format!("the root file system {}", self.path.display()),
+                label: label.clone(),
                 reader: Box::new(tap.clone()),
                 compression: compression.into(),
                 diff_id: None,
             };
             let image = reference.to_string();
-            let built = store::build(&image, vec![source], &staged_disk, &|event| {
+            let came = |_| {
                 (self.events)(ImageEvent::Importing {
                     bytes: tap.lock().read,
                     total: length,
                 });
-                (self.events)(event);
-            });
+            };
+            let piece = self
+                .store
+                .new_piece(&transaction, &image, source, &came, self.events);
             // What is wrong with the copy comes first: it explains what went wrong with the disk.
             if let Some(error) = tap.lock().failed.take() {
                 return Err(error);
             }
-            let built = built?;
-            let diff_id = built.diff_ids.first().copied().map(Digest::from_bytes);
-            let diff_id = diff_id.ok_or_else(|| self.refuse("its layer has no digest"))?;
-            (diff_id, Some(built))
+            let piece = piece?;
+            (piece.diff_id, Some((label, piece)))
         } else {
             (self.hash_plain(tap.clone(), compression)?, None)
         };
@@ -68,16 +68,23 @@ impl Import<'_> {
         let lock = self
             .store
             .lock_image(&transaction, chosen.digest, self.events)?;
+        // What is refused is refused before anything has a name.
+        let built = match piece {
+            Some(piece) if self.store.existing_disk(chosen.digest)?.is_none() => {
+                let name = reference.to_string();
+                let pieces = [piece];
+                let (store, events) = (&self.store, self.events);
+                Some(store.join_pieces(&transaction, &name, chosen.digest, &pieces, events)?)
+            }
+            _ => None,
+        };
         let blobs = vec![(digest, staged_layer)];
         let record = self.publish(&transaction, &reference, &chosen, blobs)?;
-        let published = match built {
-            Some(built) if self.store.existing_disk(chosen.digest)?.is_none() => {
-                self.store
-                    .publish_disk(&transaction, chosen.digest, &staged_disk, &built)?;
-                true
-            }
-            _ => false,
-        };
+        if let Some(built) = &built {
+            self.store
+                .publish_disk(&transaction, chosen.digest, built)?;
+        }
+        let published = built.is_some();
         drop(lock);
         self.finish(transaction, record, published)
     }

@@ -1,38 +1,59 @@
-//! Base disks: one read-only ext4 file per image, built once, shared by all, never removed under a user.
+//! Base disks: for each image one read-only ext4, built once, shared by all, never removed under a user.
+//!
+//! A disk is a list of files ([`DiskList`]): the pieces of its layers, which images share, and a front of its own.
+//! Its digest is that of the list, which names the digest of every file.
 
-use std::fs::{self, File};
+use std::fs::{self, File, Permissions};
 use std::io::{self, Read};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use microagent_disk::{DiskList, EXTENSION, JoinedFile, MAX_LIST};
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Transaction};
-use super::{ImageRecord, ImageStore};
+use super::{ImageRecord, ImageStore, pieces};
 use crate::digest::Digest;
 use crate::disk::{
-    self, BuildOptions, BuildProgress, BuiltDisk, FORMAT_VERSION as FORMAT, LayerSource,
+    self, BuildOptions, BuildProgress, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece,
 };
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::Layer;
 
 pub(super) const MAX_NOTE: u64 = 64 << 10;
+/// What a front ends in.
+const FRONT: &str = "front";
+/// An image of more layers gets a disk of one file: who boots from it has descriptors for so many files.
+const MAX_PIECES: usize = 256;
 
 /// An image's base disk, kept from being removed for as long as this value lives.
 #[derive(Debug)]
 pub struct BaseDisk {
-    /// The ext4 file. Only ever open it for reading.
+    /// The list of the files that it is made of ([`DiskList`]), beside which they lie. Only ever open them for
+    /// reading: images share them.
     pub path: PathBuf,
-    /// Its digest, recorded when it was built: that of its [`ChunkSums`](crate::disk::ChunkSums), which stand
-    /// beside it in a file of the same name that ends in `.sums`.
+    /// Its digest: that of the list, which names the digests of the files. That of a file is of its
+    /// [`ChunkSums`], which stand beside it in a file of the same name that ends in `.sums`.
     pub digest: Digest,
-    /// Its length in bytes (it is sparse).
+    /// The size of the disk in bytes.
     pub size_bytes: u64,
     /// Keeps the disk; hand it on, or take another with [`BaseDiskGuard::hold`] in the process that
     /// runs the machine.
     pub guard: BaseDiskGuard,
+}
+
+impl BaseDisk {
+    /// The disk as one file, for programs that read no list: made beside it at the first call.
+    ///
+    /// # Errors
+    /// When it cannot be read or written.
+    pub fn flat(&self) -> Result<PathBuf> {
+        JoinedFile::open(&self.path)
+            .and_then(|joined| joined.flat(&self.path))
+            .context("make one file of the base disk", &self.path)
+    }
 }
 
 /// A shared lock on a base disk: while one lives, in any process, the store does not remove the disk.
@@ -64,8 +85,8 @@ impl BaseDiskGuard {
 pub(super) struct Note {
     format: u32,
     pub(super) manifest: Digest,
-    /// Of the sums. A note without is of a time when disks were hashed in one piece: the disk is built again.
-    pub(super) sums: Digest,
+    /// Of the list.
+    pub(super) list: Digest,
     size_bytes: u64,
     /// What made it; not recorded before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -99,14 +120,27 @@ impl Note {
     }
 }
 
-/// A disk, and the digest (of its sums) and length that were recorded of it.
-pub(super) struct RecordedDisk {
+/// A disk that is complete but not in its place.
+pub(crate) struct StagedDisk {
+    list: DiskList,
+    front: PathBuf,
+    sums: ChunkSums,
+}
+
+impl StagedDisk {
+    pub(crate) fn size_bytes(&self) -> u64 {
+        self.list.size_bytes()
+    }
+}
+
+/// A file of a disk, and the digest that was recorded of it.
+pub(super) struct RecordedFile {
     pub(super) path: PathBuf,
-    pub(super) recorded: Option<(Digest, u64)>,
+    pub(super) recorded: Option<Digest>,
 }
 
 /// What makes disks, as it is recorded with them.
-const CONVERTER: &str = concat!("microagent ", env!("CARGO_PKG_VERSION"));
+pub(super) const CONVERTER: &str = concat!("microagent ", env!("CARGO_PKG_VERSION"));
 
 impl ImageStore {
     /// The image's base disk; built first where there is none, by one process while others wait.
@@ -134,10 +168,10 @@ impl ImageStore {
         if let Some(disk) = self.existing_disk(record.digest)? {
             return Ok(ready(disk, true));
         }
-        let staged = transaction.path("disk.ext4");
         let layers = self.layer_sources(record)?;
-        let built = build(&record.reference.to_string(), layers, &staged, events)?;
-        self.publish_disk(&transaction, record.digest, &staged, &built)?;
+        let name = record.reference.to_string();
+        let staged = self.build_disk(&transaction, &name, record.digest, layers, events)?;
+        self.publish_disk(&transaction, record.digest, &staged)?;
         match self.existing_disk(record.digest)? {
             Some(disk) => Ok(ready(disk, false)),
             None => Err(ImageError::Damaged {
@@ -164,30 +198,92 @@ impl ImageStore {
             .collect()
     }
 
-    /// Moves a built disk, synced and read-only as the builder left it, to its place: its sums and note first, so that it is never without them.
+    /// Builds the disk of the image `digest`: converts the layers that no image had before, and merges.
+    pub(crate) fn build_disk(
+        &self,
+        transaction: &Transaction,
+        name: &str,
+        digest: Digest,
+        layers: Vec<LayerSource>,
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<StagedDisk> {
+        let front = transaction.path(&file_name(digest, FRONT));
+        let failed = |source| ImageError::Disk {
+            image: name.to_owned(),
+            source: Box::new(source),
+        };
+        let options = BuildOptions::default();
+        if layers.len() > MAX_PIECES {
+            let mut progress = telling(name, events);
+            let built = disk::build(layers, &front, &options, &mut progress).map_err(failed)?;
+            let mut list = DiskList::new();
+            let sums = built.sums.digest().hex();
+            if !list.push(&file_name(digest, FRONT), &sums, 0, built.size_bytes) {
+                let reason = "its disk has a strange size".to_owned();
+                return Err(failed(disk::DiskError::Layout(reason)));
+            }
+            let sums = built.sums;
+            return Ok(StagedDisk { list, front, sums });
+        }
+        let pieces = self.pieces(transaction, name, layers, events)?;
+        self.join_pieces(transaction, name, digest, &pieces, events)
+    }
+
+    /// Merges converted layers to the disk of the image `digest`.
+    pub(crate) fn join_pieces(
+        &self,
+        transaction: &Transaction,
+        name: &str,
+        digest: Digest,
+        pieces: &[(String, Piece)],
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<StagedDisk> {
+        let front = transaction.path(&file_name(digest, FRONT));
+        events(ImageEvent::BuildingDisk {
+            reference: name.to_owned(),
+            bytes: pieces.iter().map(|(_, piece)| piece.stream_bytes).sum(),
+            finishing: true,
+        });
+        let joined = disk::join(pieces, &front, &BuildOptions::default()).map_err(|source| {
+            ImageError::Disk {
+                image: name.to_owned(),
+                source: Box::new(source),
+            }
+        })?;
+        Ok(StagedDisk {
+            list: joined.list,
+            front,
+            sums: joined.sums,
+        })
+    }
+
+    /// Moves a built disk to its place, its list last, so that it is never without the rest.
     pub(crate) fn publish_disk(
         &self,
-        _transaction: &Transaction,
+        transaction: &Transaction,
         digest: Digest,
-        staged: &Path,
-        built: &BuiltDisk,
+        staged: &StagedDisk,
     ) -> Result<()> {
+        let text = staged.list.text();
         let note = Note {
             format: FORMAT,
             manifest: digest,
-            sums: built.sums.digest(),
-            size_bytes: built.size_bytes,
+            list: Digest::of(text.as_bytes()),
+            size_bytes: staged.size_bytes(),
             converter: Some(CONVERTER.to_owned()),
             seal: None,
         };
         let json = note.sealed().json();
-        let sums = self.disk_path(digest).with_extension("sums");
-        files::replace(&sums, built.sums.text().as_bytes())?;
-        files::replace(&self.disk_note_path(digest), &json)?;
         let path = self.disk_path(digest);
-        fs::set_permissions(staged, fs::Permissions::from_mode(0o400))
-            .context("protect", staged)?;
-        fs::rename(staged, &path).context("publish", &path)?;
+        files::replace(&path.with_extension("sums"), staged.sums.text().as_bytes())?;
+        files::replace(&self.disk_note_path(digest), &json)?;
+        let front = path.with_extension(FRONT);
+        fs::rename(&staged.front, &front).context("publish", &front)?;
+        let list = transaction.path("list");
+        files::replace(&list, text.as_bytes())?;
+        fs::set_permissions(&list, Permissions::from_mode(0o400))
+            .context("set the mode of", &list)?;
+        fs::rename(&list, &path).context("publish", &path)?;
         files::sync_dir(&self.disks())
     }
 
@@ -203,10 +299,13 @@ impl ImageStore {
         };
         let note_path = self.disk_note_path(digest);
         let note = self.note(digest)?;
-        let length = fs::metadata(&path).context("look at", &path)?.len();
         // A disk that is not what its note says is no disk: it is built again and replaced.
-        let Some(note) = note.filter(|note| note.size_bytes == length) else {
-            tracing::warn!(path = %path.display(), "base disk without a matching note");
+        let found = self.list_at(&path)?;
+        let Some((note, _)) = note
+            .zip(found)
+            .filter(|(note, (digest, list))| note.list == *digest && self.has_files(list))
+        else {
+            tracing::warn!(path = %path.display(), "base disk that is not as noted");
             return Ok(None);
         };
         // Only a display depends on this time, so a read-only store is no error.
@@ -217,31 +316,69 @@ impl ImageStore {
         }
         Ok(Some(BaseDisk {
             path,
-            digest: note.sums,
+            digest: note.list,
             size_bytes: note.size_bytes,
             guard,
         }))
     }
 
-    /// The files of an image's disk in today's format, there or not: whoever counts, checks or removes
-    /// disks asks here.
-    pub(super) fn disk_files(&self, digest: Digest) -> Vec<PathBuf> {
-        let path = self.disk_path(digest);
-        vec![
-            path.with_extension("sums"),
-            self.disk_note_path(digest),
-            path,
-        ]
+    /// The list at `path` and its digest, if it can be understood.
+    fn list_at(&self, path: &Path) -> Result<Option<(Digest, DiskList)>> {
+        let bytes = files::read_bounded(path, MAX_LIST)?.unwrap_or_default();
+        let list = std::str::from_utf8(&bytes).ok().and_then(DiskList::parse);
+        Ok(list.map(|list| (Digest::of(&bytes), list)))
     }
 
-    /// The disks of an image in today's format that are there, as they were recorded.
-    pub(super) fn recorded_disks(&self, digest: Digest) -> Result<Vec<RecordedDisk>> {
+    /// Whether the files of a disk are there and long enough.
+    fn has_files(&self, list: &DiskList) -> bool {
+        list.runs().iter().all(|run| {
+            let path = self.disks().join(&list.files()[run.file].name);
+            fs::metadata(path).is_ok_and(|it| it.len() >= run.offset + run.length)
+        })
+    }
+
+    /// The files of an image's disk in today's format, there or not, without those it shares: whoever counts,
+    /// checks or removes disks asks here.
+    pub(super) fn disk_files(&self, digest: Digest) -> Vec<PathBuf> {
+        let path = self.disk_path(digest);
+        own_files(&path).chain([path.clone()]).collect()
+    }
+
+    /// The pieces of the disk whose list is at `path`; none where there is no list.
+    pub(super) fn listed_pieces(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        let Some((_, list)) = self.list_at(path)? else {
+            return Ok(Vec::new());
+        };
+        let pieces = list
+            .files()
+            .iter()
+            .map(|file| self.disks().join(&file.name));
+        Ok(pieces
+            .filter(|path| path.extension().is_some_and(|it| it == pieces::PIECE))
+            .collect())
+    }
+
+    /// The files of an image's disk in today's format, as they were recorded; none where there is no disk.
+    pub(super) fn recorded_files(&self, digest: Digest) -> Result<Vec<RecordedFile>> {
         let path = self.disk_path(digest);
         if !path.exists() {
             return Ok(Vec::new());
         }
-        let recorded = self.note(digest)?.map(|note| (note.sums, note.size_bytes));
-        Ok(vec![RecordedDisk { path, recorded }])
+        let recorded = self.note(digest)?.map(|note| note.list);
+        // A list that is not the recorded one says nothing about files.
+        let listed = self
+            .list_at(&path)?
+            .filter(|(digest, _)| recorded == Some(*digest))
+            .map(|(_, list)| list)
+            .unwrap_or_default();
+        let of_files = listed.files().iter().map(|file| RecordedFile {
+            path: self.disks().join(&file.name),
+            recorded: Digest::from_hex(&file.digest),
+        });
+        Ok([RecordedFile { path, recorded }]
+            .into_iter()
+            .chain(of_files)
+            .collect())
     }
 
     /// What made the image's disk, where that was recorded, and the format of it.
@@ -264,12 +401,23 @@ impl ImageStore {
     }
 
     pub(crate) fn disk_path(&self, digest: Digest) -> PathBuf {
-        self.disks().join(format!("{}.{FORMAT}.ext4", digest.hex()))
+        self.disks().join(file_name(digest, EXTENSION))
     }
 
     pub(super) fn disk_note_path(&self, digest: Digest) -> PathBuf {
-        self.disks().join(format!("{}.{FORMAT}.json", digest.hex()))
+        self.disks().join(file_name(digest, "json"))
     }
+}
+
+fn file_name(digest: Digest, what: &str) -> String {
+    format!("{}.{FORMAT}.{what}", digest.hex())
+}
+
+/// What belongs to the disk with this list alone, and goes with it, there or not: its front, sums and note, and what
+/// others made of it.
+pub(super) fn own_files(path: &Path) -> impl Iterator<Item = PathBuf> {
+    let beside = [FRONT, "sums", "json"].map(|what| path.with_extension(what));
+    beside.into_iter().chain(JoinedFile::flat_files(path))
 }
 
 /// A layer of an image, `at` from 0 of `count`, as the builder wants it.
@@ -288,23 +436,7 @@ pub(crate) fn layer_source(
     }
 }
 
-/// Runs the builder and tells of its progress.
-pub(crate) fn build(
-    image: &str,
-    layers: Vec<LayerSource>,
-    staged: &Path,
-    events: &dyn Fn(ImageEvent),
-) -> Result<BuiltDisk> {
-    let mut progress = telling(image, events);
-    disk::build(layers, staged, &BuildOptions::default(), &mut progress).map_err(|source| {
-        ImageError::Disk {
-            image: image.to_owned(),
-            source: Box::new(source),
-        }
-    })
-}
-
-/// The same for a disk of the caller's own, of a given size if there is one.
+/// Builds a disk of the caller's own, of a given size if there is one.
 pub(crate) fn build_to(
     image: &str,
     layers: Vec<LayerSource>,

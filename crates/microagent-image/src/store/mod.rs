@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! <root>/oci-layout, index.json, blobs/sha256/<hex>     an OCI image layout
-//! <root>/disks/<hex>.<format>.ext4 (0400), .json, .sums base disks by manifest digest
+//! <root>/disks/<hex>.<format>.vmdk, .front, .json, .sums  base disks by manifest digest: lists and fronts
+//! <root>/disks/<hex>.<format>.piece, .index, …           converted layers by the digest of their content
 //! <root>/partial/<hex>                                   layers that did not come whole yet
 //! <root>/tmp/op-…                                        operations under way
 //! <root>/locks/<hex>, index.lock, activity.lock          advisory locks
@@ -17,6 +18,7 @@ mod history;
 mod index;
 mod names;
 mod partial;
+mod pieces;
 mod provenance;
 mod reclaim;
 mod record;
@@ -40,7 +42,7 @@ use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::signature::CheckedSignature;
 pub use disks::{BaseDisk, BaseDiskGuard};
-pub(crate) use disks::{build, build_to, layer_source};
+pub(crate) use disks::{StagedDisk, build_to, layer_source};
 use files::Activity;
 pub(crate) use files::Transaction;
 pub use history::{HistoryStep, ImageHistory};

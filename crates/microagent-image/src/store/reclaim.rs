@@ -12,8 +12,9 @@ use std::time::{Duration, SystemTime};
 use serde::Serialize;
 
 use super::files::{self, Activity};
+use super::pieces::{self, PIECE};
 use super::usage::bytes_below;
-use super::{Entry, ImageRecord, ImageStore, index, partial};
+use super::{Entry, ImageRecord, ImageStore, disks, index, partial};
 use crate::digest::Digest;
 use crate::error::{ImageError, IoContext, Result};
 use crate::platform::Platform;
@@ -254,10 +255,7 @@ impl ImageStore {
             Err(error) => return Err(error),
         };
         let used = record.last_used.unwrap_or(record.pulled_at);
-        let in_use = self
-            .disk_files(entry.manifest)
-            .iter()
-            .any(|path| disks.is_in_use(path));
+        let in_use = disks.is_in_use(&self.disk_path(entry.manifest));
         let stays = !options.all
             || in_use
             || needed.contains(&entry.manifest)
@@ -301,32 +299,43 @@ impl ImageStore {
                 plan.take(path)?;
             }
         }
-        for path in files::entries(&self.disks())? {
-            let is_disk = path
-                .extension()
-                .is_some_and(|extension| extension == "ext4");
-            if !is_disk || live.contains(&path) || is_needed(&path) || !is_old(&path) {
+        let stored = files::entries(&self.disks())?;
+        // Disks first: those that stay keep their pieces.
+        let mut staying: BTreeSet<PathBuf> = live;
+        for path in stored.iter().filter(|path| is_disk(path)) {
+            let is_kept = staying.contains(path) || is_needed(path) || !is_old(path);
+            if !is_kept && !disks.is_in_use(path) {
+                plan.notes.extend(self.files_beside(path));
+                plan.take(path.clone())?;
                 continue;
             }
-            if disks.is_in_use(&path) {
-                plan.reclaimed.in_use.push(path);
-                continue;
+            if !is_kept {
+                plan.reclaimed.in_use.push(path.clone());
             }
-            plan.notes.push(path.with_extension("json"));
-            plan.notes.push(path.with_extension("sums"));
-            plan.take(path)?;
+            staying.extend(self.listed_pieces(path)?);
+            staying.extend(self.files_beside(path));
+            staying.insert(path.clone());
         }
-        // Notes and sums whose disk never came (a crash between the renames).
-        let is_note = |path: &PathBuf| {
-            let extension = path.extension();
-            extension.is_some_and(|it| it == "json" || it == "sums")
-        };
-        plan.notes.extend(
-            files::entries(&self.disks())?
-                .into_iter()
-                .filter(is_note)
-                .filter(|path| !path.with_extension("ext4").exists()),
-        );
+        for path in &stored {
+            if has_extension(path, PIECE) && !staying.contains(path) && is_old(path) {
+                plan.notes.extend(pieces::beside(path));
+                plan.take(path.clone())?;
+            }
+        }
+        // What belongs to a disk or piece that never came (a crash between the renames), or goes.
+        let heads: BTreeSet<PathBuf> = stored
+            .iter()
+            .filter(|path| is_disk(path) || has_extension(path, PIECE))
+            .map(|path| path.with_extension(""))
+            .collect();
+        plan.notes.extend(stored.iter().filter_map(|path| {
+            let is_head = is_disk(path) || has_extension(path, PIECE);
+            (!is_head && !is_rest(path) && !heads.contains(&path.with_extension("")))
+                .then(|| path.clone())
+        }));
+        plan.notes.retain(|path| path.exists());
+        plan.notes.sort();
+        plan.notes.dedup();
         for path in &plan.notes {
             plan.reclaimed.bytes += bytes_below(path)?.allocated_bytes;
         }
@@ -362,13 +371,21 @@ impl ImageStore {
         Ok(())
     }
 
+    /// What goes with a disk.
+    fn files_beside(&self, path: &Path) -> Vec<PathBuf> {
+        if microagent_disk::is_list(path) {
+            return disks::own_files(path).collect();
+        }
+        // One file, of an older format.
+        ["json", "sums"]
+            .map(|what| path.with_extension(what))
+            .into()
+    }
+
     fn lock_disks(&self) -> Result<DiskLocks> {
         let mut locks = BTreeMap::new();
         for path in files::entries(&self.disks())? {
-            if path
-                .extension()
-                .is_some_and(|extension| extension == "ext4")
-            {
+            if is_disk(&path) {
                 let file = File::open(&path).context("open the base disk", &path)?;
                 let lock = files::try_lock(&file, &path)?.then_some(file);
                 locks.insert(path, lock);
@@ -376,6 +393,21 @@ impl ImageStore {
         }
         Ok(DiskLocks(locks))
     }
+}
+
+/// A disk of any format: what workspaces name, and machines hold.
+fn is_disk(path: &Path) -> bool {
+    microagent_disk::is_list(path) || has_extension(path, "ext4")
+}
+
+fn has_extension(path: &Path, extension: &str) -> bool {
+    path.extension().is_some_and(|it| it == extension)
+}
+
+/// What a crash left, which is removed as such.
+fn is_rest(path: &Path) -> bool {
+    let name = path.file_name();
+    name.is_some_and(|name| name.as_encoded_bytes().starts_with(b".tmp"))
 }
 
 /// The image that a blob or a disk is named after.

@@ -9,11 +9,16 @@ use crate::digest::Digest;
 use crate::manifest::MAX_MANIFEST;
 
 impl ImageStore {
-    /// What the store at `root` says otherwise of the image with this manifest, whose base disk had the
-    /// digest `disk`. What it does not say any more, as the image was removed, is no divergence. Touches
+    /// What the store at `root` says otherwise of the image with this manifest, whose base disk is at `at` and
+    /// had the digest `disk`. Of a disk of an older format it says nothing any more. What it does not say any more, as the image was removed, is no divergence. Touches
     /// nothing, and does not read the disk.
     #[must_use]
-    pub fn record_divergence(root: &Path, manifest: Digest, disk: &str) -> Vec<ImageDivergence> {
+    pub fn record_divergence(
+        root: &Path,
+        manifest: Digest,
+        at: &Path,
+        disk: &str,
+    ) -> Vec<ImageDivergence> {
         let store = Self { root: root.into() };
         let mut all = Vec::new();
         let mut differs = |artifact: &str, path: &Path, expected: String, actual: String| {
@@ -37,16 +42,19 @@ impl ImageStore {
                 differs("image manifest", &path, manifest.to_string(), actual);
             }
         }
+        if at != store.disk_path(manifest) {
+            return all;
+        }
         let path = store.disk_note_path(manifest);
         let actual = match files::read_bounded(&path, MAX_NOTE) {
             Ok(None) => return all,
             Ok(Some(bytes)) => match serde_json::from_slice::<Note>(&bytes) {
-                Ok(note) if !note.is_whole() => format!("{}, changed since", note.sums.hex()),
+                Ok(note) if !note.is_whole() => format!("{}, changed since", note.list.hex()),
                 Ok(note) if note.manifest != manifest => {
-                    format!("{} of the image {}", note.sums.hex(), note.manifest)
+                    format!("{} of the image {}", note.list.hex(), note.manifest)
                 }
-                Ok(note) if note.sums.hex() == disk => return all,
-                Ok(note) => note.sums.hex(),
+                Ok(note) if note.list.hex() == disk => return all,
+                Ok(note) => note.list.hex(),
                 Err(_) => "no record of a disk".to_owned(),
             },
             Err(error) => format!("an error ({error})"),

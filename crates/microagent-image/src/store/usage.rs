@@ -9,9 +9,11 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use super::{ImageStore, files};
+use super::{ImageStore, files, pieces};
+use crate::config::{ImageConfig, MAX_CONFIG};
 use crate::digest::Digest;
 use crate::error::{ImageError, IoContext, Result};
+use crate::manifest::Manifest;
 
 /// How long files are, and what they take: a sparse file takes less.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -139,7 +141,26 @@ impl ImageStore {
         Ok(blobs
             .map(|digest| self.blob_path(digest))
             .chain(self.disk_files(image))
+            .chain(self.pieces_of(image, &manifest)?)
             .collect())
+    }
+
+    /// The files of the converted layers of an image, there or not: those its disk is made of and, with or without
+    /// a disk, those of its layers.
+    fn pieces_of(&self, image: Digest, manifest: &Manifest) -> Result<BTreeSet<PathBuf>> {
+        let listed = self.listed_pieces(&self.disk_path(image))?;
+        let mut paths: BTreeSet<PathBuf> = listed
+            .iter()
+            .flat_map(|piece| pieces::beside(piece).chain([piece.clone()]))
+            .collect();
+        // A configuration that is damaged names no layers: what is lost can be made again.
+        if let Ok(bytes) = self.blob_bytes(manifest.config.digest, MAX_CONFIG)
+            && let Ok(config) = ImageConfig::parse(&bytes)
+        {
+            let of_layers = config.diff_ids.iter().flat_map(|id| self.piece_files(*id));
+            paths.extend(of_layers);
+        }
+        Ok(paths)
     }
 }
 

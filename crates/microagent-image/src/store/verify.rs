@@ -125,7 +125,7 @@ impl ImageStore {
     fn divergence(&self, entry: &Entry, reader: &mut Reader<'_>) -> Result<Vec<ImageDivergence>> {
         let mut all = Vec::new();
         let mut check = |artifact: String, digest: Digest, size: u64, path: PathBuf| {
-            all.extend(reader.check(artifact, digest, size, path));
+            all.extend(reader.check(artifact, digest, Some(size), path));
         };
         let path = self.blob_path(entry.manifest);
         check("manifest".into(), entry.manifest, entry.manifest_size, path);
@@ -138,12 +138,12 @@ impl ImageStore {
                 check(format!("layer {}", at + 1), layer.digest, layer.size, path);
             }
         }
-        for disk in self.recorded_disks(entry.manifest)? {
-            all.extend(match disk.recorded {
-                Some((digest, size)) => reader.check("disk".into(), digest, size, disk.path),
+        for file in self.recorded_files(entry.manifest)? {
+            all.extend(match file.recorded {
+                Some(digest) => reader.check("disk".into(), digest, None, file.path),
                 None => Some(ImageDivergence {
                     artifact: "disk".into(),
-                    path: disk.path,
+                    path: file.path,
                     expected: "a note of what it is".into(),
                     actual: "missing or damaged".into(),
                 }),
@@ -158,23 +158,18 @@ impl Reader<'_> {
         &mut self,
         artifact: String,
         digest: Digest,
-        size: u64,
+        size: Option<u64>,
         path: PathBuf,
     ) -> Option<ImageDivergence> {
         let (expected, actual) = match self.look(&path) {
             Found::File {
                 digest: actual,
                 size: length,
-            } => {
-                if actual == digest && length == size {
-                    return None;
-                }
-                if length == size {
-                    (digest.to_string(), actual.to_string())
-                } else {
-                    (format!("{size} bytes"), format!("{length} bytes"))
-                }
-            }
+            } => match size.filter(|size| *size != length) {
+                Some(size) => (format!("{size} bytes"), format!("{length} bytes")),
+                None if actual == digest => return None,
+                None => (digest.to_string(), actual.to_string()),
+            },
             Found::Missing => (digest.to_string(), "missing".to_owned()),
             Found::Unreadable(reason) => (digest.to_string(), format!("unreadable: {reason}")),
         };
@@ -203,9 +198,9 @@ impl Reader<'_> {
         let mut file = File::open(path)?;
         if path
             .extension()
-            .is_some_and(|extension| extension == "ext4")
+            .is_some_and(|extension| extension == "piece" || extension == "front")
         {
-            // Disks are hashed in chunks, and their holes are not read.
+            // Disks are hashed in chunks.
             let size = file.metadata()?.len();
             let sums = ChunkSums::of_file(&file)?;
             self.bytes += size;

@@ -26,13 +26,14 @@ fn compare(name: &str, made: &Made) -> usize {
     let options = ImportOptions::new().reference("corpus:1".parse().unwrap());
     let record = store.import(&made.image, &options, &|_| {}).unwrap();
     let disk = store.base_disk(&record, &|_| {}).unwrap();
-    e2fsck(&disk.path);
+    let flat = disk.flat().unwrap();
+    e2fsck(&flat);
     let begun = SystemTime::now();
     let theirs = match &made.layout {
         Some(layout) => unpacked_layout(layout, "corpus", work.path()).unwrap(),
         None => umoci(&[plain(&made.image)], work.path()),
     };
-    let mounted = Mounted::new(&disk.path);
+    let mounted = Mounted::new(&flat);
     let (different, names) = differences(mounted.path(), &theirs, begun);
     assert!(
         different.is_empty(),

@@ -23,7 +23,8 @@ use microagent_image::disk::{
 };
 use nasty::nasty;
 use oracle::{
-    Mounted, assert_same, build_plain, directory, e2fsck, facts, gzip, source, tool, umoci,
+    Mounted, assert_same, build_joined, build_plain, directory, e2fsck, facts, gzip, source, tool,
+    umoci,
 };
 use sha2::{Digest, Sha256};
 
@@ -83,6 +84,13 @@ fn nasty_image_is_what_umoci_unpacks() {
         fs::read(mounted.path().join("usr/bin/through-link")).unwrap(),
         b"lands in usr/bin"
     );
+    // In pieces it is the same tree.
+    drop(mounted);
+    fs::remove_file(&disk).unwrap();
+    build_joined(&layers, &disk).unwrap();
+    e2fsck(&disk);
+    let mounted = Mounted::new(&disk);
+    assert_eq!(assert_same(mounted.path(), &theirs), compared);
 }
 
 fn hard_link_names(root: &Path) -> u64 {

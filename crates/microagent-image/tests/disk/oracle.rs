@@ -10,7 +10,10 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::SystemTime;
 
-use microagent_image::disk::{BuildOptions, BuiltDisk, Compression, DiskError, LayerSource, build};
+use microagent_disk::JoinedFile;
+use microagent_image::disk::{
+    BuildOptions, BuiltDisk, Compression, DiskError, LayerSource, build, convert, join,
+};
 use sha2::{Digest, Sha256};
 
 /// Runs a tool; fails the test with the package to install where it is missing.
@@ -67,6 +70,28 @@ pub(crate) fn build_plain(layers: &[Vec<u8>], output: &Path) -> Result<BuiltDisk
         })
         .collect();
     build(layers, output, &BuildOptions::default(), &mut |_| {})
+}
+
+/// The same layers as pieces, joined, in one file again.
+pub(crate) fn build_joined(layers: &[Vec<u8>], output: &Path) -> Result<(), DiskError> {
+    let work = directory();
+    let options = BuildOptions::default();
+    let mut pieces = Vec::new();
+    for (index, bytes) in layers.iter().enumerate() {
+        let label = format!("layer-{index}");
+        let layer = source(&label, bytes.clone(), Compression::Detect, None);
+        let at = |what: &str| work.path().join(format!("{index}.{what}"));
+        let (piece, sums) = convert(layer, &at("piece"), &at("index"), &options, &mut |_| {})?;
+        assert_eq!(piece.sums, sums.digest());
+        pieces.push((label, piece));
+    }
+    let joined = join(&pieces, &work.path().join("front"), &options)?;
+    let list = work.path().join("disk.vmdk");
+    fs::write(&list, joined.list.text()).unwrap();
+    let flat = JoinedFile::open(&list).unwrap().flat(&list).unwrap();
+    assert_eq!(fs::metadata(&flat).unwrap().len(), joined.list.size_bytes());
+    fs::copy(&flat, output).unwrap();
+    Ok(())
 }
 
 pub(crate) fn gzip(bytes: &[u8]) -> Vec<u8> {

@@ -13,7 +13,7 @@ use proptest::strategy::ValueTree;
 use proptest::test_runner::{Config, RngAlgorithm, TestRng, TestRunner};
 
 use crate::archive::{DIR, FILE, Meta, Tar, header};
-use crate::oracle::{Mounted, build_plain, differences, directory, e2fsck, unpacked};
+use crate::oracle::{Mounted, build_joined, build_plain, differences, directory, e2fsck, unpacked};
 
 /// As many stacks are one image.
 const BATCH: usize = 50;
@@ -302,20 +302,28 @@ fn judge(stacks: &[(usize, Stack)]) -> Judged {
     let layers = layers(stacks);
     let work = directory();
     let disk = work.path().join("disk");
-    if let Err(error) = build_plain(&layers, &disk) {
+    let joined = work.path().join("joined");
+    let built = build_plain(&layers, &disk).map(drop);
+    if let Err(error) = built.and_then(|()| build_joined(&layers, &joined)) {
         return Judged::Different(BTreeMap::from([(PathBuf::new(), error.to_string())]));
     }
     e2fsck(&disk);
+    e2fsck(&joined);
     let begun = SystemTime::now();
     let theirs = match unpacked(&layers, work.path()) {
         Ok(theirs) => theirs,
         Err(error) => return Judged::Refused(error),
     };
-    let mounted = Mounted::new(&disk);
-    match differences(mounted.path(), &theirs, begun) {
-        (different, names) if different.is_empty() => Judged::Same(names),
-        (different, _) => Judged::Different(different),
+    let mut judged = Judged::Same(0);
+    // In one file and in pieces.
+    for disk in [&disk, &joined] {
+        let mounted = Mounted::new(disk);
+        judged = match differences(mounted.path(), &theirs, begun) {
+            (different, names) if different.is_empty() => Judged::Same(names),
+            (different, _) => return Judged::Different(different),
+        };
     }
+    judged
 }
 
 fn runner(seed: u64) -> TestRunner {

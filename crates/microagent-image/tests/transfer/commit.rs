@@ -115,12 +115,17 @@ fn what_the_kernel_shows_is_what_the_image_is() {
             .end(),
     );
     let base = bench.image("base:1", &layers, Packing::Gzip);
-    let disk = bench.store.base_disk(&base, &|_| {}).unwrap();
+    let lower = bench
+        .store
+        .base_disk(&base, &|_| {})
+        .unwrap()
+        .flat()
+        .unwrap();
     let scratch = bench.path("scratch.ext4");
     create_scratch(&scratch, 128).unwrap();
     let crashed = bench.path("crashed.ext4");
     {
-        let overlay = Overlay::new(&disk.path, &scratch);
+        let overlay = Overlay::new(&lower, &scratch);
         let root = overlay.path();
         let _listener = UnixListener::bind(root.join("etc/socket")).unwrap();
         overlay.run(AWKWARD);
@@ -197,7 +202,7 @@ fn what_the_kernel_shows_is_what_the_image_is() {
     let ours = untarred(&tar, &bench.path("untarred"));
     assert_same(&ours, &theirs);
 
-    let overlay = Overlay::new(&disk.path, &scratch);
+    let overlay = Overlay::new(&lower, &scratch);
     overlay.run("rm etc/hostname etc/hosts etc/socket; touch -d @1700000000 etc");
     assert!(assert_same(&overlay.path(), &theirs) > 50);
 }

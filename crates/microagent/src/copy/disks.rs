@@ -69,7 +69,7 @@ impl Disks {
             });
         }
         let overlay = Overlay::new(
-            Disk::open(self.base.clone())?,
+            Disk::open_base(self.base.clone())?,
             Some(Disk::open(self.scratch.clone())?),
         );
         Ok(View {

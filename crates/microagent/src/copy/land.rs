@@ -27,7 +27,7 @@ pub(super) fn land_overlay(
     request: &CopyIn,
     policy: &Policy,
 ) -> Result<CopyReport, DiskError> {
-    let overlay = Overlay::new(Disk::open(base)?, Some(Disk::open(scratch.clone())?));
+    let overlay = Overlay::new(Disk::open_base(base)?, Some(Disk::open(scratch.clone())?));
     let destination = Destination::find(&overlay, request)?;
     let (base, _) = overlay.into_parts();
     let mut incoming = Incoming::new(input, &request.landing, policy, destination.rename);

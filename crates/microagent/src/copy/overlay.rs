@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, fs::File, path::PathBuf};
 
+use microagent_disk::JoinedFile;
 use microagent_ext4::{Attributes, Content, FileKind, Inode, ROOT, Volume};
 use microagent_files::CopyError;
 
@@ -42,14 +43,30 @@ impl Disk {
             path: path.clone(),
             error,
         };
-        let file = File::open(&path).map_err(|source| {
-            failed(microagent_ext4::Error::Io {
-                doing: "open",
-                source,
-            })
-        })?;
+        let file = File::open(&path).map_err(|source| failed(unopened(source)))?;
         let volume = Volume::open(file).map_err(failed)?;
         Ok(Self { path, volume })
+    }
+
+    /// A base disk, which may be in several files.
+    pub(super) fn open_base(path: PathBuf) -> Result<Self, DiskError> {
+        if !microagent_disk::is_list(&path) {
+            return Self::open(path);
+        }
+        let opened = JoinedFile::open(&path)
+            .map_err(unopened)
+            .and_then(Volume::open_joined);
+        match opened {
+            Ok(volume) => Ok(Self { path, volume }),
+            Err(error) => Err(DiskError::Disk { path, error }),
+        }
+    }
+}
+
+fn unopened(source: std::io::Error) -> microagent_ext4::Error {
+    microagent_ext4::Error::Io {
+        doing: "open",
+        source,
     }
 }
 

@@ -303,7 +303,7 @@ pub(crate) fn manifest(
             base_disk: Part {
                 path: image.disk.path.clone(),
                 sha256: image.disk.digest.hex(),
-                hashed: Hashed::Chunks,
+                hashed: Hashed::List,
             },
             guest_sha256: GUEST_SHA256.to_owned(),
         },

@@ -55,6 +55,8 @@ pub(crate) enum Hashed {
     Whole,
     /// The list of the sums of the file's chunks ([`microagent_image::disk::ChunkSums`]).
     Chunks,
+    /// The file, which lists the files of a disk ([`microagent_disk::DiskList`]), each with the digest of its chunks.
+    List,
 }
 
 /// Everything a machine boots from that is not the workspace's own.
@@ -182,10 +184,10 @@ impl Manifest {
 
     /// The most bytes its machine can hold, on its disks and in its memory.
     pub(crate) fn capacity(&self) -> u64 {
-        let disks = self.disks.iter().map(|disk| &disk.path);
+        let disks = self.disks.iter().map(|disk| disk.path.metadata());
         let on_disks: u64 = disks
-            .chain([&self.parts.base_disk.path])
-            .map(|path| path.metadata().map_or(0, |metadata| metadata.len()))
+            .map(|found| found.map_or(0, |metadata| metadata.len()))
+            .chain(microagent_disk::size_bytes(&self.parts.base_disk.path))
             .sum();
         let mib = u64::from(self.resources.size_mib.0) + u64::from(self.resources.memory_mib.0);
         on_disks.saturating_add(mib << 20)

@@ -1,7 +1,7 @@
 //! Whether a workspace still is what was recorded when it was made.
 //!
-//! Each part is hashed whole; disks in chunks, on all processors, so that a change of them is also
-//! found with its place. What was hashed once is not hashed again as long as its device,
+//! Each part is hashed whole; the files of disks in chunks, on all processors, so that a change of them
+//! is also found with its place. What was hashed once is not hashed again as long as its device,
 //! inode, size, modification time and change time are the same: a write changes the change time,
 //! which no call can set back, so only root, who could change microagent itself, or a clock that
 //! was set back gets past it. A file that changed within the clock's own step of the hashing is
@@ -15,6 +15,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
+use microagent_disk::DiskList;
 use microagent_image::{Digest, ImageStore, disk::ChunkSums};
 use microagent_kernel::GUEST_SHA256;
 use serde::{Deserialize, Serialize};
@@ -78,7 +79,7 @@ pub(crate) fn verify(config: &Config, manifest: &Manifest, how: Verify) -> Verif
     }
     let parts = named
         .into_iter()
-        .filter_map(|(artifact, part)| check(config, artifact, part, how));
+        .flat_map(|(artifact, part)| check(config, artifact, part, how));
     let divergence: Vec<Divergence> = parts.chain(records(config, manifest)).collect();
     Verification {
         ok: divergence.is_empty(),
@@ -97,8 +98,9 @@ fn records(config: &Config, manifest: &Manifest) -> Vec<Divergence> {
             actual: manifest.image.digest.clone(),
         }];
     };
-    let disk = &manifest.parts.base_disk.sha256;
-    let changed = ImageStore::record_divergence(&config.images_dir(), image, disk);
+    let disk = &manifest.parts.base_disk;
+    let changed =
+        ImageStore::record_divergence(&config.images_dir(), image, &disk.path, &disk.sha256);
     let divergence = changed.into_iter().map(|change| Divergence {
         artifact: format!("{} {}", change.artifact, change.path.display()),
         field: "digest".to_owned(),
@@ -108,7 +110,36 @@ fn records(config: &Config, manifest: &Manifest) -> Vec<Divergence> {
     divergence.collect()
 }
 
-fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Divergence> {
+/// What differs in a part, and in the files that it lists.
+fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Vec<Divergence> {
+    if let Some(divergence) = check_file(config, artifact, part, how) {
+        return vec![divergence];
+    }
+    if part.hashed != Hashed::List {
+        return Vec::new();
+    }
+    let list = match DiskList::read(&part.path) {
+        Ok(list) => list,
+        Err(error) => {
+            return vec![Divergence {
+                artifact: format!("{artifact} {}", part.path.display()),
+                field: "content".to_owned(),
+                expected: part.sha256.clone(),
+                actual: format!("an error ({error})"),
+            }];
+        }
+    };
+    let files = list.files().iter().map(|file| Part {
+        path: part.path.with_file_name(&file.name),
+        sha256: file.digest.clone(),
+        hashed: Hashed::Chunks,
+    });
+    files
+        .filter_map(|file| check_file(config, artifact, &file, how))
+        .collect()
+}
+
+fn check_file(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Divergence> {
     let differs = |field: &str, actual: String| {
         Some(Divergence {
             artifact: format!("{artifact} {}", part.path.display()),
@@ -127,7 +158,7 @@ fn check(config: &Config, artifact: &str, part: &Part, how: Verify) -> Option<Di
 
 /// Where a disk was changed, as far as the sums beside it are those that were recorded.
 fn place_of_change(part: &Part) -> String {
-    if part.hashed == Hashed::Whole {
+    if part.hashed != Hashed::Chunks {
         return String::new();
     }
     let recorded = File::open(part.path.with_extension("sums"))
@@ -209,7 +240,7 @@ fn sha256_of(config: &Config, part: &Part, how: Verify) -> Result<String> {
     }
     let begun = SystemTime::now();
     let sha256 = match part.hashed {
-        Hashed::Whole => Digest::of_reader(&file),
+        Hashed::Whole | Hashed::List => Digest::of_reader(&file),
         Hashed::Chunks => ChunkSums::of_file(&file).map(|sums| sums.digest()),
     }
     .context("read", path)?
@@ -248,7 +279,7 @@ mod tests {
             sha256: files::sha256(b"content"),
             hashed: Hashed::Whole,
         };
-        assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
+        assert_eq!(check(&config, "kernel", &part, Verify::Changed), []);
         // Same length and same modification time: the change time tells.
         let set = |text: &str| {
             fs::write(&path, text).unwrap();
@@ -260,16 +291,16 @@ mod tests {
                 .unwrap();
         };
         set("content");
-        assert_eq!(check(&config, "kernel", &part, Verify::Changed), None);
+        assert_eq!(check(&config, "kernel", &part, Verify::Changed), []);
         set("c0ntent");
-        let found = check(&config, "kernel", &part, Verify::Changed).unwrap();
+        let found = check(&config, "kernel", &part, Verify::Changed).remove(0);
         assert_eq!(
             (found.field.as_str(), found.expected),
             ("sha256", part.sha256.clone())
         );
         assert_eq!(found.actual, files::sha256(b"c0ntent"));
         fs::remove_file(&path).unwrap();
-        let found = check(&config, "kernel", &part, Verify::Everything).unwrap();
+        let found = check(&config, "kernel", &part, Verify::Everything).remove(0);
         assert!(found.actual.contains("No such file"), "{found}");
     }
 
@@ -323,10 +354,10 @@ mod tests {
             sha256: sums.digest().hex(),
             hashed: Hashed::Chunks,
         };
-        assert_eq!(check(&config, "base_disk", &part, Verify::Changed), None);
+        assert_eq!(check(&config, "base_disk", &part, Verify::Changed), []);
         content[5 << 20] = 8;
         fs::write(&path, &content).unwrap();
-        let found = check(&config, "base_disk", &part, Verify::Changed).unwrap();
+        let found = check(&config, "base_disk", &part, Verify::Changed).remove(0);
         assert!(
             found
                 .actual
@@ -335,7 +366,7 @@ mod tests {
         );
         // Sums that are not those recorded say nothing.
         fs::write(path.with_extension("sums"), "other").unwrap();
-        let found = check(&config, "base_disk", &part, Verify::Changed).unwrap();
+        let found = check(&config, "base_disk", &part, Verify::Changed).remove(0);
         assert_eq!(found.actual.len(), 64, "{found}");
     }
 }

@@ -1,0 +1,180 @@
+//! Pieces to one file system: the entries of their indexes are merged in order, and what is not content is written
+//! to a file of the disk's own, its *front*.
+//!
+//! On the disk come the first blocks of the front, the pieces' content, and the rest of the front with names, inodes
+//! and bitmaps. A layer that comes twice has its piece there twice. Content that no name stands for any more stays in
+//! its piece, and is free on the disk.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, BufReader};
+use std::path::{Path, PathBuf};
+
+use microagent_disk::DiskList;
+
+use super::content::{Appender, BLOCK, BlockFile, Extents};
+use super::convert::Piece;
+use super::ext4::{self, FIRST_CONTENT_BLOCK};
+use super::flat::layout_error;
+use super::index::IndexReader;
+use super::output::{FileBlocks, Output};
+use super::sums::ChunkSums;
+use super::tree::{Target, Tree};
+use super::{BuildOptions, DiskError, LayerFault, identity};
+use crate::digest::Digest;
+
+/// A disk of several files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct JoinedDisk {
+    /// The files, which are to lie in one directory with the list.
+    pub list: DiskList,
+    /// The sums of the front.
+    pub sums: ChunkSums,
+    /// Inodes in the merged tree, the root included.
+    pub entries: u64,
+    /// The file system's UUID, derived from the layers.
+    pub uuid: [u8; 16],
+}
+
+/// Merges the converted layers (lowest first, each with its label) and writes the disk's `front`, replacing what is
+/// there. All files keep their names in the list: the front's and the pieces'.
+///
+/// # Errors
+/// As [`build`](super::build), and [`DiskError::Piece`] for an index that is damaged.
+pub fn join(
+    layers: &[(String, Piece)],
+    front: &Path,
+    options: &BuildOptions,
+) -> Result<JoinedDisk, DiskError> {
+    let limits = &options.limits;
+    let output = Output::create(front)?;
+    let most = limits.max_disk_bytes.min(ext4::MAX_DISK_BYTES);
+    let mut tree = Tree::new(limits);
+    let (mut base, mut entries, mut stream_bytes) = (FIRST_CONTENT_BLOCK, 0, 0u64);
+    for (label, piece) in layers {
+        let refuse = |fault| DiskError::Layer {
+            layer: label.clone(),
+            fault,
+        };
+        let limit = |what, field, limit| {
+            let entry = String::new();
+            refuse(LayerFault::Limit {
+                what,
+                field,
+                limit,
+                entry,
+            })
+        };
+        stream_bytes = stream_bytes.saturating_add(piece.stream_bytes);
+        if stream_bytes > limits.max_stream_bytes {
+            let most = limits.max_stream_bytes;
+            return Err(limit("uncompressed bytes", "max_stream_bytes", most));
+        }
+        let blocks = u32::try_from(piece.size_bytes / BLOCK as u64).unwrap_or(u32::MAX);
+        let next = base.checked_add(blocks);
+        let Some(next) = next.filter(|next| u64::from(*next) * BLOCK as u64 <= most) else {
+            let most = limits.max_disk_bytes;
+            return Err(limit("bytes on the disk", "max_disk_bytes", most));
+        };
+        tree.begin_layer();
+        let unreadable = |source| DiskError::Piece {
+            path: piece.index.clone(),
+            source,
+        };
+        let index = File::open(&piece.index).map_err(unreadable)?;
+        let index = BufReader::with_capacity(256 << 10, index);
+        let mut reader = IndexReader::new(index, limits, blocks).map_err(unreadable)?;
+        while let Some((entry, extents)) = reader.next_entry().map_err(unreadable)? {
+            entries += 1;
+            if entries > limits.max_entries {
+                return Err(limit("entries", "max_entries", limits.max_entries));
+            }
+            // They end before `next`, which is a block number.
+            let extents = extents.moved(base).unwrap_or(Extents::None);
+            let target = tree.locate(&entry.path).map_err(refuse)?;
+            if !matches!(target, Target::Place(_)) {
+                tree.release(&extents);
+            }
+            tree.insert(target, &entry, extents).map_err(refuse)?;
+        }
+        base = next;
+    }
+    let diff_ids: Vec<[u8; 32]> = layers
+        .iter()
+        .map(|(_, piece)| *piece.diff_id.as_bytes())
+        .collect();
+    let identity = identity(&diff_ids);
+    let mut blocks = Front {
+        inner: FileBlocks::new(output.file(), true).map_err(output.error("open"))?,
+        behind: base,
+    };
+    let mut appender = Appender::new(&mut blocks, base, most);
+    let written = ext4::write(&mut tree, &mut appender, &identity, None)
+        .map_err(|error| layout_error(error, &output, limits))?;
+    drop(appender);
+    let head = u64::from(FIRST_CONTENT_BLOCK) * BLOCK as u64;
+    let rest = u64::from(written.blocks - base) * BLOCK as u64;
+    output
+        .file()
+        .set_len(head + rest)
+        .map_err(output.error("size"))?;
+    let mut unsynced = blocks.inner.finish(&[]).map_err(output.error("write"))?;
+    let sums = unsynced
+        .sums(output.file(), head + rest)
+        .map_err(output.error("read back"))?;
+    unsynced.syncer.finish().map_err(output.error("sync"))?;
+    output.publish(0o400)?;
+    let mut list = DiskList::new();
+    let mut add = |path: &Path, digest: Digest, offset, length| {
+        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+        if list.push(name, &digest.hex(), offset, length) {
+            Ok(())
+        } else {
+            let path: PathBuf = path.to_owned();
+            Err(DiskError::Layout(format!(
+                "{} cannot be named in the list of a disk",
+                path.display()
+            )))
+        }
+    };
+    add(front, sums.digest(), 0, head)?;
+    for (_, piece) in layers {
+        add(&piece.path, piece.sums, 0, piece.size_bytes)?;
+    }
+    add(front, sums.digest(), head, rest)?;
+    Ok(JoinedDisk {
+        list,
+        sums,
+        entries: tree.len(),
+        uuid: identity.uuid,
+    })
+}
+
+/// The front's file: what comes behind the pieces on the disk comes behind the first blocks here.
+struct Front {
+    inner: FileBlocks,
+    /// The disk's first block behind the pieces.
+    behind: u32,
+}
+
+impl Front {
+    fn place(&self, block: u32) -> u32 {
+        match block.checked_sub(self.behind) {
+            Some(rest) => FIRST_CONTENT_BLOCK + rest,
+            None => block,
+        }
+    }
+}
+
+impl BlockFile for Front {
+    fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()> {
+        let at = self.place(block);
+        self.inner.write_blocks(at, bytes)
+    }
+
+    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+        let at = self.place(block);
+        self.inner.write_buffer(at, buffer)
+    }
+}

@@ -1,0 +1,290 @@
+//! Converted layers: each layer's content and index, made once, for every image that has the layer.
+//!
+//! A piece is named by the digest of its layer's uncompressed bytes, which say all that is in it; so whose layer it
+//! was does not matter. It is kept as long as an image or a disk names it.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use serde::{Deserialize, Serialize};
+
+use super::ImageStore;
+use super::disks::CONVERTER;
+use super::files::{self, Transaction};
+use crate::digest::Digest;
+use crate::disk::{self, BuildOptions, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece};
+use crate::error::{ImageError, IoContext, Result};
+use crate::event::ImageEvent;
+
+const MAX_NOTE: u64 = 64 << 10;
+/// What a piece's content file ends in.
+pub(super) const PIECE: &str = "piece";
+/// Its index, its sums, its note.
+pub(super) const BESIDE: [&str; 3] = ["index", "sums", "json"];
+/// Layers that are converted at once: each takes three threads and some 20 MiB.
+const AT_ONCE: usize = 2;
+
+/// What is recorded beside a piece.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    format: u32,
+    diff_id: Digest,
+    size_bytes: u64,
+    sums: Digest,
+    index: Digest,
+    stream_bytes: u64,
+    converter: String,
+    /// Of all of the above, so that no byte of it changes unseen.
+    seal: Option<Digest>,
+}
+
+impl Note {
+    fn sealed(mut self) -> Self {
+        self.seal = None;
+        // Numbers, digests and a word: there is nothing here JSON cannot hold.
+        self.seal = Some(Digest::of(&serde_json::to_vec(&self).unwrap_or_default()));
+        self
+    }
+
+    fn parse(bytes: &[u8], diff_id: Digest) -> Option<Self> {
+        let note: Self = serde_json::from_slice(bytes).ok()?;
+        let seal = note.seal;
+        let note = note.sealed();
+        let is_whole = note.seal == seal && note.format == FORMAT && note.diff_id == diff_id;
+        is_whole.then_some(note)
+    }
+}
+
+impl ImageStore {
+    /// The converted layers of an image, lowest first, each with its label; what is not there is converted.
+    pub(super) fn pieces(
+        &self,
+        transaction: &Transaction,
+        image: &str,
+        layers: Vec<LayerSource>,
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<Vec<(String, Piece)>> {
+        let mut order = Vec::with_capacity(layers.len());
+        let mut wanted: Vec<(Digest, Mutex<Option<LayerSource>>)> = Vec::new();
+        for layer in layers {
+            let Some(diff_id) = layer.diff_id.map(Digest::from_bytes) else {
+                return Err(ImageError::Damaged {
+                    path: self.root.clone(),
+                    reason: format!("has a layer without a digest ({})", layer.label),
+                    remedy: "Remove the image and pull it again.",
+                });
+            };
+            order.push((layer.label.clone(), diff_id));
+            if wanted.iter().all(|(other, _)| *other != diff_id) {
+                wanted.push((diff_id, Mutex::new(Some(layer))));
+            }
+        }
+        let next = AtomicUsize::new(0);
+        let failed = AtomicBool::new(false);
+        let (failure, done) = (Mutex::new(None), Mutex::new(BTreeMap::new()));
+        let bytes = AtomicU64::new(0);
+        let came = |more: u64| {
+            let bytes = bytes.fetch_add(more, Ordering::Relaxed) + more;
+            events(ImageEvent::BuildingDisk {
+                reference: image.to_owned(),
+                bytes,
+                finishing: false,
+            });
+        };
+        let work = || {
+            while let Some((diff_id, layer)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
+                let layer = lock(layer).take();
+                if failed.load(Ordering::Relaxed) {
+                    return;
+                }
+                match self.piece(transaction, image, *diff_id, layer, &came, events) {
+                    Ok(piece) => {
+                        lock(&done).insert(*diff_id, piece);
+                    }
+                    Err(error) => {
+                        // Only the first is kept: it may be what the others fail of.
+                        if !failed.swap(true, Ordering::Relaxed) {
+                            *lock(&failure) = Some(error);
+                        }
+                        return;
+                    }
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 1..AT_ONCE.min(wanted.len()) {
+                scope.spawn(work);
+            }
+            work();
+        });
+        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
+            return Err(error);
+        }
+        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
+        order
+            .into_iter()
+            .map(|(label, diff_id)| match done.get(&diff_id) {
+                Some(piece) => Ok((label, piece.clone())),
+                None => Err(ImageError::Damaged {
+                    path: self.piece_path(diff_id, PIECE),
+                    reason: "was not made".into(),
+                    remedy: "Try again.",
+                }),
+            })
+            .collect()
+    }
+
+    /// One converted layer; made by one process while others wait.
+    fn piece(
+        &self,
+        transaction: &Transaction,
+        image: &str,
+        diff_id: Digest,
+        layer: Option<LayerSource>,
+        came: &dyn Fn(u64),
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<Piece> {
+        if let Some(piece) = self.existing_piece(diff_id)? {
+            return Ok(piece);
+        }
+        let _lock = self.lock_image(transaction, diff_id, events)?;
+        if let Some(piece) = self.existing_piece(diff_id)? {
+            return Ok(piece);
+        }
+        let Some(layer) = layer else {
+            return Err(ImageError::Damaged {
+                path: self.piece_path(diff_id, PIECE),
+                reason: "vanished".into(),
+                remedy: "Find out what else writes there, then try again.",
+            });
+        };
+        let (staged, sums) = convert(transaction, image, layer, &diff_id.hex(), came)?;
+        self.publish_piece(&staged, &sums)
+    }
+
+    /// Converts a layer whose digest is not known before it was read.
+    pub(crate) fn new_piece(
+        &self,
+        transaction: &Transaction,
+        image: &str,
+        layer: LayerSource,
+        came: &dyn Fn(u64),
+        events: &(dyn Fn(ImageEvent) + Sync),
+    ) -> Result<Piece> {
+        let (staged, sums) = convert(transaction, image, layer, "layer", came)?;
+        let _lock = self.lock_image(transaction, staged.diff_id, events)?;
+        match self.existing_piece(staged.diff_id)? {
+            Some(piece) => Ok(piece),
+            None => self.publish_piece(&staged, &sums),
+        }
+    }
+
+    /// Moves what was converted to its place, the content last: a piece is never without the rest.
+    fn publish_piece(&self, staged: &Piece, sums: &ChunkSums) -> Result<Piece> {
+        let note = Note {
+            format: FORMAT,
+            diff_id: staged.diff_id,
+            size_bytes: staged.size_bytes,
+            sums: staged.sums,
+            index: staged.index_digest,
+            stream_bytes: staged.stream_bytes,
+            converter: CONVERTER.to_owned(),
+            seal: None,
+        }
+        .sealed();
+        let at = |what| self.piece_path(staged.diff_id, what);
+        files::replace(&at("sums"), sums.text().as_bytes())?;
+        // Numbers and digests: there is nothing here JSON cannot hold.
+        let json = serde_json::to_vec(&note).unwrap_or_default();
+        files::replace(&at("json"), &json)?;
+        for (from, to) in [(&staged.index, at("index")), (&staged.path, at(PIECE))] {
+            fs::rename(from, &to).context("publish", &to)?;
+        }
+        files::sync_dir(&self.disks())?;
+        Ok(Piece {
+            path: at(PIECE),
+            index: at("index"),
+            ..staged.clone()
+        })
+    }
+
+    /// A converted layer, where it is there, of the length that was recorded, and its index is whole.
+    fn existing_piece(&self, diff_id: Digest) -> Result<Option<Piece>> {
+        let at = |what| self.piece_path(diff_id, what);
+        let note = files::read_bounded(&at("json"), MAX_NOTE)?
+            .and_then(|bytes| Note::parse(&bytes, diff_id));
+        let Some(note) = note else { return Ok(None) };
+        let piece = Piece {
+            path: at(PIECE),
+            index: at("index"),
+            size_bytes: note.size_bytes,
+            sums: note.sums,
+            index_digest: note.index,
+            diff_id,
+            stream_bytes: note.stream_bytes,
+        };
+        let is_whole = fs::metadata(&piece.path).is_ok_and(|it| it.len() == piece.size_bytes)
+            && File::open(&piece.index)
+                .and_then(|file| Digest::of_reader(BufReader::new(file)))
+                .is_ok_and(|digest| digest == piece.index_digest);
+        if !is_whole {
+            tracing::warn!(path = %piece.path.display(), "a converted layer is not whole");
+        }
+        Ok(is_whole.then_some(piece))
+    }
+
+    /// A file of a converted layer, there or not.
+    pub(super) fn piece_path(&self, diff_id: Digest, what: &str) -> PathBuf {
+        self.disks()
+            .join(format!("{}.{FORMAT}.{what}", diff_id.hex()))
+    }
+
+    /// All files of a converted layer, there or not.
+    pub(super) fn piece_files(&self, diff_id: Digest) -> impl Iterator<Item = PathBuf> {
+        let paths: Vec<PathBuf> = [PIECE]
+            .iter()
+            .chain(&BESIDE)
+            .map(|what| self.piece_path(diff_id, what))
+            .collect();
+        paths.into_iter()
+    }
+}
+
+/// Converts a layer into files of this operation; `came` hears of each part of its uncompressed bytes.
+fn convert(
+    transaction: &Transaction,
+    image: &str,
+    layer: LayerSource,
+    name: &str,
+    came: &dyn Fn(u64),
+) -> Result<(Piece, ChunkSums)> {
+    let at = |what: &str| transaction.path(&format!("{name}.{what}"));
+    let mut told = 0;
+    let mut progress = |bytes| {
+        came(bytes - told);
+        told = bytes;
+    };
+    let options = BuildOptions::default();
+    let converted = disk::convert(layer, &at(PIECE), &at("index"), &options, &mut progress);
+    let (staged, sums) = converted.map_err(|source| ImageError::Disk {
+        image: image.to_owned(),
+        source: Box::new(source),
+    })?;
+    came(staged.stream_bytes.saturating_sub(told));
+    Ok((staged, sums))
+}
+
+/// The files beside a piece at `path`, which go with it.
+pub(super) fn beside(path: &Path) -> impl Iterator<Item = PathBuf> {
+    BESIDE.iter().map(|what| path.with_extension(what))
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // What is set under these locks is set in one step.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
