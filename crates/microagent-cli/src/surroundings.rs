@@ -46,6 +46,15 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
     if let Some(file) = registries_file(&state)? {
         config = config.registries_file(file);
     }
+    if let Some(mode) = variable("MICROAGENT_CONFINEMENT") {
+        let mode = mode.to_string_lossy().parse().map_err(
+            |error: microagent::InvalidConfinementMode| Error::Invalid {
+                option: "MICROAGENT_CONFINEMENT",
+                reason: error.to_string(),
+            },
+        )?;
+        config = config.confinement(mode);
+    }
     for registry in insecure {
         config = config.insecure_registry(registry);
     }
@@ -84,10 +93,15 @@ pub(crate) fn this_program() -> Result<PathBuf, Error> {
 /// What a unit needs of this environment: where programs are, and which files of credentials and
 /// which supervisor were meant.
 pub(crate) fn unit_environment() -> Vec<(String, String)> {
-    ["PATH", "MICROAGENT_SUPERVISOR", "DOCKER_CONFIG"]
-        .into_iter()
-        .filter_map(|name| Some((name.to_owned(), variable(name)?.into_string().ok()?)))
-        .collect()
+    [
+        "PATH",
+        "MICROAGENT_SUPERVISOR",
+        "MICROAGENT_CONFINEMENT",
+        "DOCKER_CONFIG",
+    ]
+    .into_iter()
+    .filter_map(|name| Some((name.to_owned(), variable(name)?.into_string().ok()?)))
+    .collect()
 }
 
 /// Where other programs keep registry credentials: Docker, then the containers tools. The variables that

@@ -1,57 +1,28 @@
-//! What a VMM is kept from: privileges, files, core dumps. Prepared before the
-//! fork, put on between fork and exec. Knows no VMM by name.
+//! What a VMM is kept from: privileges, files, processes, networks, core dumps. Prepared before the
+//! fork, put on between fork and exec, measured afterwards. Knows no VMM by name.
+
+pub(crate) mod cgroup;
+pub(crate) mod jail;
+mod landlock;
+mod measure;
 
 use std::{
     io,
     os::fd::{AsRawFd, OwnedFd},
-    path::{Path, PathBuf},
+    path::PathBuf,
 };
 
-use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr, Scope,
+use microagent_protocol::{Confinement, ConfinementLayer, ConfinementMode};
+use rustix::{
+    io::Errno,
+    process::{Resource, Rlimit, setrlimit},
 };
-use rustix::process::{Resource, Rlimit, setrlimit};
 
+use self::{
+    cgroup::{Group, Limits},
+    jail::{Failed, Jail, Step},
+};
 use crate::Error;
-
-/// What holds a VMM back. All of it is put on before its first instruction
-/// except its own system call filter.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[non_exhaustive]
-pub struct Confinement {
-    /// It can gain no privilege by executing a program.
-    pub no_new_privileges: bool,
-    /// Landlock: it reaches only the files of its machine.
-    pub files: bool,
-    /// Landlock: it can neither listen on nor connect to TCP ports.
-    pub tcp: bool,
-    /// Landlock: it can signal no process outside, nor reach abstract Unix sockets.
-    pub signals: bool,
-    /// It runs with no capability of the superuser.
-    pub no_capabilities: bool,
-    /// Its own seccomp filter is on: it can start no program.
-    pub system_calls: bool,
-}
-
-impl std::fmt::Display for Confinement {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let parts = [
-            (self.no_new_privileges, "no new privileges"),
-            (self.no_capabilities, "no capabilities"),
-            (self.files, "its own files only (Landlock)"),
-            (self.tcp, "no TCP (Landlock)"),
-            (self.signals, "no signals outside (Landlock)"),
-            (self.system_calls, "system call filter"),
-        ];
-        let mut first = true;
-        for (_, name) in parts.iter().filter(|(on, _)| *on) {
-            write!(f, "{}{name}", if first { "" } else { ", " })?;
-            first = false;
-        }
-        if first { f.write_str("none") } else { Ok(()) }
-    }
-}
 
 /// The files a VMM may reach by path.
 #[derive(Clone, Debug, Default)]
@@ -64,76 +35,183 @@ pub(crate) struct Reach {
     pub make: Vec<PathBuf>,
     /// Whether it needs TCP.
     pub tcp: bool,
+    /// Whether it needs the host's network.
+    pub host_network: bool,
 }
 
-/// A prepared confinement.
+/// What a VMM is to be kept from.
+#[derive(Clone, Debug)]
+pub(crate) struct Terms {
+    pub mode: ConfinementMode,
+    pub reach: Reach,
+    /// Whether it puts a filter on its own system calls.
+    pub filters_calls: bool,
+    /// What it may take of the host.
+    pub limits: Limits,
+}
+
+/// What was done about the terms; the rest is measured.
+#[derive(Clone, Debug)]
+pub(crate) struct Applied {
+    mode: ConfinementMode,
+    /// Why there is no jail, where there is none.
+    no_jail: Option<String>,
+    with_users: bool,
+    landlock: Option<i32>,
+    tcp: bool,
+    host_network: bool,
+    filters_calls: bool,
+    /// The name of its cgroup, or why it has none.
+    limits: Result<String, String>,
+}
+
+impl Applied {
+    /// What is in force for the process with this number: what the kernel shows of it, and
+    /// for Landlock, of which it shows nothing, that the call succeeded before the program began.
+    pub(crate) fn measure(&self, pid: u32) -> Confinement {
+        measure::confinement(self, pid)
+    }
+
+    /// What a launch that requires everything needs to know before the program is executed.
+    fn shortfall(&self) -> Option<String> {
+        let mut missing = Vec::new();
+        if let Some(reason) = &self.no_jail {
+            missing.push(format!("namespaces: {reason}"));
+        }
+        if self.host_network {
+            missing.push(format!("{}: {HOST_NETWORK}", ConfinementLayer::Network));
+        }
+        if self.landlock.is_none() {
+            missing.push(format!("{}: {NO_LANDLOCK}", ConfinementLayer::Files));
+        }
+        (!missing.is_empty()).then(|| missing.join("; "))
+    }
+}
+
+pub(crate) const NO_LANDLOCK: &str = "this kernel has no Landlock";
+const HOST_NETWORK: &str =
+    "its network is QEMU's own, which makes the host's connections itself; install passt";
+
+/// A prepared confinement, with or without a jail.
 pub(crate) struct Seal {
+    pub jail: Option<Jail>,
     ruleset: Option<OwnedFd>,
-    confinement: Confinement,
+    bare: bool,
+    pub applied: Applied,
+}
+
+/// Ways to start one VMM, the tightest first.
+pub(crate) fn ways(terms: &Terms) -> Result<Vec<Seal>, Error> {
+    let fail = |what: &str, error: io::Error| Error::Io {
+        context: format!("prepare the VMM's {what}"),
+        source: error,
+    };
+    if terms.mode == ConfinementMode::Off {
+        return Ok(vec![Seal::new(terms, None, None)]);
+    }
+    let mut users = vec![true];
+    if rustix::process::geteuid().is_root() {
+        // Root needs no user namespace for the others, where it may have none.
+        users.push(false);
+    }
+    let mut seals = Vec::new();
+    for way in users.into_iter().map(Some).chain([None]) {
+        let jail = way
+            .map(|with_users| Jail::plan(&terms.reach, with_users))
+            .transpose()
+            .map_err(|error| fail("root", error))?;
+        let ruleset = landlock::ruleset(&terms.reach)
+            .map_err(|error| fail("Landlock rules", io::Error::other(error)))?;
+        seals.push(Seal::new(terms, jail, ruleset));
+    }
+    Ok(seals)
 }
 
 impl Seal {
-    /// Prepares the confinement this kernel can give.
-    pub(crate) fn prepare(reach: &Reach, filters_calls: bool) -> Result<Self, Error> {
-        let (ruleset, scopes) = landlock_ruleset(reach).map_err(|error| Error::Io {
-            context: "prepare the VMM's Landlock rules".to_owned(),
-            source: io::Error::other(error),
-        })?;
-        let files = ruleset.is_some();
-        Ok(Self {
-            confinement: Confinement {
-                no_new_privileges: true,
-                files,
-                tcp: files && scopes >= 4 && !reach.tcp,
-                signals: files && scopes >= 6,
-                no_capabilities: true,
-                system_calls: filters_calls,
+    fn new(terms: &Terms, jail: Option<Jail>, ruleset: Option<(OwnedFd, i32)>) -> Self {
+        let (ruleset, version) = ruleset.unzip();
+        let bare = terms.mode == ConfinementMode::Off;
+        let off = "MICROAGENT_CONFINEMENT=off";
+        Self {
+            applied: Applied {
+                mode: terms.mode,
+                no_jail: bare.then(|| off.to_owned()),
+                with_users: jail.as_ref().is_some_and(Jail::has_users),
+                landlock: version,
+                tcp: terms.reach.tcp,
+                host_network: terms.reach.host_network,
+                filters_calls: terms.filters_calls,
+                limits: Err(off.to_owned()),
             },
+            jail,
             ruleset,
-        })
-    }
-
-    /// What it amounts to.
-    pub(crate) fn confinement(&self) -> Confinement {
-        self.confinement
-    }
-
-    /// Puts it on. Only system calls: this runs between fork and exec.
-    #[allow(unsafe_code)]
-    pub(crate) fn apply(&self) -> io::Result<()> {
-        setrlimit(
-            Resource::Core,
-            Rlimit {
-                current: Some(0),
-                maximum: Some(0),
-            },
-        )?;
-        setrlimit(
-            Resource::Nofile,
-            Rlimit {
-                current: Some(1024),
-                maximum: Some(1024),
-            },
-        )?;
-        drop_capabilities()?;
-        rustix::thread::set_no_new_privs(true)?;
-        if let Some(ruleset) = &self.ruleset {
-            // SAFETY: the descriptor is an open Landlock ruleset; the call takes no pointers.
-            let sealed = unsafe {
-                libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32)
-            };
-            if sealed != 0 {
-                return Err(io::Error::last_os_error());
-            }
+            bare,
         }
-        Ok(())
     }
+
+    /// Remembers why no tighter way was gone; refuses this one where everything is required.
+    pub(crate) fn settle(&mut self, no_jail: Option<String>) -> Result<(), Error> {
+        if self.jail.is_none() && !self.bare {
+            self.applied.no_jail = no_jail;
+        }
+        match (self.applied.mode, self.applied.shortfall()) {
+            (ConfinementMode::Required, Some(missing)) => Err(Error::Confinement { missing }),
+            _ => Ok(()),
+        }
+    }
+
+    /// Limits what the process may take, where that is to be had.
+    pub(crate) fn limit(&mut self, pid: u32, terms: &Terms) -> Option<Group> {
+        if self.bare {
+            return None;
+        }
+        let held = Group::hold(pid, &terms.limits);
+        self.applied.limits = held.as_ref().map(Group::name).map_err(Clone::clone);
+        held.ok()
+    }
+
+    /// Puts it on, but for the jail. Only system calls: this runs between fork and exec.
+    pub(crate) fn apply(&self) -> Result<(), Failed> {
+        if self.bare {
+            return Ok(());
+        }
+        for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, 1024)] {
+            let limit = Rlimit {
+                current: Some(most),
+                maximum: Some(most),
+            };
+            setrlimit(resource, limit).map_err(|errno| (Step::Limits, errno))?;
+        }
+        drop_capabilities().map_err(|errno| (Step::Privileges, errno))?;
+        rustix::thread::set_no_new_privs(true).map_err(|errno| (Step::Privileges, errno))?;
+        match &self.ruleset {
+            Some(ruleset) => restrict(ruleset).map_err(|errno| (Step::Landlock, errno)),
+            None => Ok(()),
+        }
+    }
+}
+
+#[allow(unsafe_code)]
+fn restrict(ruleset: &OwnedFd) -> Result<(), Errno> {
+    // SAFETY: the descriptor is an open Landlock ruleset; the call takes no pointers.
+    let sealed =
+        unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0u32) };
+    if sealed == 0 {
+        Ok(())
+    } else {
+        Err(last_errno())
+    }
+}
+
+/// What the last call of the C library said.
+pub(crate) fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::INVAL)
 }
 
 /// Gives up the superuser's capabilities for good, those a root user regains by
 /// executing a program included. Without them there is nothing to give up.
 #[allow(unsafe_code)]
-fn drop_capabilities() -> io::Result<()> {
+fn drop_capabilities() -> Result<(), Errno> {
     /// `_LINUX_CAPABILITY_VERSION_3`, linux/capability.h.
     const VERSION_3: u32 = 0x2008_0522;
     /// `SECBIT_NOROOT | _LOCKED`, `SECBIT_NO_SETUID_FIXUP | _LOCKED`,
@@ -165,65 +243,7 @@ fn drop_capabilities() -> io::Result<()> {
     let none = [[0u32; 3]; 2];
     // SAFETY: capset reads the header and, for version 3, two 12-byte sets; both live past the call.
     if unsafe { libc::syscall(libc::SYS_capset, &raw const header, none.as_ptr()) } != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_errno());
     }
     Ok(())
-}
-
-/// The rules, as far as this kernel knows such rules, and its Landlock version.
-fn landlock_ruleset(reach: &Reach) -> Result<(Option<OwnedFd>, i32), landlock::RulesetError> {
-    let version = landlock_version();
-    if version < 1 {
-        return Ok((None, 0));
-    }
-    let abi = ABI::V6;
-    let mut ruleset = Ruleset::default()
-        .set_compatibility(CompatLevel::BestEffort)
-        .handle_access(AccessFs::from_all(abi))?
-        .scope(Scope::from_all(abi))?;
-    if !reach.tcp {
-        ruleset = ruleset.handle_access(AccessNet::from_all(abi))?;
-    }
-    let mut created = ruleset.create()?;
-    let read = AccessFs::from_read(abi);
-    let write = read | AccessFs::WriteFile | AccessFs::Truncate | AccessFs::IoctlDev;
-    let make = write | AccessFs::MakeSock | AccessFs::MakeReg | AccessFs::RemoveFile;
-    for (paths, access) in [
-        (&reach.read, read),
-        (&reach.write, write),
-        (&reach.make, make),
-    ] {
-        for path in paths {
-            // What is not there cannot be reached either.
-            let Ok(fd) = PathFd::new(path) else { continue };
-            created = created.add_rule(PathBeneath::new(fd, only_for(path, access)))?;
-        }
-    }
-    Ok((created.into(), version))
-}
-
-/// Rights on what lies in a directory mean nothing for a file.
-fn only_for(path: &Path, access: landlock::BitFlags<AccessFs>) -> landlock::BitFlags<AccessFs> {
-    if path.is_dir() {
-        access
-    } else {
-        access & AccessFs::from_file(ABI::V6)
-    }
-}
-
-/// Landlock's version in this kernel; below 1 where it is absent or off.
-#[allow(unsafe_code)]
-fn landlock_version() -> i32 {
-    /// `LANDLOCK_CREATE_RULESET_VERSION`, linux/landlock.h.
-    const ASK_VERSION: u32 = 1;
-    // SAFETY: with this flag the call reads nothing and gives a number.
-    let version = unsafe {
-        libc::syscall(
-            libc::SYS_landlock_create_ruleset,
-            std::ptr::null::<libc::c_void>(),
-            0usize,
-            ASK_VERSION,
-        )
-    };
-    i32::try_from(version).unwrap_or(0)
 }

@@ -40,6 +40,14 @@ pub enum Error {
         /// How long.
         limit: Duration,
     },
+    /// It was to be confined in every way, and cannot be.
+    #[error(
+        "the confinement that is required is not all there: {missing}; MICROAGENT_CONFINEMENT=auto starts it with what this host can give"
+    )]
+    Confinement {
+        /// What is missing, and why.
+        missing: String,
+    },
     /// The specification is wrong.
     #[error("the machine cannot be made: {0}")]
     Invalid(String),

@@ -32,8 +32,6 @@ mod tsc;
 #[allow(unsafe_code)] // One borrowed descriptor, argued where it is.
 pub mod vsock;
 
-#[cfg(target_os = "linux")]
-pub use confine::Confinement;
 pub use error::Error;
 pub use machine::{
     Capabilities, ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine,

@@ -8,7 +8,8 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, Mebibytes, NetworkMode, NetworkProvider, ProcessIdentity, VcpuCount,
+    Backend, Confinement, ConfinementMode, Mebibytes, NetworkMode, NetworkProvider,
+    ProcessIdentity, VcpuCount,
 };
 
 /// What a disk's file is. It is told, never guessed: a guest could write what a guess would fall for.
@@ -75,6 +76,8 @@ pub struct MachineSpec {
     pub vsock: VsockSpec,
     /// Its serial console.
     pub console: ConsoleSpec,
+    /// How much its VMM is held back.
+    pub confinement: ConfinementMode,
     /// A private directory (0700) with a short path for the driver's sockets.
     pub runtime_dir: PathBuf,
     /// Which attempt at this boot it is, from 0. A driver may choose a safer
@@ -215,6 +218,11 @@ pub trait Machine: Send + Sync {
     /// # Errors
     /// If the VMM does not obey; whatever could be cut is cut.
     fn sever(&self) -> Result<(), crate::Error>;
+
+    /// What holds the VMM back, measured now.
+    fn confinement(&self) -> Confinement {
+        Confinement::default()
+    }
 
     /// The VMM's own last words, made safe to show; all of them once it has ended.
     fn words(&self) -> String;

@@ -1,6 +1,8 @@
 //! The VMM as a child process: born confined, bound to this process's life,
 //! watched through a pidfd, its last words kept. Knows no VMM by name.
 
+mod birth;
+
 use std::{
     collections::VecDeque,
     ffi::OsString,
@@ -10,24 +12,23 @@ use std::{
         unix::{net::UnixStream, process::CommandExt},
     },
     path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
     sync::{Arc, Mutex, PoisonError, mpsc},
     thread::JoinHandle,
     time::{Duration, Instant},
 };
 
-use microagent_protocol::ProcessIdentity;
+use microagent_protocol::{Confinement, ConfinementMode, ProcessIdentity};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{
-        Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, pidfd_open, pidfd_send_signal, waitid,
-    },
+    process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
 };
 
+use self::birth::{Birth, Born};
 use crate::{
     Error, Exit, SerialPort,
-    confine::{Confinement, Seal},
+    confine::{self, Applied, Seal, Terms, cgroup::Group, last_errno},
     console::{Listeners, RotatingLog},
 };
 
@@ -45,8 +46,10 @@ pub(crate) struct Plan {
     pub arguments: Vec<OsString>,
     /// Descriptors it inherits under their present numbers; no others.
     pub descriptors: Vec<OwnedFd>,
+    /// Where it sends the other side of a tap that it makes in its network namespace.
+    pub tap: Option<UnixStream>,
     /// What it is kept from.
-    pub seal: Seal,
+    pub terms: Terms,
     /// Its end of the console is read here and written to the log.
     pub console: UnixStream,
     /// The other end of the console, where the program has it as standard input and output.
@@ -60,7 +63,10 @@ pub(crate) struct Plan {
 pub(crate) struct Vmm {
     program: PathBuf,
     identity: ProcessIdentity,
-    confinement: Confinement,
+    applied: Applied,
+    mode: ConfinementMode,
+    /// Gone after it.
+    _group: Option<Group>,
     pidfd: Arc<OwnedFd>,
     exit: Mutex<Option<Exit>>,
     words: Arc<Mutex<VecDeque<u8>>>,
@@ -74,7 +80,7 @@ impl Vmm {
     /// kernel's parent-death signal follows the forking *thread*.
     pub(crate) fn spawn(plan: Plan) -> Result<Self, Error> {
         let program = plan.program.clone();
-        let confinement = plan.seal.confinement();
+        let mode = plan.terms.mode;
         let (send, receive) = mpsc::sync_channel(1);
         let words = Arc::new(Mutex::new(VecDeque::new()));
         let keeper_words = Arc::clone(&words);
@@ -95,7 +101,8 @@ impl Vmm {
                         return;
                     }
                 };
-                let born = Ok((child.identity, Arc::clone(&child.pidfd)));
+                let pidfd = Arc::clone(&child.pidfd);
+                let born = Ok((child.identity, child.applied, child.group, pidfd));
                 if send.send(born).is_ok() {
                     let mut console = Console {
                         stream: console,
@@ -111,14 +118,16 @@ impl Vmm {
                 context: "start the thread that keeps the VMM".to_owned(),
                 source,
             })?;
-        let (identity, pidfd) = receive.recv().map_err(|_| Error::VmmStart {
+        let (identity, applied, group, pidfd) = receive.recv().map_err(|_| Error::VmmStart {
             program: program.clone(),
             reason: "the thread that starts it ended".to_owned(),
         })??;
         Ok(Self {
             program,
             identity,
-            confinement,
+            applied,
+            mode,
+            _group: group,
             pidfd,
             exit: Mutex::new(None),
             words,
@@ -132,8 +141,20 @@ impl Vmm {
         &self.identity
     }
 
+    /// What holds it back, as far as that can be seen now.
     pub(crate) fn confinement(&self) -> Confinement {
-        self.confinement
+        self.applied.measure(self.identity.pid)
+    }
+
+    /// Once it runs: whether it is held back as its terms demand.
+    pub(crate) fn check_confinement(&self) -> Result<(), Error> {
+        if self.mode != ConfinementMode::Required {
+            return Ok(());
+        }
+        match self.confinement().shortfall() {
+            Some(missing) => Err(Error::Confinement { missing }),
+            None => Ok(()),
+        }
     }
 
     pub(crate) fn exit_fd(&self) -> BorrowedFd<'_> {
@@ -234,80 +255,97 @@ impl Drop for Vmm {
 
 struct Child {
     identity: ProcessIdentity,
+    applied: Applied,
+    group: Option<Group>,
     pidfd: Arc<OwnedFd>,
     stderr: OwnedFd,
 }
 
 fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
-    let Plan {
-        program,
-        arguments,
-        descriptors,
-        seal,
-        console,
-        stdio,
-        log,
-    } = plan;
     let start_error = |source: &dyn std::fmt::Display| Error::VmmStart {
-        program: program.clone(),
+        program: plan.program.clone(),
         reason: source.to_string(),
     };
-    let (stderr, stderr_write) = io::pipe().map_err(|source| start_error(&source))?;
-    let (input, output) = match stdio {
-        Some(console) => (
-            Stdio::from(OwnedFd::from(
-                console.try_clone().map_err(|e| start_error(&e))?,
-            )),
-            Stdio::from(OwnedFd::from(console)),
-        ),
+    let system = |error: io::Error| start_error(&error);
+    let (stderr, stderr_write) = io::pipe().map_err(system)?;
+    let stderr_write = OwnedFd::from(stderr_write);
+    let (input, output) = match plan.stdio {
+        Some(console) => {
+            let console = OwnedFd::from(console);
+            (console.try_clone().map_err(system)?, console)
+        }
         None => (
-            Stdio::null(),
-            Stdio::from(stderr_write.try_clone().map_err(|e| start_error(&e))?),
+            birth::nothing().map_err(system)?,
+            stderr_write.try_clone().map_err(system)?,
         ),
     };
-    let mut command = Command::new(&program);
-    command
-        .args(&arguments)
-        .env_clear()
-        .current_dir("/")
-        .stdin(input)
-        .stdout(output)
-        .stderr(stderr_write);
-    let keep: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let parent = rustix::process::getpid();
-    born_confined(&mut command, keep, seal, parent);
-    let spawned = command.spawn();
+    let keep: Vec<RawFd> = plan.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    let stdio = [input, output, stderr_write];
+    let mut birth = Birth::new(&plan.program, &plan.arguments, stdio, keep).map_err(system)?;
+    birth.tap = plan.tap;
+    let (born, mut seal) = bear(&birth, &plan.terms, &start_error)?;
     // The write ends must close here, or the keeper would never see the end.
-    drop(command);
-    drop(descriptors);
-    let child = spawned.map_err(|source| start_error(&source))?;
-    let pid = i32::try_from(child.id())
-        .ok()
-        .and_then(Pid::from_raw)
-        .ok_or_else(|| start_error(&"it has no process number"))?;
+    drop(birth);
+    drop(plan.descriptors);
     // The child is not reaped before this, so its number is still its own.
-    let pidfd = match pidfd_open(pid, PidfdFlags::empty()) {
-        Ok(pidfd) => pidfd,
-        Err(errno) => return Err(abandon(child, start_error(&io::Error::from(errno)))),
-    };
-    let identity = match identity_of(child.id()) {
+    let identity = match identity_of(born.pid) {
         Ok(identity) => identity,
-        Err(error) => return Err(abandon(child, start_error(&error))),
+        Err(error) => {
+            abandon(&born);
+            return Err(system(error));
+        }
     };
+    let group = seal.limit(born.pid, &plan.terms);
     let child = Child {
         identity,
-        pidfd: Arc::new(pidfd),
+        applied: seal.applied,
+        group,
+        pidfd: Arc::new(born.pidfd),
         stderr: stderr.into(),
     };
-    Ok((child, console, log))
+    Ok((child, plan.console, plan.log))
+}
+
+/// Starts it as tightly held as this host allows, or as the terms demand.
+fn bear(
+    birth: &Birth,
+    terms: &Terms,
+    start_error: &dyn Fn(&dyn std::fmt::Display) -> Error,
+) -> Result<(Born, Seal), Error> {
+    let mut why = None;
+    for mut seal in confine::ways(terms)? {
+        seal.settle(why.clone())?;
+        if birth.tap.is_some()
+            && !seal
+                .jail
+                .as_ref()
+                .is_some_and(confine::jail::Jail::has_network)
+        {
+            let why = why.unwrap_or_else(|| "confinement was switched off".to_owned());
+            return Err(Error::Unsupported(format!(
+                "its network needs a network namespace, and there is none: {why}; use the network mode isolated, or the backend qemu"
+            )));
+        }
+        match birth.bear(&mut seal) {
+            Ok(born) => return Ok((born, seal)),
+            Err(error) if seal.jail.is_some() && error.is_of_the_jail() => {
+                tracing::debug!(%error, "a VMM is started with less confinement");
+                // The first one is the one to mend.
+                why.get_or_insert_with(|| error.to_string());
+            }
+            Err(error) => return Err(start_error(&error)),
+        }
+    }
+    Err(start_error(&why.unwrap_or_default()))
 }
 
 /// Ends a child that cannot be watched.
-fn abandon(mut child: std::process::Child, error: Error) -> Error {
-    if let Err(source) = child.kill().and_then(|()| child.wait().map(drop)) {
-        tracing::error!(error = %source, "a VMM that cannot be watched could not be ended");
+fn abandon(born: &Born) {
+    let ended = pidfd_send_signal(&born.pidfd, Signal::KILL)
+        .and_then(|()| waitid(WaitId::PidFd(born.pidfd.as_fd()), WaitIdOptions::EXITED));
+    if let Err(error) = ended {
+        tracing::error!(%error, "a VMM that cannot be watched could not be ended");
     }
-    error
 }
 
 /// Binds a helper to the life of the thread that starts it. It inherits these descriptors and its
@@ -318,7 +356,11 @@ pub(crate) fn born_bound(command: &mut Command, keep: Vec<RawFd>) {
     let prepare = move || {
         rustix::process::setsid()?;
         close_all_but(&keep)?;
-        die_with(parent)
+        rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+        if rustix::process::getppid() != Some(parent) {
+            return Err(io::Error::from(Errno::SRCH));
+        }
+        Ok(())
     };
     // SAFETY: between fork and exec the closure only makes system calls on
     // values made before the fork: it takes no lock and allocates nothing.
@@ -329,7 +371,7 @@ pub(crate) fn born_bound(command: &mut Command, keep: Vec<RawFd>) {
 
 /// The rest of this process's descriptors, whoever forgot O_CLOEXEC on them, end at the exec.
 #[allow(unsafe_code)]
-fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
+fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
     // SAFETY: close_range with CLOEXEC only sets a flag on this process's descriptors.
     let flagged = unsafe {
         libc::syscall(
@@ -340,7 +382,7 @@ fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
         )
     };
     if flagged != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_errno());
     }
     for fd in keep {
         // SAFETY: the parent holds these descriptors until after the fork, so they are open here.
@@ -348,32 +390,6 @@ fn close_all_but(keep: &[RawFd]) -> io::Result<()> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
     Ok(())
-}
-
-/// Ends this process with the thread that forked it, even if that has just ended.
-fn die_with(parent: Pid) -> io::Result<()> {
-    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-    if rustix::process::getppid() != Some(parent) {
-        return Err(io::Error::from(Errno::SRCH));
-    }
-    Ok(())
-}
-
-/// Everything the child does to itself between fork and exec.
-#[allow(unsafe_code)]
-fn born_confined(command: &mut Command, keep: Vec<RawFd>, seal: Seal, parent: Pid) {
-    let prepare = move || {
-        rustix::process::setsid()?;
-        close_all_but(&keep)?;
-        seal.apply()?;
-        // Last, because a change of credentials clears it.
-        die_with(parent)
-    };
-    // SAFETY: between fork and exec the closure only makes system calls on
-    // values made before the fork: it takes no lock and allocates nothing.
-    unsafe {
-        command.pre_exec(prepare);
-    }
 }
 
 /// The console on this side.

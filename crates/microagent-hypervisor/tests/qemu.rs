@@ -16,10 +16,11 @@ use std::{
 use common::{Guest, alive, tcg};
 use microagent_hypervisor::{
     Error, Exit, Hypervisor, Machine,
+    network::Passt,
     qemu::{MachineType, QemuMachine},
     vsock,
 };
-use microagent_protocol::NetworkMode;
+use microagent_protocol::{ConfinementLayer as Layer, ConfinementMode, NetworkMode};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     process::{Pid, Signal, kill_process},
@@ -255,6 +256,49 @@ fn severing_cuts_a_user_network() {
     guest.wait_for("CARRIER 0");
 }
 
+/// QEMU stands in for Firecracker: the same jail, the same namespaces, a tap in them, and a guest
+/// that reaches a server of the host by it.
+#[test]
+fn a_guest_on_a_tap_in_its_monitors_namespaces_reaches_the_outside() {
+    let probe = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    probe
+        .connect("203.0.113.1:9")
+        .expect("a route out of this host");
+    let server = std::net::TcpListener::bind((probe.local_addr().unwrap().ip(), 0)).unwrap();
+    let address = server.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let (mut stream, _) = server.accept().unwrap();
+        let _ = stream.read(&mut [0; 16]);
+        stream
+            .write_all(&b"0123456789abcdef".repeat(20_000))
+            .unwrap();
+    });
+    let mut guest = Guest::new(&format!("fetch {address}"));
+    guest.spec.network = NetworkMode::User;
+    let passt = Passt::find(&std::env::var_os("PATH").unwrap()).unwrap();
+    let driver = tcg().passt(Some(passt)).by_tap(true);
+    let machine = match driver.launch_qemu(&guest.spec) {
+        Ok(machine) => machine,
+        Err(error @ Error::Unsupported(_)) => {
+            println!("not run: {error}");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let pid = machine.vmm().pid;
+    let interfaces = fs::read_to_string(format!("/proc/{pid}/net/dev")).unwrap();
+    assert!(
+        interfaces.contains("tap0:") && !interfaces.contains("eth0:"),
+        "{interfaces}"
+    );
+    assert!(machine.confinement().has(Layer::Network));
+    let console = guest.wait_for("GUEST-IS-DONE");
+    assert!(console.contains("FETCHED Ok(320000)"), "{console}");
+    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
+    drop(machine);
+    assert!(!alive(pid));
+}
+
 #[test]
 fn a_vmm_killed_by_another_hand_is_seen_at_once() {
     let guest = Guest::new("beat");
@@ -296,7 +340,7 @@ fn qemu_is_confined_as_it_is_said() {
     let guest = Guest::new("beat");
     let machine = guest.launch();
     let confinement = machine.confinement();
-    println!("{confinement}");
+    println!("{confinement}\n{:#?}", confinement.missing);
     let status = fs::read_to_string(format!("/proc/{}/status", machine.vmm().pid)).unwrap();
     let field = |name: &str| {
         let line = status.lines().find_map(|line| line.strip_prefix(name));
@@ -304,12 +348,17 @@ fn qemu_is_confined_as_it_is_said() {
             .trim()
             .to_owned()
     };
-    assert!(confinement.no_new_privileges && confinement.no_capabilities);
+    for layer in [
+        Layer::NoNewPrivileges,
+        Layer::NoCapabilities,
+        Layer::SystemCalls,
+    ] {
+        assert!(confinement.has(layer), "{layer}");
+    }
     assert_eq!(field("NoNewPrivs:"), "1");
     for set in ["CapInh:", "CapPrm:", "CapEff:", "CapAmb:"] {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
-    assert!(confinement.system_calls);
     assert_eq!(field("Seccomp:"), "2");
     let open: Vec<_> = fs::read_dir(format!("/proc/{}/fd", machine.vmm().pid))
         .unwrap()
@@ -317,6 +366,51 @@ fn qemu_is_confined_as_it_is_said() {
         .filter(|path| path.starts_with(guest.dir.path()))
         .collect();
     assert!(open.is_empty(), "a disk-less machine holds {open:?}");
+    let pid = machine.vmm().pid;
+    let jailed = confinement.has(Layer::Mounts);
+    if jailed {
+        let mut devices: Vec<_> = fs::read_dir(format!("/proc/{pid}/root/dev"))
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        devices.sort();
+        assert_eq!(
+            devices,
+            ["fd", "null", "stderr", "stdin", "stdout", "urandom"]
+        );
+        for outside in ["etc/shadow", "root", "home", "var", "tmp/.X11-unix"] {
+            let path = format!("/proc/{pid}/root/{outside}");
+            assert!(fs::symlink_metadata(&path).is_err(), "{path}");
+        }
+    } else {
+        println!(
+            "not run: this host gives no namespaces: {:?}",
+            confinement.missing
+        );
+    }
+    for (layer, name) in [
+        (Layer::Users, "user"),
+        (Layer::Processes, "pid"),
+        (Layer::Network, "net"),
+    ] {
+        let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
+        let ours = fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
+        assert_eq!(theirs != ours, confinement.has(layer), "{layer}");
+    }
+    drop(machine);
+    assert!(!alive(pid));
+
+    // All of it, or a refusal that names what is missing.
+    let mut guest = Guest::new("hello");
+    guest.spec.confinement = ConfinementMode::Required;
+    match (tcg().launch_qemu(&guest.spec), confinement.shortfall()) {
+        (Ok(machine), None) => assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0))),
+        (Err(Error::Confinement { missing }), Some(_)) => {
+            println!("refused: {missing}");
+            assert!(guest.leftovers().is_empty());
+        }
+        (outcome, shortfall) => panic!("{:?} with {shortfall:?}", outcome.err()),
+    }
 }
 
 /// Launches a machine in a child program and kills that program.

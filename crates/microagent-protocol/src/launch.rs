@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    confinement::ConfinementMode,
     exec::ExecRequest,
     name::WorkspaceName,
     units::{Mebibytes, VcpuCount},
@@ -196,6 +197,9 @@ pub struct LaunchSpec {
     pub disks: Vec<ExtraDisk>,
     /// How it is connected.
     pub network: NetworkMode,
+    /// How much its VMM is held back.
+    #[serde(default)]
+    pub confinement: ConfinementMode,
     /// Ports of the host that lead into the guest. All are bound before the machine boots.
     #[serde(default)]
     pub publish: Vec<PublishedPort>,

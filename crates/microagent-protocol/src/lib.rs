@@ -9,6 +9,7 @@
 //! Key style on every wire and in every file is `snake_case`.
 #![forbid(unsafe_code)]
 
+pub mod confinement;
 pub mod copy;
 pub mod exec;
 pub mod frame;
@@ -29,6 +30,9 @@ pub mod time;
 pub mod units;
 pub mod wiring;
 
+pub use confinement::{
+    Confinement, ConfinementLayer, ConfinementMode, InvalidConfinementMode, MissingLayer,
+};
 pub use copy::{
     CopyEnd, CopyIn, CopyOut, CopyPath, CopyReport, CopyWhat, FileMode, Landing, Owner, Shipment,
 };

@@ -26,6 +26,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    confinement::Confinement,
     copy::{CopyIn, CopyOut},
     exec::{ExecRequest, ExitStatus, StartFailure},
     guest::GuestNetwork,
@@ -309,6 +310,9 @@ pub struct Status {
     /// What carries that.
     #[serde(default)]
     pub network_provider: Option<NetworkProvider>,
+    /// What was seen to hold the VMM back, while there is one.
+    #[serde(default)]
+    pub confinement: Option<Confinement>,
     /// What it was seen to be ready for.
     #[serde(default)]
     pub readiness: ReadinessReport,

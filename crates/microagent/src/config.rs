@@ -8,6 +8,7 @@ use std::{
 };
 
 use microagent_image::ProxyOptions;
+use microagent_protocol::ConfinementMode;
 
 use crate::error::Error;
 
@@ -117,6 +118,8 @@ pub struct Config {
     pub registries_file: Option<PathBuf>,
     /// Which requests to registries go through a proxy.
     pub proxy: ProxyOptions,
+    /// How much a virtual machine monitor is held back: all this host can give, unless told otherwise.
+    pub confinement: ConfinementMode,
     /// The most bytes of each output stream kept in a result.
     pub capture_limit: u32,
     /// The most bytes of console log kept (and as much again in one older file).
@@ -142,9 +145,17 @@ impl Config {
             helper_timeout: Duration::from_secs(60),
             registries_file: None,
             proxy: ProxyOptions::default(),
+            confinement: ConfinementMode::Auto,
             capture_limit: 1024 * 1024,
             console_limit: 1024 * 1024,
         }
+    }
+
+    /// The same with another confinement of monitors.
+    #[must_use]
+    pub const fn confinement(mut self, mode: ConfinementMode) -> Self {
+        self.confinement = mode;
+        self
     }
 
     /// The same with one more registry that is spoken to in plain HTTP.

@@ -85,11 +85,12 @@ pub use microagent_kernel::{
     KernelRecord, KernelSource, Provenance,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, DeclaredArtifact, EndCause, EnvVar, ExitStatus,
-    ExtraDisk, GuestPath, InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute,
-    MediationTarget, NetworkMode, NetworkProvider, ProcessIdentity, PublishedPort, Readiness,
-    ReadinessReport, ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State, Timestamp,
-    TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, CapturedOutput, Confinement, ConfinementLayer, ConfinementMode,
+    DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk, GuestPath, InvalidWiring, ItemName,
+    MachineStats, Mebibytes, MediationRoute, MediationTarget, NetworkMode, NetworkProvider,
+    ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal, ShellFate,
+    ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    confinement::{InvalidConfinementMode, MissingLayer},
     copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,
     guest::{GuestIpv6, GuestNetwork},

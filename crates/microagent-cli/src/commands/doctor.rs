@@ -14,7 +14,10 @@ use crate::{
 /// proved stays valid until this host is booted again.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can."
+    after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can.\n\n\
+        MICROAGENT_CONFINEMENT says how much a monitor is held back, here and for each machine that is \
+        started:\n  auto      all that this host can give (the default)\n  required  all of it, or no \
+        machine\n  off       nothing but what the monitor does itself, for debugging one"
 )]
 pub(crate) struct DoctorArgs {
     /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg

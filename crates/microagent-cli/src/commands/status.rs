@@ -145,6 +145,15 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
             format!("{} at {}", artifact.name, artifact.path),
         )
     }));
+    if let Some(confinement) = &status.confinement {
+        rows.push(("confined by", confinement.to_string()));
+        rows.extend(
+            confinement
+                .missing
+                .iter()
+                .map(|missing| ("not by", format!("{}: {}", missing.layer, missing.reason))),
+        );
+    }
     rows.push((
         "disk use",
         format!(

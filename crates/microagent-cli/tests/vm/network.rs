@@ -107,6 +107,28 @@ fn a_guest_reaches_the_outside_and_not_the_hosts_own_and_a_kill_leaves_nothing()
     assert_eq!(runtime["provider"], "passt", "{status}");
     let supervisor = number(&status["processes"]["supervisor"]);
     let vmm = number(&status["processes"]["vmm"]);
+    // What it is said to be held back by is what the kernel shows, and each gap has a reason.
+    let confinement = &status["confinement"];
+    let in_force = confinement["in_force"].as_array().unwrap();
+    let apart = ["user", "mnt", "pid", "ipc", "uts", "net"]
+        .map(|kind| {
+            let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            of(&vmm.to_string()) != of("self")
+        })
+        .map(usize::from);
+    let said = [
+        "users",
+        "mounts",
+        "processes",
+        "ipc",
+        "host_name",
+        "network",
+    ]
+    .map(|layer| usize::from(in_force.iter().any(|have| have == layer)));
+    assert_eq!(apart, said, "{confinement}");
+    for gap in confinement["missing"].as_array().unwrap() {
+        assert!(!gap["reason"].as_str().unwrap().is_empty(), "{gap}");
+    }
     let passt = passts(supervisor);
     assert_eq!(passt.len(), 1, "{passt:?}");
 

@@ -300,6 +300,24 @@ fn isolated_has_loopback_only_and_user_has_a_network() {
     answer.join().unwrap();
     assert!(user.out().ends_with("from the host\n"), "{user}");
     assert!(!user.out().starts_with('0'), "{user}");
+    // QEMU's own network needs the host's; where all confinement is required, nothing is started.
+    let required = sandbox
+        .run([Sandbox::BUSYBOX, "true"])
+        .env("PATH", path)
+        .env("MICROAGENT_CONFINEMENT", "required")
+        .run()
+        .exited(125);
+    let words = required.err();
+    assert!(
+        words.contains("network namespace: ") && words.contains("install passt"),
+        "{required}"
+    );
+    let misspelt = sandbox
+        .run([Sandbox::BUSYBOX, "true"])
+        .env("MICROAGENT_CONFINEMENT", "most")
+        .run()
+        .exited(125);
+    assert!(misspelt.err().contains("auto (what"), "{misspelt}");
     let host = sandbox.microagent(["host"]).env("PATH", path).json().run();
     let host = host.parsed();
     let checks = host["checks"].as_array().unwrap();
@@ -315,6 +333,12 @@ fn isolated_has_loopback_only_and_user_has_a_network() {
             .contains("install passt"),
         "{network}"
     );
+    let held = checks
+        .iter()
+        .find(|check| check["name"] == "confinement")
+        .unwrap();
+    let held = held["detail"].as_str().unwrap();
+    assert!(held.contains("system call filter"), "{held}");
 }
 
 #[test]

@@ -128,6 +128,14 @@ struct BalloonUpdate {
 #[derive(Debug, Serialize)]
 struct Empty {}
 
+/// `NetworkInterface`.
+#[derive(Debug, Serialize)]
+pub(super) struct NetworkInterface {
+    pub(super) iface_id: &'static str,
+    pub(super) host_dev_name: &'static str,
+    pub(super) guest_mac: &'static str,
+}
+
 /// `InstanceActionInfo`.
 #[derive(Debug, Serialize)]
 struct ActionInfo {
@@ -222,6 +230,11 @@ impl Api {
 
     pub(super) fn drive(&self, body: &Drive<'_>) -> Result<(), Error> {
         self.put("take a disk", &format!("/drives/{}", body.drive_id), body)
+    }
+
+    pub(super) fn network(&self, body: &NetworkInterface) -> Result<(), Error> {
+        let path = format!("/network-interfaces/{}", body.iface_id);
+        self.put("take its network card", &path, body)
     }
 
     pub(super) fn vsock(&self, body: &Vsock<'_>) -> Result<(), Error> {

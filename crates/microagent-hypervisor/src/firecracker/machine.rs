@@ -13,17 +13,21 @@ use std::{
 };
 
 use microagent_disk::JoinedFile;
-use microagent_protocol::{NetworkMode, ProcessIdentity};
+use microagent_protocol::{Confinement, NetworkMode, ProcessIdentity};
 
 use super::{
     FirecrackerBinary, Tuning,
-    api::{Api, Balloon, BootSource, CacheType, Drive, MachineConfiguration, VmState, Vsock},
+    api::{
+        Api, Balloon, BootSource, CacheType, Drive, MachineConfiguration, NetworkInterface,
+        VmState, Vsock,
+    },
 };
 use crate::{
     DiskForm, Error, Exit, Machine, MachineSpec, SerialPort,
     boot_file::BootFile,
-    confine::{Confinement, Reach, Seal},
+    confine::{Reach, Terms, cgroup::Limits},
     console::RotatingLog,
+    network::{MAC, Network, Passt, tap::TAP},
     process::{Plan, Vmm},
 };
 
@@ -62,8 +66,18 @@ pub struct Snapshot {
 pub struct FirecrackerMachine {
     // Dropped first: nothing it still does is waited for.
     vmm: Vmm,
+    network: Option<Network>,
     api: Api,
     files: Files,
+}
+
+/// What a machine is launched with, beside its own specification.
+#[derive(Clone, Copy)]
+pub(super) struct About<'a> {
+    pub(super) binary: &'a FirecrackerBinary,
+    pub(super) tuning: &'a Tuning,
+    pub(super) passt: Option<&'a Passt>,
+    pub(super) limit: Duration,
 }
 
 /// What it leaves in the file system.
@@ -89,13 +103,8 @@ fn remove(path: &Path) {
 }
 
 impl FirecrackerMachine {
-    pub(super) fn launch(
-        binary: &FirecrackerBinary,
-        tuning: &Tuning,
-        limit: Duration,
-        spec: &MachineSpec,
-    ) -> Result<Self, Error> {
-        check(spec)?;
+    pub(super) fn launch(about: &About<'_>, spec: &MachineSpec) -> Result<Self, Error> {
+        check(about, spec)?;
         let spec = &with_flat_disks(spec)?;
         let kernel = BootFile::open("kernel", &spec.kernel)?;
         let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
@@ -105,21 +114,21 @@ impl FirecrackerMachine {
             boot_args: KERNEL_LINE.to_owned(),
         };
         let copies = kernel.copy.into_iter().chain(initramfs.copy).collect();
-        let machine = Self::spawn(binary, tuning, limit, spec, copies)?;
-        machine.or_last_words(binary, |machine| machine.configure(tuning, spec, &boot))
+        let machine = Self::spawn(about, spec, copies)?;
+        machine.or_last_words(about.binary, |machine| {
+            machine.configure(about.tuning, spec, &boot)
+        })
     }
 
     pub(super) fn restore(
-        binary: &FirecrackerBinary,
-        tuning: &Tuning,
-        limit: Duration,
+        about: &About<'_>,
         spec: &MachineSpec,
         snapshot: &Snapshot,
     ) -> Result<Self, Error> {
-        check(spec)?;
+        check(about, spec)?;
         let spec = &with_flat_disks(spec)?;
-        let machine = Self::spawn(binary, tuning, limit, spec, Vec::new())?;
-        machine.or_last_words(binary, |machine| {
+        let machine = Self::spawn(about, spec, Vec::new())?;
+        machine.or_last_words(about.binary, |machine| {
             machine
                 .api
                 .load_snapshot(&snapshot.state, &snapshot.memory, true)
@@ -128,12 +137,16 @@ impl FirecrackerMachine {
 
     /// Starts the process, and waits until its API answers.
     fn spawn(
-        binary: &FirecrackerBinary,
-        tuning: &Tuning,
-        limit: Duration,
+        about: &About<'_>,
         spec: &MachineSpec,
         descriptors: Vec<std::os::fd::OwnedFd>,
     ) -> Result<Self, Error> {
+        let About {
+            binary,
+            tuning,
+            limit,
+            ..
+        } = *about;
         let deadline = Instant::now() + limit;
         let files = Files {
             api: spec.runtime_dir.join(API_SOCKET),
@@ -172,18 +185,40 @@ impl FirecrackerMachine {
         ]
         .into();
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching Firecracker");
+        let passt = about.passt.filter(|_| spec.network == NetworkMode::User);
+        let (channel, tap) = match passt {
+            Some(_) => UnixStream::pair()
+                .map(|(here, there)| (Some(here), Some(there)))
+                .map_err(io("make a socket pair for the network"))?,
+            None => (None, None),
+        };
         let vmm = Vmm::spawn(Plan {
             program: binary.path().to_owned(),
             arguments,
             descriptors,
-            // Its own filter is on unless it is told otherwise, which it is not.
-            seal: Seal::prepare(&reach(binary, tuning, spec), true)?,
+            terms: Terms {
+                mode: spec.confinement,
+                reach: reach(binary, tuning, spec),
+                // Its own filter is on unless it is told otherwise, which it is not.
+                filters_calls: true,
+                limits: Limits::of(spec),
+            },
             console: console_here,
             stdio: Some(console_there),
+            tap,
             log,
         })?;
         let api = Api::new(files.api.clone());
-        let machine = Self { vmm, api, files };
+        let network = match passt.zip(channel) {
+            Some((passt, channel)) => Some(Network::start_on_tap(passt, &channel)?),
+            None => None,
+        };
+        let machine = Self {
+            vmm,
+            network,
+            api,
+            files,
+        };
         machine.await_api(binary, limit, deadline)
     }
 
@@ -260,6 +295,13 @@ impl FirecrackerMachine {
             guest_cid: spec.vsock.cid,
             uds_path: &spec.vsock.uds,
         })?;
+        if self.network.is_some() {
+            self.api.network(&NetworkInterface {
+                iface_id: "eth0",
+                host_dev_name: TAP,
+                guest_mac: MAC,
+            })?;
+        }
         self.api.entropy()?;
         if tuning.balloon {
             self.api.balloon(&Balloon {
@@ -268,7 +310,8 @@ impl FirecrackerMachine {
                 stats_polling_interval_s: 0,
             })?;
         }
-        self.api.start()
+        self.api.start()?;
+        self.vmm.check_confinement()
     }
 
     /// This machine, if `step` succeeds; otherwise the error, or what the process said if it
@@ -305,12 +348,6 @@ impl FirecrackerMachine {
                 format!("{why} ({how}): {words}")
             },
         }
-    }
-
-    /// What holds this VMM back.
-    #[must_use]
-    pub fn confinement(&self) -> Confinement {
-        self.vmm.confinement()
     }
 
     /// Presses Ctrl-Alt-Del: a guest with a keyboard driver reboots, and Firecracker ends (x86_64).
@@ -377,8 +414,15 @@ impl Machine for FirecrackerMachine {
     /// away, and those of the guest find nobody; the vCPUs are frozen for good, so that nothing
     /// moves on those that there are, until their other ends close them.
     fn sever(&self) -> Result<(), Error> {
+        if let Some(network) = &self.network {
+            network.sever();
+        }
         remove(&self.files.vsock);
         self.pause()
+    }
+
+    fn confinement(&self) -> Confinement {
+        self.vmm.confinement()
     }
 
     fn words(&self) -> String {
@@ -390,7 +434,7 @@ impl Machine for FirecrackerMachine {
     }
 }
 
-fn check(spec: &MachineSpec) -> Result<(), Error> {
+fn check(about: &About<'_>, spec: &MachineSpec) -> Result<(), Error> {
     crate::machine::check(spec)?;
     if spec.vcpus.get() > MAX_VCPUS {
         return Err(Error::Unsupported(format!(
@@ -398,10 +442,11 @@ fn check(spec: &MachineSpec) -> Result<(), Error> {
             spec.vcpus
         )));
     }
-    if spec.network != NetworkMode::Isolated {
-        return Err(Error::Unsupported(
-            "the Firecracker driver has no network yet; use the network mode isolated, or the backend qemu".to_owned(),
-        ));
+    if spec.network == NetworkMode::User && about.passt.is_none() {
+        return Err(Error::Unsupported(format!(
+            "the network mode user needs passt with Firecracker; {}, or use the network mode isolated, or the backend qemu",
+            crate::network::REMEDY
+        )));
     }
     Ok(())
 }
@@ -450,12 +495,12 @@ fn reach(binary: &FirecrackerBinary, tuning: &Tuning, spec: &MachineSpec) -> Rea
         "/lib64",
         "/etc/ld.so.cache",
         "/proc/cpuinfo",
-        "/proc/self",
         "/sys/devices/system/cpu",
     ]
     .map(PathBuf::from)
     .into();
-    read.push(binary.path().to_owned());
+    let program = fs::canonicalize(binary.path());
+    read.push(program.unwrap_or_else(|_| binary.path().to_owned()));
     read.push(spec.kernel.clone());
     read.push(spec.initramfs.clone());
     let mut write: Vec<PathBuf> = ["/dev/kvm", "/dev/null", "/dev/urandom"]
@@ -468,6 +513,9 @@ fn reach(binary: &FirecrackerBinary, tuning: &Tuning, spec: &MachineSpec) -> Rea
             write.push(disk.path.clone());
         }
     }
+    if spec.network == NetworkMode::User {
+        write.push("/dev/net/tun".into());
+    }
     let mut make = vec![spec.runtime_dir.clone()];
     make.extend(spec.vsock.uds.parent().map(Path::to_owned));
     make.extend(tuning.snapshots.clone());
@@ -476,6 +524,7 @@ fn reach(binary: &FirecrackerBinary, tuning: &Tuning, spec: &MachineSpec) -> Rea
         write,
         make,
         tcp: false,
+        host_network: false,
     }
 }
 

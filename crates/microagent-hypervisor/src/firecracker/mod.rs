@@ -8,15 +8,19 @@ mod machine;
 
 use std::{path::PathBuf, time::Duration};
 
-use microagent_protocol::{Backend, NetworkMode};
+use microagent_protocol::{Backend, NetworkMode, NetworkProvider};
 
 pub(crate) use self::binary::REMEDY;
+use self::machine::About;
 pub use self::{
     api::{CpuTemplate, HugePages, RateLimiter, TokenBucket},
     binary::{FirecrackerBinary, FirecrackerVersion},
     machine::{FirecrackerMachine, Snapshot},
 };
-use crate::{Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan};
+use crate::{
+    Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan,
+    network::{self, Passt},
+};
 
 /// How long Firecracker may take until its API answers.
 const START_LIMIT: Duration = Duration::from_secs(10);
@@ -43,6 +47,7 @@ pub struct Tuning {
 pub struct Firecracker {
     binary: FirecrackerBinary,
     tuning: Tuning,
+    passt: Option<Passt>,
     start_limit: Duration,
 }
 
@@ -53,6 +58,7 @@ impl Firecracker {
         Self {
             binary,
             tuning: Tuning::default(),
+            passt: None,
             start_limit: START_LIMIT,
         }
     }
@@ -61,6 +67,13 @@ impl Firecracker {
     #[must_use]
     pub fn tuning(mut self, tuning: Tuning) -> Self {
         self.tuning = tuning;
+        self
+    }
+
+    /// The same with `user` networks, by passt and a tap in the namespaces of Firecracker.
+    #[must_use]
+    pub fn passt(mut self, passt: Option<Passt>) -> Self {
+        self.passt = passt;
         self
     }
 
@@ -76,7 +89,7 @@ impl Firecracker {
     /// # Errors
     /// As [`Hypervisor::launch`].
     pub fn launch_firecracker(&self, spec: &MachineSpec) -> Result<FirecrackerMachine, Error> {
-        FirecrackerMachine::launch(&self.binary, &self.tuning, self.start_limit, spec)
+        FirecrackerMachine::launch(&self.about(), spec)
     }
 
     /// Launches the machine of a snapshot, at the instant it was taken. The files of its disks, its
@@ -90,7 +103,16 @@ impl Firecracker {
         spec: &MachineSpec,
         snapshot: &Snapshot,
     ) -> Result<FirecrackerMachine, Error> {
-        FirecrackerMachine::restore(&self.binary, &self.tuning, self.start_limit, spec, snapshot)
+        FirecrackerMachine::restore(&self.about(), spec, snapshot)
+    }
+
+    fn about(&self) -> About<'_> {
+        About {
+            binary: &self.binary,
+            tuning: &self.tuning,
+            passt: self.passt.as_ref(),
+            limit: self.start_limit,
+        }
     }
 }
 
@@ -102,15 +124,16 @@ impl Hypervisor for Firecracker {
     fn capabilities(&self) -> Capabilities {
         Capabilities {
             pause: true,
-            user_network: false,
+            user_network: self.passt.is_some(),
             sever: true,
             console: true,
             joined_disks: false,
         }
     }
 
-    fn network_plan(&self, _: NetworkMode) -> Option<NetworkPlan> {
-        None
+    fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {
+        let passt = self.passt.as_ref().filter(|_| mode == NetworkMode::User)?;
+        Some(network::plan(NetworkProvider::Passt, passt.ipv6()))
     }
 
     fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {

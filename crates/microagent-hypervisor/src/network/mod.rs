@@ -5,6 +5,9 @@
 //! guest ── VMM ══ frames ══ relay (this process, asks policy) ══ frames ══ passt ── host's sockets
 //! ```
 //!
+//! QEMU inherits its end of the wire. Firecracker takes only a tap: it is in the VMM's own network
+//! namespace, and a packet socket on it is the relay's end.
+//!
 //! `passt` turns the guest's TCP, UDP and ICMP into ordinary sockets of the host. `relay` stands
 //! between the two: it lets out only what `policy` allows, and cutting it cuts the network, at once
 //! and whatever the VMM does.
@@ -12,6 +15,7 @@
 mod passt;
 mod policy;
 mod relay;
+pub(crate) mod tap;
 #[cfg(test)]
 mod tests;
 
@@ -83,7 +87,18 @@ impl Network {
             context: "make a socket pair for the network".to_owned(),
             source,
         })?;
-        Ok((Self(relay::Relay::start(passt, here)?), there))
+        let relay = relay::Relay::start(passt, relay::Wire::Stream(here))?;
+        Ok((Self(relay), there))
+    }
+
+    /// The same for a VMM that has made a tap: `channel` is the other end of the one it was given.
+    pub(crate) fn start_on_tap(passt: &Passt, channel: &UnixStream) -> Result<Self, Error> {
+        let packets = tap::take(channel).map_err(|source| Error::Io {
+            context: "take the other side of the VMM's tap".to_owned(),
+            source,
+        })?;
+        let relay = relay::Relay::start(passt, relay::Wire::Packets(packets))?;
+        Ok(Self(relay))
     }
 
     /// Cuts it, at once and for good.

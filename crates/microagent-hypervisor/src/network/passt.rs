@@ -17,7 +17,10 @@ use std::{
 
 use rustix::fs::{OFlags, fcntl_setfl};
 
-use super::{IPV4, IPV6, relay::Relay};
+use super::{
+    IPV4, IPV6,
+    relay::{Relay, Wire},
+};
 use crate::{
     Error,
     process::{born_bound, printable, readable_within},
@@ -82,7 +85,7 @@ impl Passt {
             reason,
         };
         let (mut guest, end) = UnixStream::pair().map_err(|error| fail(error.to_string()))?;
-        let relay = Relay::start(self, end)?;
+        let relay = Relay::start(self, Wire::Stream(end))?;
         let asked = std::io::Write::write_all(&mut guest, &who_has(IPV4.gateway));
         let deadline = Instant::now() + ANSWER_LIMIT;
         let mut answer = [0; 4 + 42];

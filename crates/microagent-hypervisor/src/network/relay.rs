@@ -1,13 +1,22 @@
 //! Two threads between a VMM's wire and passt's: outwards frame by frame, as the policy allows;
-//! inwards as it comes. Both sleep while nothing is sent. A wire takes no more while its reader is
+//! inwards as it comes, or frame by frame where the wire is a tap's. Both sleep while nothing is sent. A wire takes no more while its reader is
 //! behind, so that the buffers here are all there is.
 
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
+    os::{
+        fd::{AsFd, BorrowedFd, OwnedFd},
+        unix::net::UnixStream,
+    },
     sync::{Arc, mpsc},
     thread::JoinHandle,
+};
+
+use rustix::{
+    event::{PollFd, PollFlags, poll},
+    io::Errno,
+    net::{RecvFlags, SendFlags, recv, send},
 };
 
 use super::{
@@ -30,23 +39,33 @@ pub(super) struct Relay {
     inwards: Option<JoinHandle<()>>,
 }
 
+/// The side of the VMM.
+pub(super) enum Wire {
+    /// Frames with their lengths, as passt has them, too.
+    Stream(UnixStream),
+    /// A packet socket: a frame a message.
+    Packets(OwnedFd),
+}
+
 struct Wires {
-    vmm: UnixStream,
+    vmm: Wire,
     passt: UnixStream,
 }
 
 impl Wires {
+    /// Nothing passes any more. A tap's wire has no switch; but who carries from it watches passt's.
     fn cut(&self) {
-        for wire in [&self.vmm, &self.passt] {
-            // One whose other end is gone is cut already.
-            let _ = wire.shutdown(Shutdown::Both);
+        // One whose other end is gone is cut already.
+        let _ = self.passt.shutdown(Shutdown::Both);
+        if let Wire::Stream(vmm) = &self.vmm {
+            let _ = vmm.shutdown(Shutdown::Both);
         }
     }
 }
 
 impl Relay {
     /// Starts passt, in the thread that lives as long as it, and carries frames.
-    pub(super) fn start(passt: &Passt, vmm: UnixStream) -> Result<Self, Error> {
+    pub(super) fn start(passt: &Passt, vmm: Wire) -> Result<Self, Error> {
         let fail = |source| Error::Io {
             context: "start the relay of the network".to_owned(),
             source,
@@ -140,23 +159,9 @@ fn thread<T: Send + 'static>(
 /// Carries until a wire ends, then ends passt and says what it said.
 fn carry_out(wires: &Wires, process: Process) -> String {
     let mut filter = Filter::default();
-    let mut buffer = vec![0; BUFFER];
-    let mut have = 0;
-    let done = loop {
-        match (&wires.vmm).read(&mut buffer[have..]) {
-            Ok(0) => break Ok(()),
-            Ok(count) => have += count,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => break Err(error),
-        }
-        match filter.pass(&mut buffer[..have], &mut &wires.passt) {
-            Ok(left) => {
-                // What is left is the beginning of a frame.
-                buffer.copy_within(have - left..have, 0);
-                have = left;
-            }
-            Err(error) => break Err(error),
-        }
+    let done = match &wires.vmm {
+        Wire::Stream(vmm) => carry_stream(vmm, &mut filter, &wires.passt),
+        Wire::Packets(vmm) => carry_packets(vmm.as_fd(), &mut filter, &wires.passt),
     };
     if let Err(error) = done {
         tracing::debug!(%error, "nothing goes to the network any more");
@@ -172,16 +177,110 @@ fn carry_out(wires: &Wires, process: Process) -> String {
     words
 }
 
-fn carry_in(wires: &Wires) -> io::Result<()> {
+fn carry_stream(
+    mut vmm: &UnixStream,
+    filter: &mut Filter,
+    mut passt: &UnixStream,
+) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
+    let mut have = 0;
     loop {
-        match (&wires.passt).read(&mut buffer) {
+        match vmm.read(&mut buffer[have..]) {
             Ok(0) => return Ok(()),
-            Ok(count) => (&wires.vmm).write_all(&buffer[..count])?,
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Ok(count) => have += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
+        let left = filter.pass(&buffer[..have], &mut passt)?;
+        // What is left is the beginning of a frame.
+        buffer.copy_within(have - left..have, 0);
+        have = left;
     }
+}
+
+/// Sleeps until the tap has a frame, or passt's wire is cut.
+fn carry_packets(
+    vmm: BorrowedFd<'_>,
+    filter: &mut Filter,
+    mut passt: &UnixStream,
+) -> io::Result<()> {
+    let mut buffer = vec![0; LENGTH + FRAME_LIMIT];
+    loop {
+        let mut ready = [
+            PollFd::from_borrowed_fd(vmm, PollFlags::IN),
+            PollFd::from_borrowed_fd(passt.as_fd(), PollFlags::empty()),
+        ];
+        match poll(&mut ready, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        if !ready[1].revents().is_empty() {
+            return Ok(());
+        }
+        // All there are, before the next sleep.
+        loop {
+            let count = match recv(vmm, &mut buffer[LENGTH..], RecvFlags::DONTWAIT) {
+                Ok((count, _)) => count,
+                Err(Errno::AGAIN) => break,
+                Err(Errno::INTR) => continue,
+                Err(errno) => return Err(errno.into()),
+            };
+            // At most FRAME_LIMIT.
+            buffer[..LENGTH].copy_from_slice(&(count as u32).to_be_bytes());
+            filter.pass(&buffer[..LENGTH + count], &mut passt)?;
+        }
+    }
+}
+
+fn carry_in(wires: &Wires) -> io::Result<()> {
+    let mut passt = &wires.passt;
+    let mut buffer = vec![0; BUFFER];
+    let mut have = 0;
+    loop {
+        match passt.read(&mut buffer[have..]) {
+            Ok(0) => return Ok(()),
+            Ok(count) => have += count,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Err(error) => return Err(error),
+        }
+        match &wires.vmm {
+            Wire::Stream(vmm) => {
+                (&*vmm).write_all(&buffer[..have])?;
+                have = 0;
+            }
+            Wire::Packets(vmm) => {
+                let left = deliver(&buffer[..have], vmm.as_fd())?;
+                buffer.copy_within(have - left..have, 0);
+                have = left;
+            }
+        }
+    }
+}
+
+/// Sends each whole frame as a message; gives how many bytes at the end belong to another.
+fn deliver(bytes: &[u8], vmm: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut at = 0;
+    while let Some((frame, end)) = frame_at(bytes, at)? {
+        match send(vmm, frame, SendFlags::empty()) {
+            // A frame that the card does not take, or has no room for, is lost, as on any wire.
+            Ok(_) | Err(Errno::MSGSIZE | Errno::NOBUFS | Errno::INTR | Errno::NETDOWN) => at = end,
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(bytes.len() - at)
+}
+
+/// The whole frame that begins here after its length, and where it ends.
+fn frame_at(bytes: &[u8], at: usize) -> io::Result<Option<(&[u8], usize)>> {
+    let Some(length) = bytes[at..].first_chunk::<LENGTH>() else {
+        return Ok(None);
+    };
+    let length = u32::from_be_bytes(*length) as usize;
+    if length > FRAME_LIMIT {
+        return Err(io::Error::other(format!("a frame of {length} bytes")));
+    }
+    let end = at + LENGTH + length;
+    Ok(bytes.get(at + LENGTH..end).map(|frame| (frame, end)))
 }
 
 #[derive(Default)]
@@ -192,17 +291,9 @@ struct Filter {
 impl Filter {
     /// Writes the whole frames that may pass, as few times as it can; gives how many bytes at the
     /// end belong to a frame that is not whole yet.
-    fn pass(&mut self, bytes: &mut [u8], to: &mut impl Write) -> io::Result<usize> {
+    fn pass(&mut self, bytes: &[u8], to: &mut impl Write) -> io::Result<usize> {
         let (mut at, mut start) = (0, 0);
-        while let Some(length) = bytes[at..].first_chunk::<LENGTH>() {
-            let length = u32::from_be_bytes(*length) as usize;
-            if length > FRAME_LIMIT {
-                return Err(io::Error::other(format!("a frame of {length} bytes")));
-            }
-            let end = at + LENGTH + length;
-            let Some(frame) = bytes.get(at + LENGTH..end) else {
-                break;
-            };
+        while let Some((frame, end)) = frame_at(bytes, at)? {
             if !policy::allows(frame) {
                 self.refused += 1;
                 to.write_all(&bytes[start..at])?;
@@ -249,7 +340,7 @@ mod tests {
                 if rest.is_empty() { break; }
                 let (now, later) = rest.split_at((*size).min(rest.len()));
                 kept.extend_from_slice(now);
-                let left = filter.pass(&mut kept, &mut out).unwrap();
+                let left = filter.pass(&kept, &mut out).unwrap();
                 kept.drain(..kept.len() - left);
                 rest = later;
             }
@@ -262,11 +353,11 @@ mod tests {
     fn a_length_that_no_frame_has_ends_it() {
         let mut filter = Filter::default();
         let mut out = Vec::new();
-        let mut bytes = (FRAME_LIMIT as u32 + 1).to_be_bytes();
-        assert!(filter.pass(&mut bytes, &mut out).is_err());
+        let bytes = (FRAME_LIMIT as u32 + 1).to_be_bytes();
+        assert!(filter.pass(&bytes, &mut out).is_err());
         let longest = framed(&vec![0; FRAME_LIMIT]);
         assert!(longest.len() <= BUFFER);
-        assert_eq!(filter.pass(&mut longest.clone(), &mut out).unwrap(), 0);
+        assert_eq!(filter.pass(&longest, &mut out).unwrap(), 0);
         assert!(out.is_empty());
     }
 }

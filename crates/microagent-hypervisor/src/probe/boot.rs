@@ -14,7 +14,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    FrameError, FrameKind, FrameReader, Mebibytes, NetworkMode, VcpuCount,
+    ConfinementMode, FrameError, FrameKind, FrameReader, Mebibytes, NetworkMode, VcpuCount,
     guest::{GUEST_CID, GuestMessage, HELLO_PORT},
     supervisor::ProbeGuest,
 };
@@ -96,6 +96,7 @@ pub(super) fn until_hello(
         initramfs: guest.initramfs.clone(),
         disks: Vec::new(),
         network: NetworkMode::Isolated,
+        confinement: ConfinementMode::Auto,
         vsock: VsockSpec {
             cid: GUEST_CID,
             uds: uds.clone(),

@@ -18,12 +18,11 @@ use microagent_protocol::{
 
 use self::cache::{Cache, Kept};
 use crate::{
-    Confinement, Error, Hypervisor,
-    confine::{Reach, Seal},
+    Error, Hypervisor,
     firecracker::{Firecracker, FirecrackerBinary},
     measure_tsc_khz,
     network::{self, Passt},
-    qemu::{Accelerator, Qemu, QemuBinary},
+    qemu::{Accelerator, Qemu, QemuBinary, confinement_of_idle},
 };
 
 /// How long a guest may take to say hello with KVM; a proved host takes under a second.
@@ -95,7 +94,8 @@ impl Probed {
             let binary = self.firecracker.clone().ok_or_else(|| {
                 Error::Unsupported("Firecracker was chosen, but none was found".to_owned())
             })?;
-            return Ok((Box::new(Firecracker::new(binary)), reason));
+            let firecracker = Firecracker::new(binary).passt(self.passt.clone());
+            return Ok((Box::new(firecracker), reason));
         }
         let binary = self
             .binary
@@ -145,10 +145,11 @@ pub fn select(
     // Only what was seen to work counts as KVM; emulation needs no hardware.
     let kvm = qemu && find(CHECK_KVM).is_some_and(|check| check.verdict == Verdict::Ready);
     let tcg = qemu && works(CHECK_TCG);
+    let passt = find(CHECK_NETWORK).is_some_and(|check| check.verdict == Verdict::Ready);
     let firecracker = find(CHECK_FIRECRACKER).is_some_and(|check| check.verdict == Verdict::Ready);
     match choice {
-        // The driver has no network yet: a machine that needs one is QEMU's.
-        BackendChoice::Auto if firecracker && network == NetworkMode::Isolated => Ok((
+        // Without passt it has no network: a machine that needs one is QEMU's.
+        BackendChoice::Auto if firecracker && (network == NetworkMode::Isolated || passt) => Ok((
             Backend::Firecracker,
             "KVM and Firecracker were proved to work".to_owned(),
         )),
@@ -213,7 +214,9 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
     checks.push(firecracker_check);
     let (network_check, passt) = check_network(host, &mut cache);
     checks.push(network_check);
-    checks.push(check_confinement());
+    if host.depth == Depth::Prove {
+        checks.push(check_confinement(host, binary.as_ref()));
+    }
     cache.save();
     let (chosen, reason) = match select(query.backend, NetworkMode::User, &checks) {
         Ok((backend, reason)) => (Some(backend), reason),
@@ -513,30 +516,30 @@ fn boot_probe(
     Ok(hello.to_string())
 }
 
-fn check_confinement() -> HostCheck {
+/// What holds a monitor back here: one without a machine is started as any other, and looked at.
+fn check_confinement(host: &ProbeHost<'_>, binary: Option<&QemuBinary>) -> HostCheck {
     let since = Instant::now();
-    let confinement = Seal::prepare(&Reach::default(), true)
-        .map_or_else(|_| Confinement::default(), |seal| seal.confinement());
-    if confinement.files {
-        check(
-            CHECK_CONFINEMENT,
-            since,
-            Verdict::Ready,
-            format!("a VMM is held back by: {confinement}"),
-        )
-    } else {
-        let mut check = check(
-            CHECK_CONFINEMENT,
-            since,
-            Verdict::Degraded,
-            format!("a VMM is held back by: {confinement}; this kernel has no Landlock"),
-        );
-        check.remedy = Some(
-            "use a kernel with Landlock (Linux 5.13 or newer, with landlock in the lsm= list)"
-                .to_owned(),
-        );
-        check
-    }
+    let name = CHECK_CONFINEMENT;
+    let Some(binary) = binary else {
+        let detail = "not looked at, as there is no monitor to start";
+        return check(name, since, Verdict::Degraded, detail);
+    };
+    let found = match confinement_of_idle(binary, host.runtime_dir) {
+        Ok(found) => found,
+        Err(error) => return check(name, since, Verdict::Unusable, error.to_string()),
+    };
+    let detail = format!("a monitor is held back by: {found}");
+    let Some(missing) = found.shortfall() else {
+        return check(name, since, Verdict::Ready, detail);
+    };
+    let detail = format!("{detail}. Not by {missing}");
+    let mut check = check(name, since, Verdict::Degraded, detail);
+    check.remedy = Some(
+        "Landlock: Linux 5.13 or newer with landlock in the lsm= list; namespaces: Linux 5.12 or newer, \
+         and unprivileged user namespaces allowed"
+            .to_owned(),
+    );
+    check
 }
 
 #[cfg(test)]
@@ -594,6 +597,10 @@ mod tests {
         assert_eq!(auto(NetworkMode::Isolated, Ready), Backend::Firecracker);
         assert_eq!(auto(NetworkMode::User, Ready), Backend::QemuKvm);
         assert_eq!(auto(NetworkMode::Isolated, Unusable), Backend::QemuKvm);
+        let mut all = with(Ready);
+        all.push(check(CHECK_NETWORK, Instant::now(), Ready, "detail"));
+        let chosen = select(BackendChoice::Auto, NetworkMode::User, &all);
+        assert_eq!(chosen.unwrap().0, Backend::Firecracker);
         let named = BackendChoice::Only(Backend::Firecracker);
         let error = select(named, NetworkMode::Isolated, &with(Unusable)).unwrap_err();
         assert!(error.to_string().contains("firecracker: detail"), "{error}");

@@ -16,7 +16,7 @@ use serde_json::json;
 use super::{Accelerator, MachineType, disks::OpenDisk, kernel_line::kernel_line};
 use crate::{
     DiskSpec, Error, MachineSpec,
-    network::{IPV4, MAC},
+    network::{IPV4, MAC, tap::TAP},
 };
 
 /// The descriptors QEMU inherits, by number.
@@ -27,8 +27,19 @@ pub(super) struct Descriptors<'a> {
     pub disks: &'a [OpenDisk],
     /// The connection to our vhost-user vsock device.
     pub vsock: Option<RawFd>,
-    /// The wire to the relay of its network; without it a `user` network is QEMU's own.
-    pub network: Option<RawFd>,
+    /// What its network card is on.
+    pub network: Card,
+}
+
+/// What a network card is on.
+#[derive(Clone, Copy)]
+pub(super) enum Card {
+    /// QEMU's own network.
+    Own,
+    /// The wire to the relay of its network.
+    Wire(RawFd),
+    /// The tap in its namespace.
+    Tap,
 }
 
 /// Files QEMU reads by name.
@@ -53,18 +64,8 @@ pub(super) fn arguments(
         "-name",
         Value::of("").key("process", process_name(&spec.name)),
     );
-    line.flag("-nodefaults");
-    line.flag("-no-user-config");
     line.flag("-no-reboot");
-    line.option("-display", Value::of("none"));
-    line.option(
-        "-sandbox",
-        Value::of("on")
-            .key("obsolete", "deny")
-            .key("elevateprivileges", "deny")
-            .key("spawn", "deny")
-            .key("resourcecontrol", "deny"),
-    );
+    line.bare();
     line.option("-machine", machine_value(machine));
     line.option("-accel", accelerator_value(accelerator));
     line.option(
@@ -91,16 +92,7 @@ pub(super) fn arguments(
     line.option("-initrd", Value::path(files.initramfs));
     line.text("-append", &kernel_line(machine, accelerator));
 
-    line.option(
-        "-chardev",
-        Value::of("socket")
-            .key("id", "qmp")
-            .key("fd", descriptors.qmp),
-    );
-    line.option(
-        "-mon",
-        Value::of("").key("chardev", "qmp").key("mode", "control"),
-    );
+    line.control(descriptors.qmp);
     line.option(
         "-chardev",
         Value::of("socket")
@@ -153,14 +145,19 @@ pub(super) fn arguments(
     Ok(line.words)
 }
 
-fn network_backend(wire: Option<RawFd>) -> Value {
-    match wire {
-        Some(fd) => Value::of("stream")
+fn network_backend(card: Card) -> Value {
+    match card {
+        Card::Tap => Value::of("tap")
+            .key("id", "net")
+            .key("ifname", TAP)
+            .key("script", "no")
+            .key("downscript", "no"),
+        Card::Wire(fd) => Value::of("stream")
             .key("id", "net")
             .key("server", "off")
             .key("addr.type", "fd")
             .key("addr.str", fd),
-        None => Value::of("user")
+        Card::Own => Value::of("user")
             .key("id", "net")
             .key("restrict", "off")
             .key("ipv6", "off")
@@ -169,6 +166,15 @@ fn network_backend(wire: Option<RawFd>) -> Value {
             .key("dns", IPV4.dns)
             .key("dhcpstart", IPV4.guest),
     }
+}
+
+/// A QEMU without a machine, which waits for commands.
+pub(super) fn idle_arguments(qmp: RawFd) -> Vec<OsString> {
+    let mut line = Line::default();
+    line.bare();
+    line.option("-machine", Value::of("none"));
+    line.control(qmp);
+    line.words
 }
 
 /// The title in process lists: what the kernel keeps of a thread name is 15 bytes.
@@ -287,6 +293,33 @@ struct Line {
 }
 
 impl Line {
+    /// Nothing that was not asked for, and its filter of system calls.
+    fn bare(&mut self) {
+        self.flag("-nodefaults");
+        self.flag("-no-user-config");
+        self.option("-display", Value::of("none"));
+        self.option(
+            "-sandbox",
+            Value::of("on")
+                .key("obsolete", "deny")
+                .key("elevateprivileges", "deny")
+                .key("spawn", "deny")
+                .key("resourcecontrol", "deny"),
+        );
+    }
+
+    /// Its control channel.
+    fn control(&mut self, fd: RawFd) {
+        self.option(
+            "-chardev",
+            Value::of("socket").key("id", "qmp").key("fd", fd),
+        );
+        self.option(
+            "-mon",
+            Value::of("").key("chardev", "qmp").key("mode", "control"),
+        );
+    }
+
     fn flag(&mut self, name: &str) {
         self.words.push(name.into());
     }

@@ -9,19 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_protocol::{NetworkMode, ProcessIdentity};
+use microagent_protocol::{Confinement, ConfinementMode, NetworkMode, ProcessIdentity};
 use serde_json::json;
 
 use super::{
     Accelerator, MachineType, QemuBinary, RunState,
-    arguments::{BootFiles, Descriptors, NETWORK_DEVICE, arguments},
+    arguments::{BootFiles, Card, Descriptors, NETWORK_DEVICE, arguments, idle_arguments},
     disks::{self, OpenDisk},
     qmp::Qmp,
 };
 use crate::{
-    Error, Exit, Machine, MachineSpec, SerialPort,
+    ConsoleSpec, Error, Exit, Machine, MachineSpec, SerialPort,
     boot_file::BootFile,
-    confine::{Confinement, Reach, Seal},
+    confine::{Reach, Terms, cgroup::Limits},
     console::RotatingLog,
     network::{Network, Passt},
     process::{Plan, Vmm},
@@ -53,6 +53,7 @@ impl QemuMachine {
         binary: &QemuBinary,
         accelerator: Accelerator,
         passt: Option<&Passt>,
+        by_tap: bool,
         limit: Duration,
         spec: &MachineSpec,
     ) -> Result<Self, Error> {
@@ -78,13 +79,8 @@ impl QemuMachine {
             context: format!("open the console log {}", spec.console.log.display()),
             source,
         })?;
-        let (network, wire) = match passt.filter(|_| spec.network == NetworkMode::User) {
-            Some(passt) => {
-                let (network, wire) = Network::start(passt)?;
-                (Some(network), Some(wire))
-            }
-            None => (None, None),
-        };
+        let passt = passt.filter(|_| spec.network == NetworkMode::User);
+        let mut wiring = Wiring::of(passt, by_tap)?;
         let kernel = BootFile::open("kernel", &spec.kernel)?;
         let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
         let arguments = arguments(
@@ -96,7 +92,7 @@ impl QemuMachine {
                 console: console_there.as_raw_fd(),
                 disks: &disks,
                 vsock: Some(vhost.as_raw_fd()),
-                network: wire.as_ref().map(AsRawFd::as_raw_fd),
+                network: wiring.card(),
             },
             &BootFiles {
                 kernel: &kernel.name,
@@ -106,7 +102,7 @@ impl QemuMachine {
         let mut descriptors: Vec<OwnedFd> =
             vec![qmp_there.into(), console_there.into(), vhost.into()];
         descriptors.extend(disks.into_iter().flat_map(OpenDisk::into_files));
-        descriptors.extend(wire.map(OwnedFd::from));
+        descriptors.extend(wiring.wire.take().map(OwnedFd::from));
         descriptors.extend(kernel.copy.into_iter().chain(initramfs.copy));
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching QEMU");
 
@@ -118,11 +114,18 @@ impl QemuMachine {
             program: binary.path().to_owned(),
             arguments,
             descriptors,
-            seal: Seal::prepare(&reach(binary, accelerator, spec, network.is_none()), true)?,
+            terms: Terms {
+                mode: spec.confinement,
+                reach: reach(binary, accelerator, spec, passt.is_none(), by_tap),
+                filters_calls: true,
+                limits: Limits::of(spec),
+            },
             console: console_here,
             stdio: None,
+            tap: wiring.tap.take(),
             log,
         })?;
+        let network = wiring.network(passt)?;
         let machine = Self {
             vmm,
             qmp,
@@ -133,7 +136,7 @@ impl QemuMachine {
             machine_type,
         };
         match machine.qmp.greet(deadline) {
-            Ok(true) => Ok(machine),
+            Ok(true) => machine.vmm.check_confinement().map(|()| machine),
             Ok(false) => Err(machine.start_failure(binary)),
             Err(Error::Timeout { what, .. }) => Err(Error::Timeout { what, limit }),
             Err(error) => Err(error),
@@ -170,12 +173,6 @@ impl QemuMachine {
     #[must_use]
     pub fn run_state(&self) -> RunState {
         self.qmp.run_state()
-    }
-
-    /// What holds this VMM back.
-    #[must_use]
-    pub fn confinement(&self) -> Confinement {
-        self.vmm.confinement()
     }
 
     /// Which machine type it is.
@@ -244,12 +241,111 @@ impl Machine for QemuMachine {
         }
     }
 
+    fn confinement(&self) -> Confinement {
+        self.vmm.confinement()
+    }
+
     fn words(&self) -> String {
         self.vmm.words()
     }
 
     fn kill(&self) -> Result<(), Error> {
         self.vmm.kill()
+    }
+}
+
+/// What holds back a QEMU that is started as any other, but has no machine.
+pub(crate) fn confinement_of_idle(
+    binary: &QemuBinary,
+    directory: &Path,
+) -> Result<Confinement, Error> {
+    let (qmp_here, qmp_there) = socket_pair("QEMU's control channel")?;
+    let (console, _console_there) = socket_pair("the serial console")?;
+    let log = directory.join("idle");
+    let arguments = idle_arguments(qmp_there.as_raw_fd());
+    let nowhere = ConsoleSpec {
+        log: log.clone(),
+        limit: 4096,
+    };
+    let log_error = |source| Error::Io {
+        context: format!("open {}", log.display()),
+        source,
+    };
+    let vmm = Vmm::spawn(Plan {
+        program: binary.path().to_owned(),
+        arguments,
+        descriptors: vec![qmp_there.into()],
+        terms: Terms {
+            mode: ConfinementMode::Auto,
+            reach: program_reach(binary),
+            filters_calls: true,
+            limits: Limits::default(),
+        },
+        console,
+        stdio: None,
+        tap: None,
+        log: RotatingLog::open(&nowhere).map_err(log_error)?,
+    })?;
+    let qmp = Qmp::new(qmp_here).map_err(log_error)?;
+    // Its filter is on once it answers.
+    let answered = qmp.greet(Instant::now() + CONTROL_LIMIT);
+    let found = vmm.confinement();
+    drop(vmm);
+    match std::fs::remove_file(&log) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(log_error(error)),
+        _ => {}
+    }
+    match answered? {
+        true => Ok(found),
+        false => Err(Error::VmmStart {
+            program: binary.path().to_owned(),
+            reason: "it ended before it was looked at".to_owned(),
+        }),
+    }
+}
+
+/// The network of one launch, on its way to where it belongs.
+#[derive(Default)]
+struct Wiring {
+    network: Option<Network>,
+    /// QEMU's end of the wire.
+    wire: Option<UnixStream>,
+    /// Both ends of the channel by which the other side of a tap comes.
+    channel: Option<UnixStream>,
+    tap: Option<UnixStream>,
+}
+
+impl Wiring {
+    fn of(passt: Option<&Passt>, by_tap: bool) -> Result<Self, Error> {
+        let mut wiring = Self::default();
+        match passt {
+            None => {}
+            Some(_) if by_tap => {
+                let (here, there) = socket_pair("the network")?;
+                (wiring.channel, wiring.tap) = (Some(here), Some(there));
+            }
+            Some(passt) => {
+                let (network, wire) = Network::start(passt)?;
+                (wiring.network, wiring.wire) = (Some(network), Some(wire));
+            }
+        }
+        Ok(wiring)
+    }
+
+    fn card(&self) -> Card {
+        match (&self.wire, &self.tap) {
+            (Some(wire), _) => Card::Wire(wire.as_raw_fd()),
+            (None, Some(_)) => Card::Tap,
+            (None, None) => Card::Own,
+        }
+    }
+
+    /// The network, once QEMU's process is there.
+    fn network(self, passt: Option<&Passt>) -> Result<Option<Network>, Error> {
+        match (self.network, passt.zip(self.channel)) {
+            (None, Some((passt, channel))) => Network::start_on_tap(passt, &channel).map(Some),
+            (network, _) => Ok(network),
+        }
     }
 }
 
@@ -267,10 +363,39 @@ fn reach(
     accelerator: Accelerator,
     spec: &MachineSpec,
     network_of_its_own: bool,
+    by_tap: bool,
 ) -> Reach {
     let connects = spec.network == NetworkMode::User && network_of_its_own;
+    let mut reach = program_reach(binary);
+    reach.read.push(spec.kernel.clone());
+    reach.read.push(spec.initramfs.clone());
+    if connects {
+        // Its name server forwards to the host's, whose file may be a link to one
+        // that a resolver replaces while the machine runs; then its directory is
+        // reached. All of /etc would be too much.
+        let resolver = Path::new("/etc/resolv.conf");
+        let real = std::fs::canonicalize(resolver).unwrap_or_else(|_| resolver.to_owned());
+        reach.read.push(match real.parent() {
+            Some(dir) if dir.starts_with("/run") => dir.to_owned(),
+            _ => real,
+        });
+    }
+    if accelerator == Accelerator::Kvm {
+        reach.write.push("/dev/kvm".into());
+    }
+    if by_tap {
+        reach.write.push("/dev/net/tun".into());
+    }
+    reach.tcp = connects;
+    reach.host_network = connects;
+    reach
+}
+
+/// What a QEMU needs for itself: its program, libraries and firmware.
+fn program_reach(binary: &QemuBinary) -> Reach {
     let mut read: Vec<PathBuf> = [
         "/usr",
+        "/bin",
         "/lib",
         "/lib64",
         "/lib32",
@@ -281,32 +406,13 @@ fn reach(
         "/proc/cpuinfo",
         "/sys/devices/system",
     ]
-    .iter()
     .map(PathBuf::from)
-    .collect();
+    .into();
     read.push(installation(binary.path()));
-    read.push(spec.kernel.clone());
-    read.push(spec.initramfs.clone());
-    if connects {
-        // Its name server forwards to the host's, whose file may be a link to one
-        // that a resolver replaces while the machine runs; then its directory is
-        // reached. All of /etc would be too much.
-        let resolver = Path::new("/etc/resolv.conf");
-        let real = std::fs::canonicalize(resolver).unwrap_or_else(|_| resolver.to_owned());
-        read.push(match real.parent() {
-            Some(dir) if dir.starts_with("/run") => dir.to_owned(),
-            _ => real,
-        });
-    }
-    let mut write: Vec<PathBuf> = ["/dev/null", "/dev/urandom"].map(PathBuf::from).into();
-    if accelerator == Accelerator::Kvm {
-        write.push("/dev/kvm".into());
-    }
     Reach {
         read,
-        write,
-        make: Vec::new(),
-        tcp: connects,
+        write: ["/dev/null", "/dev/urandom"].map(PathBuf::from).into(),
+        ..Reach::default()
     }
 }
 

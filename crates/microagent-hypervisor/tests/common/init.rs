@@ -73,6 +73,34 @@ fn interfaces() {
     }
 }
 
+/// Gives eth0 the address 10.0.2.15/24 and the gateway 10.0.2.2.
+fn address() {
+    // struct sockaddr_in: family, port, address.
+    let inet = |address: [u8; 4]| {
+        let mut socket = [0u8; 16];
+        socket[0..2].copy_from_slice(&2u16.to_ne_bytes());
+        socket[4..8].copy_from_slice(&address);
+        socket
+    };
+    unsafe {
+        let fd = socket(2, 2, 0);
+        // SIOCSIFADDR, SIOCSIFNETMASK.
+        for (number, value) in [(0x8916, [10, 0, 2, 15]), (0x891c, [255, 255, 255, 0])] {
+            let mut request = [0u8; 40];
+            request[..4].copy_from_slice(b"eth0");
+            request[16..32].copy_from_slice(&inet(value));
+            println!("ADDRESS {}", ioctl(fd, number, request.as_mut_ptr()));
+        }
+        // struct rtentry: pad, destination, gateway, mask, flags (RTF_UP | RTF_GATEWAY); SIOCADDRT.
+        let mut route = [0u8; 120];
+        route[8..24].copy_from_slice(&inet([0; 4]));
+        route[24..40].copy_from_slice(&inet([10, 0, 2, 2]));
+        route[40..56].copy_from_slice(&inet([0; 4]));
+        route[56..58].copy_from_slice(&3u16.to_ne_bytes());
+        println!("ROUTE {}", ioctl(fd, 0x890b, route.as_mut_ptr()));
+    }
+}
+
 /// A connection to a host port, as a file.
 fn vsock(port: u32) -> File {
     // struct sockaddr_vm, linux/vm_sockets.h: family, reserved, port, CID 2 (the host), zeros.
@@ -115,6 +143,17 @@ fn main() {
     println!("GUEST-IS-UP mode={mode} uptime={}", uptime.split(' ').next().unwrap());
     match mode.as_str() {
         "hello" => {}
+        fetch if fetch.starts_with("fetch ") => {
+            interfaces();
+            address();
+            let target = fetch.strip_prefix("fetch ").unwrap();
+            let mut page = String::new();
+            let fetched = std::net::TcpStream::connect(target).and_then(|mut stream| {
+                stream.write_all(b"GET\n")?;
+                stream.read_to_string(&mut page)
+            });
+            println!("FETCHED {fetched:?}");
+        }
         "disks" => {
             disks();
             interfaces();

@@ -19,7 +19,7 @@ use microagent_hypervisor::{
     ConsoleSpec, DiskForm, DiskSpec, MachineSpec, VsockSpec, measure_tsc_khz,
     qemu::{Accelerator, Qemu, QemuBinary, QemuMachine},
 };
-use microagent_protocol::{Mebibytes, NetworkMode, VcpuCount};
+use microagent_protocol::{ConfinementMode, Mebibytes, NetworkMode, VcpuCount};
 
 const META_PACKAGE: &str = "linux-image-cloud-amd64";
 
@@ -278,6 +278,7 @@ impl Guest {
             initramfs: path("initramfs"),
             disks: Vec::new(),
             network: NetworkMode::Isolated,
+            confinement: ConfinementMode::Auto,
             vsock: VsockSpec {
                 cid: 3,
                 uds: path("run/v.sock"),

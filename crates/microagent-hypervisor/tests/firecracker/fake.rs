@@ -2,7 +2,7 @@
 //! Each request and answer is held against the vendor's document. How it behaves is in its `--id`.
 
 use std::{
-    fs::OpenOptions,
+    fs::{File, OpenOptions},
     io::{BufRead, BufReader, Read, Write},
     os::unix::net::{UnixListener, UnixStream},
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::openapi::OpenApi;
+use crate::{escape, openapi::OpenApi};
 
 /// What it writes to its serial console when the machine is started.
 pub(crate) const GREETING: &str = "the guest is up";
@@ -27,6 +27,7 @@ struct Fake {
     state: &'static str,
     configured: Vec<String>,
     vsock: Option<PathBuf>,
+    cards: Vec<File>,
 }
 
 pub(crate) fn main(name: &str, arguments: &[String]) -> ! {
@@ -47,7 +48,11 @@ pub(crate) fn main(name: &str, arguments: &[String]) -> ! {
             std::process::exit(148);
         }
         "silent" => std::thread::sleep(Duration::from_secs(600)),
-        _ => {}
+        id => {
+            if let Some(targets) = id.strip_prefix("escapes-") {
+                escape::attempt(targets);
+            }
+        }
     }
     let fake = Arc::new(Mutex::new(Fake {
         id,
@@ -56,6 +61,7 @@ pub(crate) fn main(name: &str, arguments: &[String]) -> ! {
         state: "Not started",
         configured: Vec::new(),
         vsock: None,
+        cards: Vec::new(),
     }));
     let listener = UnixListener::bind(&socket).unwrap();
     for stream in listener.incoming() {
@@ -224,6 +230,13 @@ impl Fake {
                 )?;
                 if path == "/vsock" {
                     self.vsock = body.unwrap()["uds_path"].as_str().map(PathBuf::from);
+                }
+                if path.starts_with("/network-interfaces/") {
+                    let tap = body.unwrap()["host_dev_name"].as_str().unwrap();
+                    let card = escape::take_tap(tap)
+                        .map_err(|error| (400, format!("Open tap device failed: {error}")))?;
+                    println!("{}", escape::TAP_TAKEN);
+                    self.cards.push(card);
                 }
                 if let Some(disk) = path.strip_prefix("/drives/") {
                     self.open_disk(disk, body.unwrap())?;

@@ -53,6 +53,10 @@ impl Engine {
             ports: self.setup.wiring.ports(),
             network,
             network_provider,
+            confinement: self
+                .running
+                .as_ref()
+                .map(|running| running.machine.confinement()),
             readiness: readiness::known(
                 self.ready_at,
                 self.life.state(),

@@ -178,6 +178,7 @@ fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
         initramfs: spec.initramfs.clone(),
         disks,
         network: spec.network,
+        confinement: spec.confinement,
         vsock: VsockSpec {
             cid: GUEST_CID,
             uds: spec.runtime_dir.join(VSOCK_SOCKET),

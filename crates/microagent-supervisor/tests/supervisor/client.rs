@@ -47,6 +47,7 @@ impl Workspace {
             std::fs::write(at(name), "").unwrap();
         }
         let spec = LaunchSpec {
+            confinement: microagent_protocol::ConfinementMode::Auto,
             workspace: "test".parse().unwrap(),
             directory: at("directory"),
             runtime_dir: at("run"),

@@ -66,6 +66,7 @@ pub(crate) fn spec(
         scratch_disk: directory.join(SCRATCH),
         disks: manifest.disks.clone(),
         network: manifest.network,
+        confinement: config.confinement,
         publish: manifest.publish.clone(),
         mediation: manifest.mediation.clone(),
         workload: launch.workload,

@@ -7,8 +7,8 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, BackendChoice, ExtraDisk, MediationRoute, ProcessIdentity, Readiness, ReadinessReport,
-    ReadinessSignal, State, Timestamp, WorkspaceName,
+    Backend, BackendChoice, Confinement, ExtraDisk, MediationRoute, ProcessIdentity, Readiness,
+    ReadinessReport, ReadinessSignal, State, Timestamp, WorkspaceName,
     supervisor::{Event, EventKind, WorkloadResult},
 };
 use serde::Serialize;
@@ -76,6 +76,9 @@ pub struct WorkspaceStatus {
     pub artifacts: ArtifactChannels,
     /// What it takes on the host's disk.
     pub disk_use: DiskUse,
+    /// What was seen to hold its monitor back, while it is live.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub confinement: Option<Confinement>,
     /// Its processes on the host, while it is live.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub processes: Option<Processes>,
@@ -143,6 +146,7 @@ impl Workspace<'_> {
             result,
             artifacts: ArtifactChannels::of(manifest, &self.directory),
             disk_use: disk_use(&self.directory, manifest.resources)?,
+            confinement: live.as_ref().and_then(|status| status.confinement.clone()),
             processes: live.map(|status| Processes {
                 supervisor: status.supervisor,
                 vmm: status.vmm,
