@@ -15,7 +15,7 @@ use std::{
 use microagent_protocol::ExitStatus;
 use rustix::{
     event::{EventfdFlags, eventfd},
-    process::{Pid, WaitOptions, WaitStatus, waitpid},
+    process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid},
 };
 
 use crate::{
@@ -30,7 +30,16 @@ const REALTIME_POWER: std::ops::RangeInclusive<i32> = 3..=6;
 #[derive(Debug)]
 pub(crate) struct Exit {
     status: OnceLock<ExitStatus>,
-    event: OwnedFd,
+    event: ExitEvent,
+}
+
+/// What tells of an end.
+#[derive(Debug)]
+enum ExitEvent {
+    /// The process itself, readable once it may be buried.
+    Process(OwnedFd),
+    /// A kernel older than 5.3 has nothing to wait for a process by: whoever buries it counts here.
+    Counter(OwnedFd),
 }
 
 impl Exit {
@@ -39,9 +48,11 @@ impl Exit {
         self.status.get()
     }
 
-    /// Readable once it has ended.
+    /// Readable once it has ended; [`Processes::has_ended`] says how then.
     pub(crate) fn event(&self) -> BorrowedFd<'_> {
-        self.event.as_fd()
+        match &self.event {
+            ExitEvent::Process(fd) | ExitEvent::Counter(fd) => fd.as_fd(),
+        }
     }
 }
 
@@ -82,16 +93,32 @@ impl Processes {
     /// Starts a process by `fork` and watches it. Nothing is reaped meanwhile,
     /// so it cannot end unseen between the two.
     pub(crate) fn start(&self, fork: impl FnOnce() -> Result<Pid, Error>) -> Result<Child, Error> {
-        let event =
-            eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).context("make an event")?;
+        let mut state = self.lock();
+        let pid = fork()?;
+        let event = exit_event(pid).inspect_err(|_| {
+            // SAFETY: no pointers; nobody has reaped it, so the number is its own. A process that
+            // nobody could wait for is none.
+            unsafe { libc::kill(-number(pid), libc::SIGKILL) };
+        })?;
         let exit = Arc::new(Exit {
             status: OnceLock::new(),
             event,
         });
-        let mut state = self.lock();
-        let pid = fork()?;
         state.watched.insert(number(pid), Arc::clone(&exit));
         Ok(Child { pid, exit })
+    }
+
+    /// Whether `child` has ended: its status is known then. Whoever waits for it need not wait for
+    /// the reaper's turn as well.
+    pub(crate) fn has_ended(&self, child: &Child) -> bool {
+        if child.exit.status().is_none() {
+            let mut state = self.lock();
+            // Until it is buried the number is its own.
+            if child.exit.status().is_none() {
+                state.bury(child.pid);
+            }
+        }
+        child.exit.status().is_some()
     }
 
     /// Sends `signal` to the process's group, if the process has not ended.
@@ -125,18 +152,34 @@ impl Processes {
                 Ok(None) => return true,
                 Err(error) => return error.raw_os_error() != Some(libc::ECHILD),
             };
-            let mut state = self.lock();
-            // While the lock was not held, a failed start may have buried it.
-            if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG)
-                && let Some(exit) = state.watched.remove(&number(pid))
-            {
-                // Set once: the entry has just been removed.
-                let _ = exit.status.set(exit_status(status));
-                // An eventfd takes one more unless somebody wrote 2^64 - 2.
-                let _ = rustix::io::write(&exit.event, &1_u64.to_ne_bytes());
+            self.lock().bury(pid);
+        }
+    }
+}
+
+impl State {
+    /// Buries a child if it has ended and nobody has done so yet.
+    fn bury(&mut self, pid: Pid) {
+        if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG)
+            && let Some(exit) = self.watched.remove(&number(pid))
+        {
+            // Set once: the entry has just been removed.
+            let _ = exit.status.set(exit_status(status));
+            if let ExitEvent::Counter(counter) = &exit.event {
+                // It takes one more unless somebody wrote 2^64 - 2.
+                let _ = rustix::io::write(counter, &1_u64.to_ne_bytes());
             }
         }
     }
+}
+
+fn exit_event(pid: Pid) -> Result<ExitEvent, Error> {
+    if let Ok(process) = pidfd_open(pid, PidfdFlags::empty()) {
+        return Ok(ExitEvent::Process(process));
+    }
+    let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+    let counter = eventfd(0, flags).context("make an event")?;
+    Ok(ExitEvent::Counter(counter))
 }
 
 fn number(pid: Pid) -> i32 {
@@ -203,6 +246,8 @@ pub(crate) fn start(processes: Arc<Processes>, events: Sender<Event>) -> Result<
         .name("reaper".to_owned())
         .stack_size(crate::THREAD_STACK)
         .spawn(move || {
+            // Whoever waits for a process buries it; this is for those that nobody waits for.
+            let _ = rustix::process::nice(10);
             let set = signals();
             loop {
                 let mut signal = 0;

@@ -4,7 +4,7 @@ mod interactive;
 
 use std::{
     collections::HashMap,
-    io::{self, Read},
+    io::{self, Read, Write as _},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
@@ -37,7 +37,7 @@ use crate::{
     peer,
     readiness::Proofs,
     result::Capture,
-    session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions},
+    session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions, Settled},
     stats::Sampler,
     wiring::Wiring,
 };
@@ -491,6 +491,23 @@ fn when_ready(
     Ok(vsock)
 }
 
+/// Tells of a session from its beginning to its end at once.
+fn tell_all(
+    reader: &FrameReader<UnixStream>,
+    id: &str,
+    pid: u32,
+    settled: Settled,
+) -> io::Result<()> {
+    let mut bytes = Vec::with_capacity(256 + settled.output.len());
+    let begun = Response::new(id, Ok(Answer::Started { pid }));
+    write_json(&mut bytes, FrameKind::Response, &begun).map_err(io::Error::other)?;
+    bytes.extend(settled.output);
+    write_json(&mut bytes, FrameKind::Exit, &settled.report).map_err(io::Error::other)?;
+    reader.get_ref().write_all(&bytes)?;
+    hang_up(reader.get_ref(), Shutdown::Both);
+    Ok(())
+}
+
 /// Runs a session on this connection; gives the connection back if none came of it.
 fn exec(
     reader: FrameReader<UnixStream>,
@@ -515,7 +532,7 @@ fn exec(
         }
     };
     let capture = is_workload.then(|| Arc::new(Mutex::new(Capture::new(hub.capture_limit))));
-    let (pid, guest) = match session::open(&seat, &vsock, request) {
+    let (pid, mut guest) = match session::open(&seat, &vsock, request) {
         Ok(Opened::Started { pid, guest }) => (pid, guest),
         Ok(Opened::Failed(status)) => {
             if let Some(capture) = &capture {
@@ -562,6 +579,12 @@ fn exec(
     } else {
         Orphan::End
     };
+    if !is_workload && let Ok(Some(settled)) = session::settled(&mut guest) {
+        // Ready for whatever the client asks next.
+        hub.sessions.keep(guest);
+        drop(seat);
+        return tell_all(&reader, id, pid, settled).map(|()| None);
+    }
     let told = respond(&reader, id, Ok(Answer::Started { pid }));
     if let Err(error) = told
         && orphan == Orphan::End

@@ -4,6 +4,7 @@
 //! on as they come, one at a time: nothing is buffered here but the frame in
 //! hand, so whoever does not read slows only the one who writes to it.
 
+mod kept;
 mod open;
 
 use std::{
@@ -25,7 +26,10 @@ use microagent_protocol::{
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
-pub(crate) use self::open::{LineOpened, Opened, open, open_copy, open_line};
+pub(crate) use self::{
+    kept::{Settled, settled},
+    open::{LineOpened, Opened, open, open_copy, open_line},
+};
 use crate::{
     crew::{Crew, lock},
     events::hang_up,
@@ -44,6 +48,8 @@ pub(crate) struct Sessions(Arc<Mutex<Open>>);
 struct Open {
     next: u64,
     guests: HashMap<u64, Option<UnixStream>>,
+    /// Streams whose session is over.
+    kept: Vec<FrameReader<UnixStream>>,
     closed: bool,
 }
 
@@ -82,6 +88,31 @@ impl Sessions {
         for stream in open.guests.values().flatten() {
             hang_up(stream, Shutdown::Both);
         }
+        for guest in open.kept.drain(..) {
+            hang_up(guest.get_ref(), Shutdown::Both);
+        }
+    }
+
+    /// Keeps a stream whose session has come to its proper end, for the next session.
+    pub(crate) fn keep(&self, guest: FrameReader<UnixStream>) {
+        let mut open = lock(&self.0);
+        if open.closed || open.kept.len() >= kept::MOST_KEPT {
+            hang_up(guest.get_ref(), Shutdown::Both);
+        } else {
+            open.kept.push(guest);
+        }
+    }
+
+    /// A stream that can be used at once.
+    fn kept(&self) -> Option<FrameReader<UnixStream>> {
+        let mut open = lock(&self.0);
+        while let Some(guest) = open.kept.pop() {
+            // The agent has nothing to say; one that does is gone.
+            if kept::is_silent(guest.get_ref()) {
+                return Some(guest);
+            }
+        }
+        None
     }
 }
 
@@ -155,8 +186,30 @@ pub(crate) struct Relay {
     /// Whether the process has a standard input to close.
     pub(crate) stdin: bool,
     pub(crate) capture: Option<Arc<Mutex<Capture>>>,
-    /// Kept until the guest's side is over.
+    /// Held until the guest's side is over.
     pub(crate) seat: Seat,
+}
+
+/// The guest's stream of a session that is over on that side, and whether it is on the client's.
+#[derive(Debug, Default)]
+struct Rest {
+    guest: Option<FrameReader<UnixStream>>,
+    /// Whether everything the client said was passed on whole.
+    client_over: Option<bool>,
+}
+
+impl Rest {
+    /// Keeps the stream once nobody uses it any more.
+    fn keep(&mut self, sessions: &Sessions) {
+        let Some(whole) = self.client_over else {
+            return;
+        };
+        match self.guest.take() {
+            Some(guest) if whole => sessions.keep(guest),
+            Some(guest) => hang_up(guest.get_ref(), Shutdown::Both),
+            None => {}
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -165,6 +218,7 @@ struct Shared {
     done: AtomicBool,
     /// The client went away.
     detached: AtomicBool,
+    rest: Mutex<Rest>,
 }
 
 impl Relay {
@@ -183,6 +237,7 @@ impl Relay {
             seat,
         } = self;
         let shared = Arc::new(Shared::default());
+        let sessions = seat.sessions.clone();
         let mut to_client = client.get_ref().try_clone()?;
         let mut to_guest = guest.get_ref().try_clone()?;
         let down = Down {
@@ -194,19 +249,32 @@ impl Relay {
         crew.spawn("session", move || {
             let outcome = down.run(&mut guest, &mut to_client);
             down.shared.done.store(true, Ordering::SeqCst);
-            hang_up(guest.get_ref(), Shutdown::Both);
+            let ended_well = outcome == Outcome::Exited;
+            if !ended_well {
+                hang_up(guest.get_ref(), Shutdown::Both);
+            }
             (down.notify)(Notice::Over(outcome));
             hang_up(&to_client, Shutdown::Both);
+            if ended_well {
+                let mut rest = lock(&down.shared.rest);
+                rest.guest = Some(guest);
+                rest.keep(&seat.sessions);
+            }
             drop(seat);
         })?;
-        let gone = up(&mut client, &mut to_guest, stdin) && !shared.done.load(Ordering::SeqCst);
+        let whole = up(&mut client, &mut to_guest, stdin);
+        let mut rest = lock(&shared.rest);
+        let gone = !shared.done.load(Ordering::SeqCst);
         if gone {
             shared.detached.store(true, Ordering::SeqCst);
-            match orphan {
-                Orphan::End => hang_up(&to_guest, Shutdown::Both),
-                Orphan::Detach => {}
-            }
         }
+        if gone && orphan == Orphan::End {
+            hang_up(&to_guest, Shutdown::Both);
+            rest.client_over = Some(false);
+        } else {
+            rest.client_over = Some(whole);
+        }
+        rest.keep(&sessions);
         Ok(())
     }
 }
@@ -290,10 +358,11 @@ fn exit(frame: Frame<'_>) -> Result<LineReport, String> {
     Ok(report)
 }
 
-/// Client to guest. Gives whether the client is gone for good; a guest's side
-/// that is over is the other direction's to tell.
+/// Client to guest, until the client is gone for good; a guest's side that is over is the other
+/// direction's to tell. Gives whether everything that was passed on was so as a whole.
 fn up(client: &mut FrameReader<UnixStream>, guest: &mut UnixStream, stdin: bool) -> bool {
     let mut open = stdin;
+    let mut whole = true;
     loop {
         let frame = match client.read() {
             Ok(Some(frame)) => frame,
@@ -318,14 +387,19 @@ fn up(client: &mut FrameReader<UnixStream>, guest: &mut UnixStream, stdin: bool)
         }
         if write_frame(guest, frame.kind, frame.payload).is_err() {
             // No more of it matters, but whether the client stays still does.
+            whole = false;
             break;
         }
     }
-    if open && let Err(error) = write_frame(guest, FrameKind::StdinEof, &[]) {
+    if whole
+        && open
+        && let Err(error) = write_frame(guest, FrameKind::StdinEof, &[])
+    {
         tracing::debug!("the end of the input could not be passed on: {error}");
+        whole = false;
     }
     wait_hangup(client.get_ref());
-    true
+    whole
 }
 
 /// Whether both directions of a connection are over.

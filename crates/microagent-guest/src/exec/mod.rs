@@ -5,6 +5,7 @@
 //! A thread that accepts a stream serves it itself, and threads that have served stay for the next
 //! one: making a thread takes as long as starting a small program.
 
+mod host;
 mod offspring;
 mod oom;
 mod plan;
@@ -18,6 +19,7 @@ mod user;
 use std::{
     fs::File,
     io,
+    os::fd::OwnedFd,
     path::Path,
     sync::{
         Arc, Mutex, PoisonError,
@@ -29,7 +31,7 @@ use std::{
 
 use microagent_protocol::guest::AGENT_PORT;
 
-use self::{oom::OomCounter, shell::Shells, user::Accounts};
+use self::{oom::OomCounter, shell::Shells, spawn::null_device, user::Accounts};
 use crate::{
     THREAD_STACK,
     cgroup::Workloads,
@@ -61,6 +63,8 @@ pub(crate) struct Server {
     group: Option<Workloads>,
     accounts: Accounts,
     oom_kills: OomCounter,
+    /// The null device, for processes without input.
+    null: OwnedFd,
     shells: Shells,
     sessions: AtomicUsize,
     copies: Copies,
@@ -80,6 +84,7 @@ impl Server {
             group: Workloads::create(),
             accounts: Accounts::below(Path::new("/")),
             oom_kills: OomCounter::open(),
+            null: null_device()?,
             shells: Shells::new(Path::new("/run")),
             sessions: AtomicUsize::new(0),
             copies: Copies::default(),
@@ -127,7 +132,6 @@ impl Server {
     fn work(self: Arc<Self>) {
         loop {
             let stream = self.accept();
-            let place = Place::take(&self);
             if self.idle.fetch_sub(1, Ordering::AcqRel) == 1
                 && let Err(error) = self.add_thread()
             {
@@ -136,14 +140,7 @@ impl Server {
                 self.idle.fetch_add(1, Ordering::AcqRel);
                 continue;
             }
-            if self.sessions() > MOST_SESSIONS {
-                session::refuse(
-                    stream,
-                    &format!("the guest serves at most {MOST_SESSIONS} sessions at a time"),
-                );
-            } else {
-                session::serve(stream, place);
-            }
+            session::serve(stream, &self);
             if self.idle.fetch_add(1, Ordering::AcqRel) >= MOST_IDLE {
                 self.idle.fetch_sub(1, Ordering::AcqRel);
                 return;
@@ -171,9 +168,11 @@ impl Server {
 struct Place(Arc<Server>);
 
 impl Place {
-    fn take(server: &Arc<Server>) -> Self {
-        server.sessions.fetch_add(1, Ordering::AcqRel);
-        Self(Arc::clone(server))
+    /// A place, if there is one left.
+    fn take(server: &Arc<Server>) -> Option<Self> {
+        let before = server.sessions.fetch_add(1, Ordering::AcqRel);
+        let place = Self(Arc::clone(server));
+        (before < MOST_SESSIONS).then_some(place)
     }
 
     /// Makes room for another session: this one only carries a connection, and the end of the

@@ -1,31 +1,85 @@
 //! How often the kernel killed a process for lack of memory.
 
-use std::{fs::File, os::unix::fs::FileExt};
+use std::{
+    fs::{File, OpenOptions},
+    os::unix::fs::{FileExt, OpenOptionsExt},
+    sync::{Mutex, MutexGuard, PoisonError},
+};
 
 use microagent_protocol::exec::{ExitReport, ExitStatus, StartFailure};
+use rustix::{
+    event::{PollFd, PollFlags, Timespec, poll},
+    fs::{SeekFrom, seek},
+};
 
 /// The kernel's counter, kept open for as long as somebody inside may unmount `/proc`.
 #[derive(Debug)]
-pub(crate) struct OomCounter(Option<File>);
+pub(crate) struct OomCounter {
+    vmstat: Option<File>,
+    log: Option<File>,
+    /// What was read last.
+    known: Mutex<u64>,
+}
 
 impl OomCounter {
     /// The counter of this machine. Without one nothing is counted.
     pub(crate) fn open() -> Self {
-        Self(File::open("/proc/vmstat").ok())
+        let log = OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NONBLOCK)
+            .open("/dev/kmsg");
+        let counter = Self {
+            vmstat: File::open("/proc/vmstat").ok(),
+            log: log.ok(),
+            known: Mutex::new(0),
+        };
+        counter.skip_log();
+        let known = counter.read();
+        *counter.lock() = known;
+        counter
     }
 
     /// Counts from now on.
     pub(crate) fn watch(&self) -> OomWatch<'_> {
         OomWatch {
             counter: self,
-            before: self.read(),
+            before: self.count(false),
+        }
+    }
+
+    /// How many there were. The kernel writes of each in its log, so while that says nothing new the
+    /// count is known: reading it makes the kernel sum up a hundred others.
+    fn count(&self, suspicious: bool) -> u64 {
+        let mut known = self.lock();
+        if self.log_has_news() || suspicious {
+            self.skip_log();
+            *known = self.read();
+        }
+        *known
+    }
+
+    fn lock(&self) -> MutexGuard<'_, u64> {
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Without a log there may always be some.
+    fn log_has_news(&self) -> bool {
+        let Some(log) = &self.log else { return true };
+        let mut fds = [PollFd::new(log, PollFlags::IN)];
+        !matches!(poll(&mut fds, Some(&Timespec::default())), Ok(0))
+    }
+
+    fn skip_log(&self) {
+        if let Some(log) = &self.log {
+            // Where it does not work there is news for ever, and the count is read each time.
+            let _ = seek(log, SeekFrom::End(0));
         }
     }
 
     fn read(&self) -> u64 {
         let mut buffer = [0; 16 * 1024];
         let read = self
-            .0
+            .vmstat
             .as_ref()
             .and_then(|file| file.read_at(&mut buffer, 0).ok());
         read.and_then(|length| find_oom_kills(&buffer[..length]))
@@ -43,6 +97,8 @@ pub(crate) struct OomWatch<'a> {
 impl OomWatch<'_> {
     /// The report on what has just ended with `status`.
     pub(crate) fn report(&self, status: Option<&ExitStatus>) -> ExitReport {
+        // A process may be gone before the kernel has written of it.
+        let suspicious = !matches!(status, Some(ExitStatus::Exited { code: 0 }));
         ExitReport {
             // It has ended, so there is one.
             status: status
@@ -51,12 +107,12 @@ impl OomWatch<'_> {
                     reason: StartFailure::Guest,
                     message: "its end was not seen".to_owned(),
                 }),
-            oom_kills: self.counter.read().saturating_sub(self.before),
+            oom_kills: self.counter.count(suspicious).saturating_sub(self.before),
         }
     }
 }
 
-/// Looks from the end, where newer counters are, and at bytes: this is done twice for every process.
+/// Looks from the end, where newer counters are, and at bytes.
 fn find_oom_kills(vmstat: &[u8]) -> Option<u64> {
     let lines = vmstat.rsplit(|byte| *byte == b'\n');
     let value = lines

@@ -1,39 +1,32 @@
 //! One session: read what to run or where to connect, do it or say why not, pump until it ends.
 
-use std::{fs::File, os::fd::OwnedFd, time::Duration};
+use std::{fs::File, os::fd::OwnedFd, sync::Arc, time::Duration};
 
 use microagent_protocol::{
-    ExecRequest, ExecRole, FrameKind, FrameReader, ShellLine, ShellStart, StartFailure, TtySize,
-    frame::write_json,
+    ExecRequest, ExecRole, FrameKind, ShellLine, ShellStart, StartFailure, TtySize,
     guest::{SessionReply, SessionRequest},
     shell::MAX_LINE,
 };
-use rustix::{
-    event::{PollFd, PollFlags},
-    pipe::{PipeFlags, pipe_with},
-};
+use rustix::pipe::{PipeFlags, pipe_with};
 
 use super::{
-    MOST_FORWARDS, Place, Server,
+    MOST_FORWARDS, MOST_SESSIONS, Place, Server,
+    host::Host,
     plan::Plan,
-    pump::{self, Process, Pump, Sides},
+    pump::{Process, Pump, Sides},
     shell::{Line, Shell, Turn},
-    spawn::{Stdio, null_device, spawn},
+    spawn::{Stdio, spawn},
     terminal,
 };
 use crate::{
     bridge, console,
     error::{Context, Error},
     reaper::Workload,
-    vsock,
 };
 
-/// How long the host may take to say what it wants, or to hear that it cannot have it.
-const OPENING_LIMIT: Duration = Duration::from_secs(10);
-
-/// Serves one stream to its end.
-pub(super) fn serve(stream: File, place: Place) {
-    match try_serve(stream, place) {
+/// Serves a stream to its end.
+pub(super) fn serve(stream: File, server: &Arc<Server>) {
+    match try_serve(stream, server) {
         // Hanging up is how the host ends a session it has lost interest in.
         Ok(()) | Err(Error::HostGone) => {}
         // The host knows; this is for whoever reads the console.
@@ -41,88 +34,89 @@ pub(super) fn serve(stream: File, place: Place) {
     }
 }
 
-/// Answers a stream that cannot be served.
-pub(crate) fn refuse(mut stream: File, message: &str) {
-    let limit = Some(Duration::from_secs(1));
-    if vsock::set_timeouts(&stream, limit, limit).is_ok() {
-        // If the host does not want to hear it, the end of the stream says it too.
-        let _ = reply_failed(&mut stream, StartFailure::Guest, message.to_owned());
+fn try_serve(stream: File, server: &Arc<Server>) -> Result<(), Error> {
+    let mut next = Some(Host::new(stream)?);
+    while let Some(mut host) = next {
+        let request = match host.request() {
+            Ok(Some(request)) => request,
+            Ok(None) => return Ok(()),
+            Err(Error::HostGone) => return Err(Error::HostGone),
+            Err(error) => {
+                reply_failed(&mut host, StartFailure::Invalid, error.to_string())?;
+                return Err(error);
+            }
+        };
+        let Some(place) = Place::take(server) else {
+            let message = format!("the guest serves at most {MOST_SESSIONS} sessions at a time");
+            return reply_failed(&mut host, StartFailure::Guest, message);
+        };
+        next = match request {
+            SessionRequest::Exec(request) => run(host, &request, server)?,
+            SessionRequest::Shell(line) => run_line(host, &line, server)?,
+            SessionRequest::CopyOut(request) => {
+                return server.copies.pack(&host.into_blocking()?, &request);
+            }
+            SessionRequest::CopyIn(request) => {
+                return server.copies.land(&host.into_blocking()?, &request);
+            }
+            SessionRequest::Forward { port } => return forward(host, port, place),
+        };
     }
-}
-
-fn try_serve(stream: File, place: Place) -> Result<(), Error> {
-    vsock::set_timeouts(&stream, Some(OPENING_LIMIT), Some(OPENING_LIMIT))
-        .context("bound the opening of a session")?;
-    let mut reader = FrameReader::new(stream);
-    let opening = reader
-        .require()
-        .and_then(|frame| frame.expect_json(FrameKind::Header, "a session request"));
-    let mut stream = reader.into_inner();
-    match opening {
-        Ok(SessionRequest::Exec(request)) => run(stream, &request, &place.0),
-        Ok(SessionRequest::Shell(line)) => run_line(stream, &line, &place.0),
-        Ok(SessionRequest::CopyOut(request)) => place.0.copies.pack(&stream, &request),
-        Ok(SessionRequest::CopyIn(request)) => place.0.copies.land(&stream, &request),
-        Ok(SessionRequest::Forward { port }) => forward(stream, port, place),
-        Err(error) => {
-            reply_failed(&mut stream, StartFailure::Invalid, error.to_string())?;
-            Err(error.into())
-        }
-    }
+    Ok(())
 }
 
 /// Carries a connection of the host to a server of the guest.
-fn forward(mut stream: File, port: u16, place: Place) -> Result<(), Error> {
+fn forward(mut host: Host, port: u16, place: Place) -> Result<(), Error> {
     let Some(_place) = place.only_forwards() else {
         let message = format!("the guest forwards at most {MOST_FORWARDS} connections at a time");
-        return reply_failed(&mut stream, StartFailure::Guest, message);
+        return reply_failed(&mut host, StartFailure::Guest, message);
     };
     let server = match bridge::connect(port) {
         Ok(server) => server,
         Err(error) => {
             let message = format!("nothing answers at the guest's port {port}: {error}");
-            return reply_failed(&mut stream, StartFailure::NotFound, message);
+            return reply_failed(&mut host, StartFailure::NotFound, message);
         }
     };
-    write_json(&mut stream, FrameKind::Header, &SessionReply::Opened)?;
+    host.reply(&SessionReply::Opened)?;
+    let stream = host.into_blocking()?;
     // A reset of one has become the end of the other; there is nobody to tell.
     let _ = microagent_relay::join(&stream, &server);
     Ok(())
 }
 
 /// Runs a process of the session's own.
-fn run(mut stream: File, request: &ExecRequest, server: &Server) -> Result<(), Error> {
+fn run(host: Host, request: &ExecRequest, server: &Server) -> Result<Option<Host>, Error> {
     let oom_kills = server.oom_kills.watch();
     let (child, sides) = match start(request, server) {
         Ok(started) => started,
-        Err(error) => return not_started(&mut stream, &error),
+        Err(error) => return not_started(host, &error),
     };
     let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
-    let _patience = FullPipes::awaited();
     let process = Process::new(child, &server.processes, oom_kills);
-    let (_, pumped) = Pump::new(stream, process, sides).run(&SessionReply::Started { pid });
-    pumped
+    let (_, pumped) = Pump::new(host, process, sides).run(&SessionReply::Started { pid });
+    pumped.map(Some)
 }
 
 /// Runs a line in the persistent shell.
-fn run_line(mut stream: File, line: &ShellLine, server: &Server) -> Result<(), Error> {
+fn run_line(mut host: Host, line: &ShellLine, server: &Server) -> Result<Option<Host>, Error> {
     let limit = line.turn_limit_ms.map(Duration::from_millis);
     let Some(mut turn) = server.shells.turn(limit) else {
         let message = "the shell is busy with the lines before; wait, or end them".to_owned();
-        return reply_failed(&mut stream, StartFailure::Guest, message);
+        reply_failed(&mut host, StartFailure::Guest, message)?;
+        return Ok(None);
     };
-    if has_hung_up(&stream)? {
+    if host.has_hung_up()? {
         return Err(Error::HostGone);
     }
     let begun = begin(&mut turn, line, server);
     let (line, sides, reply) = match begun {
         Ok(begun) => begun,
-        Err(error) => return not_started(&mut stream, &error),
+        Err(error) => return not_started(host, &error),
     };
-    let _patience = FullPipes::awaited();
-    let (line, pumped) = Pump::new(stream, line, sides).run(&reply);
+    let (line, pumped) = Pump::new(host, line, sides).run(&reply);
     server.shells.finish(&mut turn, line);
-    pumped
+    pumped.map(Some)
 }
 
 fn begin<'a>(
@@ -171,53 +165,19 @@ fn shell_request(shell: &ShellStart) -> ExecRequest {
     }
 }
 
-/// Whether the host has lost interest already.
-fn has_hung_up(stream: &File) -> Result<bool, Error> {
-    let mut fds = [PollFd::new(stream, PollFlags::RDHUP)];
-    pump::wait(&mut fds, Some(Duration::ZERO))?;
-    Ok(!fds[0].revents().is_empty())
-}
-
-/// Lets a process that writes in small pieces go on instead of preempting it at
-/// each, so that a frame carries what has gathered. An idle processor still
-/// passes every piece on at once. Must come after the process was started, as
-/// it would inherit this; ends when dropped.
-struct FullPipes;
-
-impl FullPipes {
-    fn awaited() -> Self {
-        schedule(libc::SCHED_BATCH);
-        Self
-    }
-}
-
-impl Drop for FullPipes {
-    fn drop(&mut self) {
-        schedule(libc::SCHED_OTHER);
-    }
-}
-
-/// Makes this thread one of `policy`. A kernel that refuses only makes bulk output slower.
-fn schedule(policy: i32) {
-    // SAFETY: the parameter lives through the call; 0 is the calling thread.
-    unsafe {
-        let none: libc::sched_param = std::mem::zeroed();
-        libc::sched_setscheduler(0, policy, &raw const none);
-    }
-}
-
-fn reply_failed(stream: &mut File, reason: StartFailure, message: String) -> Result<(), Error> {
-    let reply = SessionReply::Failed { reason, message };
-    Ok(write_json(stream, FrameKind::Header, &reply)?)
+fn reply_failed(host: &mut Host, reason: StartFailure, message: String) -> Result<(), Error> {
+    host.reply(&SessionReply::Failed { reason, message })
 }
 
 /// Says why nothing was started.
-fn not_started(stream: &mut File, error: &Error) -> Result<(), Error> {
+fn not_started(mut host: Host, error: &Error) -> Result<Option<Host>, Error> {
     let reason = match error {
         Error::Start { reason, .. } => *reason,
         _ => StartFailure::Guest,
     };
-    reply_failed(stream, reason, error.to_string())
+    reply_failed(&mut host, reason, error.to_string())?;
+    // Whoever asks again asks anew.
+    Ok(None)
 }
 
 fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child, Sides), Error> {
@@ -225,7 +185,7 @@ fn start(request: &ExecRequest, server: &Server) -> Result<(crate::reaper::Child
     let plan = Plan::new(request, &server.hostname, &server.accounts)?;
     let (stdio, sides) = match request.tty {
         Some(size) => with_terminal(size, plan.identity.uid, request.stdin)?,
-        None => with_pipes(request.stdin)?,
+        None => with_pipes(request.stdin, &server.null)?,
     };
     let child = spawn(&plan, &stdio, server.group(), &server.processes)?;
     if request.role == ExecRole::Workload {
@@ -259,13 +219,13 @@ fn with_terminal(size: TtySize, uid: u32, stdin: bool) -> Result<(Stdio, Sides),
     Ok((stdio, sides))
 }
 
-fn with_pipes(stdin: bool) -> Result<(Stdio, Sides), Error> {
+fn with_pipes(stdin: bool, null: &OwnedFd) -> Result<(Stdio, Sides), Error> {
     let pipe = || pipe_with(PipeFlags::CLOEXEC).context("make a pipe");
     let (input, stdin) = if stdin {
         let (process, agent) = pipe()?;
         (Some(agent), process)
     } else {
-        (None, null_device()?)
+        (None, null.try_clone().context("share /dev/null")?)
     };
     let ((stdout, stdout_end), (stderr, stderr_end)) = (pipe()?, pipe()?);
     let sides = Sides {

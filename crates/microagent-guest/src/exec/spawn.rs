@@ -248,16 +248,6 @@ fn prepare(plan: &Plan, stdio: &Stdio, members: Option<RawFd>) -> Result<(), c_i
         libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
         libc::umask(0o022);
-        // The agent's protection is not the workload's (though both are one memory still, the kernel
-        // tells them apart here). If somebody unmounted /proc, an out-of-memory kill finds other
-        // victims.
-        let score = libc::open(
-            c"/proc/self/oom_score_adj".as_ptr(),
-            libc::O_WRONLY | libc::O_CLOEXEC,
-        );
-        if score >= 0 {
-            libc::write(score, c"0".as_ptr().cast(), 1);
-        }
         if let Some(members) = members {
             check(
                 libc::write(members, c"0".as_ptr().cast(), 1) as c_int,

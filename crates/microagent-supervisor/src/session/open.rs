@@ -135,11 +135,17 @@ fn ask(
         }
     };
     let unreachable = failed("could not be reached");
-    let stream = connect(seat, vsock).map_err(|error| match error {
-        Connect::Closed(report) => report,
-        Connect::Io(error) => unreachable(&error),
-    })?;
-    let mut reader = FrameReader::new(stream);
+    let mut reader = match seat.sessions.kept() {
+        Some(kept) => {
+            let copy = kept.get_ref().try_clone();
+            seat.hold(copy.map_err(|error| unreachable(&error))?)?;
+            kept
+        }
+        None => FrameReader::new(connect(seat, vsock).map_err(|error| match error {
+            Connect::Closed(report) => report,
+            Connect::Io(error) => unreachable(&error),
+        })?),
+    };
     let prepare = |reader: &FrameReader<UnixStream>, limit| {
         reader
             .get_ref()

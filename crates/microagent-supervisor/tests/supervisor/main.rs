@@ -55,6 +55,10 @@ fn main() {
             copies::nothing_is_copied_where_nothing_runs,
         ),
         (
+            "a_stream_to_the_guest_serves_one_session_after_the_other",
+            a_stream_to_the_guest_serves_one_session_after_the_other,
+        ),
+        (
             "a_workload_runs_and_its_end_ends_the_machine",
             a_workload_runs_and_its_end_ends_the_machine,
         ),
@@ -242,6 +246,56 @@ fn a_workload_runs_and_its_end_ends_the_machine() {
         (mode("events.jsonl"), mode("supervisor.log")),
         (0o600, 0o600)
     );
+}
+
+fn a_stream_to_the_guest_serves_one_session_after_the_other() {
+    let workspace = Workspace::new("normal");
+    let mut machine = workspace.boot(false);
+    let text = |mut session: client::Client| {
+        let (stdout, _, exit) = session.finish();
+        assert_eq!(exit.unwrap().status.code(), 0);
+        String::from_utf8(stdout).unwrap()
+    };
+    // The stream is there again a moment after the client has heard of the end.
+    let mut before = String::new();
+    let mut sessions = 0;
+    wait_for(SOON, || {
+        sessions += 2;
+        // Whatever comes too late for its process is not for the next one.
+        let session = machine.exec(ExecRole::Command, true, &["head", "-c", "1"]);
+        let mut frames = Vec::new();
+        for piece in [b"a", b"b", b"c"] {
+            write_frame(&mut frames, FrameKind::Stdin, piece).unwrap();
+        }
+        write_frame(&mut frames, FrameKind::Signal, &[28]).unwrap();
+        session.stream().write_all(&frames).unwrap();
+        assert_eq!(text(session), "a");
+        let streams = text(machine.exec(ExecRole::Command, false, &["streams"]));
+        let same = streams == before;
+        before = streams;
+        same
+    });
+    assert!(before.parse::<u32>().unwrap() < sessions);
+    // Several at a time have one each, and all of them serve again.
+    let many: Vec<_> = (0..6)
+        .map(|_| machine.exec(ExecRole::Command, true, &["cat"]))
+        .collect();
+    for (number, mut session) in many.into_iter().enumerate() {
+        session.send(FrameKind::Stdin, number.to_string().as_bytes());
+        session.send(FrameKind::StdinEof, b"");
+        assert_eq!(session.finish().0, number.to_string().as_bytes());
+    }
+    // One that the guest has closed is noticed.
+    let mut cut = machine.exec(ExecRole::Command, false, &["vanish"]);
+    assert_eq!(cut.finish().2, None);
+    for _ in 0..8 {
+        machine
+            .exec(ExecRole::Command, false, &["streams"])
+            .finish();
+    }
+    machine.client().ask(Ask::Kill).unwrap();
+    machine.end();
+    gone(&workspace, &machine);
 }
 
 fn a_line_is_relayed_with_what_became_of_the_shell() {

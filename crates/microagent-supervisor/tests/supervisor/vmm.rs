@@ -16,7 +16,10 @@ use std::{
     },
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicU32, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -325,13 +328,18 @@ pub(crate) fn main(arguments: &[String]) -> ! {
 }
 
 /// A line of a shell that says what it was told, and ends with it if that is `exit`.
-fn shell(stream: &mut UnixStream, reader: &mut FrameReader<UnixStream>, line: &ShellLine) {
+fn shell(
+    stream: &mut UnixStream,
+    mut reader: FrameReader<UnixStream>,
+    line: &ShellLine,
+) -> Option<Next> {
     if line.line == "busy" {
         let reply = SessionReply::Failed {
             reason: StartFailure::Guest,
             message: "the shell is busy".to_owned(),
         };
-        return write_json(stream, FrameKind::Header, &reply).unwrap();
+        write_json(stream, FrameKind::Header, &reply).unwrap();
+        return None;
     }
     let reply = SessionReply::Line {
         pid: 7,
@@ -355,6 +363,7 @@ fn shell(stream: &mut UnixStream, reader: &mut FrameReader<UnixStream>, line: &S
         }),
     };
     write_json(stream, FrameKind::Exit, &report).unwrap();
+    next(reader)
 }
 
 /// One forwarded connection; the host's loopback is the guest's.
@@ -371,7 +380,24 @@ fn forward(mut stream: UnixStream, port: u16) {
     let _ = microagent_relay::join(&stream, &server);
 }
 
-/// One exec session, run as a process of the host.
+/// What the host asks for next, and the stream.
+type Next = (SessionRequest, FrameReader<UnixStream>);
+
+/// The next request over a stream; what is meant for a process that has ended is passed over.
+fn next(mut reader: FrameReader<UnixStream>) -> Option<Next> {
+    loop {
+        let frame = reader.read().ok()??;
+        if frame.kind == FrameKind::Header {
+            let request = frame.json().unwrap();
+            return Some((request, reader));
+        }
+    }
+}
+
+/// How many streams there were.
+static STREAMS: AtomicU32 = AtomicU32::new(0);
+
+/// The sessions of one stream.
 fn session(mut stream: UnixStream, control: &UnixStream) {
     let mut line = Vec::new();
     let mut byte = [0];
@@ -381,19 +407,34 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     }
     assert_eq!(line, b"CONNECT 1024\n");
     stream.write_all(b"OK 1234\n").unwrap();
-    let mut reader = FrameReader::new(stream.try_clone().unwrap());
-    let opening = reader
-        .require()
-        .unwrap()
-        .expect_json(FrameKind::Header, "a header")
-        .unwrap();
-    let request = match opening {
+    STREAMS.fetch_add(1, Ordering::Relaxed);
+    let mut wanted = next(FrameReader::new(stream.try_clone().unwrap()));
+    while let Some((request, reader)) = wanted {
+        let stream = stream.try_clone().unwrap();
+        wanted = serve(stream, reader, request, control);
+    }
+    // A clone may be somebody's still.
+    let _ = stream.shutdown(Shutdown::Both);
+}
+
+/// One session; gives what comes after it. Processes are the host's.
+fn serve(
+    mut stream: UnixStream,
+    mut reader: FrameReader<UnixStream>,
+    request: SessionRequest,
+    control: &UnixStream,
+) -> Option<Next> {
+    let request = match request {
         SessionRequest::Exec(request) => request,
-        SessionRequest::Shell(line) => return shell(&mut stream, &mut reader, &line),
+        SessionRequest::Shell(line) => return shell(&mut stream, reader, &line),
         copy @ (SessionRequest::CopyOut(_) | SessionRequest::CopyIn(_)) => {
-            return crate::copies::guest(stream, copy);
+            crate::copies::guest(stream, copy);
+            return None;
         }
-        SessionRequest::Forward { port } => return forward(stream, port),
+        SessionRequest::Forward { port } => {
+            forward(stream, port);
+            return None;
+        }
     };
     match request.argv[0].as_str() {
         "violate" => {
@@ -404,7 +445,7 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
             )
             .unwrap();
             write_frame(&mut stream, FrameKind::Stdin, b"x").unwrap();
-            return;
+            return None;
         }
         "vanish" => {
             write_json(
@@ -414,7 +455,7 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
             )
             .unwrap();
             stream.shutdown(Shutdown::Both).unwrap();
-            return;
+            return None;
         }
         "panic" => {
             let console = std::env::args().nth(5).unwrap();
@@ -445,7 +486,22 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
                 oom_kills: 1,
             };
             write_json(&mut stream, FrameKind::Exit, &report).unwrap();
-            return;
+            return next(reader);
+        }
+        // Says everything at once, as the agent does of a process that is quick.
+        "streams" => {
+            let streams = STREAMS.load(Ordering::Relaxed).to_string();
+            let report = ExitReport {
+                status: ExitStatus::Exited { code: 0 },
+                oom_kills: 0,
+            };
+            let mut bytes = Vec::new();
+            let begun = SessionReply::Started { pid: 1 };
+            write_json(&mut bytes, FrameKind::Header, &begun).unwrap();
+            write_frame(&mut bytes, FrameKind::Stdout, streams.as_bytes()).unwrap();
+            write_json(&mut bytes, FrameKind::Exit, &report).unwrap();
+            stream.write_all(&bytes).unwrap();
+            return next(reader);
         }
         _ => {}
     }
@@ -477,7 +533,7 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
                 message: format!("{}: {error}", request.argv[0]),
             };
             write_json(&mut stream, FrameKind::Header, &reply).unwrap();
-            return;
+            return None;
         }
     };
     let pid = child.id();
@@ -505,12 +561,17 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
     ];
     let mut stdin = child.stdin.take();
     let credit = Arc::clone(&writer);
-    std::thread::spawn(move || {
+    let input = std::thread::spawn(move || {
         let group = rustix::process::Pid::from_raw(pid.cast_signed()).unwrap();
         while let Ok(Some(frame)) = reader.read() {
             match frame.kind {
+                FrameKind::Header => {
+                    let request = frame.json().unwrap();
+                    return Some((request, reader));
+                }
                 FrameKind::Stdin => {
-                    stdin.as_mut().unwrap().write_all(frame.payload).unwrap();
+                    // A process that has ended takes no more.
+                    let _ = stdin.as_mut().unwrap().write_all(frame.payload);
                     let taken = u32::try_from(frame.payload.len()).unwrap().to_be_bytes();
                     let _ =
                         write_frame(&mut *credit.lock().unwrap(), FrameKind::StdinCredit, &taken);
@@ -526,6 +587,7 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
         }
         // The host let go of the session.
         let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        None
     });
     let status = child.wait().unwrap();
     for pump in pumps {
@@ -544,4 +606,5 @@ fn session(mut stream: UnixStream, control: &UnixStream) {
         oom_kills: 0,
     };
     let _ = write_json(&mut *writer.lock().unwrap(), FrameKind::Exit, &report);
+    input.join().unwrap()
 }

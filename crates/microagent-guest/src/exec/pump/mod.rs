@@ -4,6 +4,7 @@
 
 mod input;
 mod output;
+mod patience;
 mod subject;
 
 use std::{fs::File, os::fd::OwnedFd, time::Duration};
@@ -23,12 +24,18 @@ pub(crate) use self::subject::{KILL_LIMIT, Process, Subject};
 use self::{
     input::Input,
     output::{Outgoing, Output},
+    patience::FullPipes,
 };
-use super::terminal;
-use crate::{
-    error::{Context, Error},
-    vsock,
-};
+use super::{host::Host, terminal};
+use crate::error::{Context, Error};
+
+/// How long the news that a process has begun waits for the news that it has ended. Most commands are
+/// over before the host could do anything with the former, and each packet costs both sides a while.
+const SETTLING: Duration = Duration::from_millis(3);
+/// How much is said at once in that case.
+const SETTLED: usize = 4096;
+/// As many frames of output make a process one that writes a lot.
+const A_LOT: u8 = 4;
 
 /// The agent's ends of a process's streams.
 #[derive(Debug)]
@@ -52,27 +59,32 @@ pub(crate) struct Pump<S> {
     input: Input,
     outputs: Vec<Output>,
     exited: bool,
+    /// How many frames of output there were, up to [`A_LOT`].
+    frames: u8,
+    patience: Option<FullPipes>,
 }
 
 impl<S: Subject> Pump<S> {
-    /// Between `stream` and `subject`, whose streams are at `sides`.
-    pub(crate) fn new(stream: File, subject: S, sides: Sides) -> Self {
+    /// Between `host` and `subject`, whose streams are at `sides`.
+    pub(crate) fn new(host: Host, subject: S, sides: Sides) -> Self {
         let outputs = sides.outputs.into_iter();
         Self {
-            stream,
+            stream: host.stream,
             subject,
             terminal: sides.terminal,
-            incoming: Vec::new(),
+            incoming: host.incoming,
             outgoing: Outgoing::default(),
             input: Input::new(sides.input),
             outputs: outputs.map(|(kind, fd)| Output::new(kind, fd)).collect(),
             exited: false,
+            frames: 0,
+            patience: None,
         }
     }
 
     /// Sends `reply`, pumps until the subject has ended, and sends its report.
-    /// If the host hangs up before, the subject is made to end. It is given back.
-    pub(crate) fn run(mut self, reply: &SessionReply) -> (S, Result<(), Error>) {
+    /// If the host hangs up before, the subject is made to end. Both are given back.
+    pub(crate) fn run(mut self, reply: &SessionReply) -> (S, Result<Host, Error>) {
         let result = self.pump(reply);
         if result.is_err() && !self.exited {
             self.input.close();
@@ -80,24 +92,20 @@ impl<S: Subject> Pump<S> {
             self.terminal = None;
             self.subject.hang_up();
         }
-        (self.subject, result)
+        let host = result.map(|()| Host::again(self.stream, self.incoming));
+        (self.subject, host)
     }
 
     fn pump(&mut self, reply: &SessionReply) -> Result<(), Error> {
         self.prepare()?;
         write_json(self.outgoing.buffer(), FrameKind::Header, reply)?;
-        loop {
+        self.settle()?;
+        while !self.is_over() {
             self.outgoing.flush(&self.stream)?;
             if self.outgoing.is_empty() && self.input.credit_due() {
                 let credit = self.input.grant().to_be_bytes();
                 write_frame(self.outgoing.buffer(), FrameKind::StdinCredit, &credit)?;
                 continue;
-            }
-            if self.outgoing.is_empty()
-                && self.exited
-                && self.outputs.iter().all(|output| output.fd().is_none())
-            {
-                break;
             }
             self.step()?;
         }
@@ -106,6 +114,7 @@ impl<S: Subject> Pump<S> {
             FrameKind::Exit,
             &self.subject.report(),
         )?;
+        self.outgoing.flush(&self.stream)?;
         while !self.outgoing.is_empty() {
             wait(&mut [PollFd::new(&self.stream, PollFlags::OUT)], None)?;
             self.outgoing.flush(&self.stream)?;
@@ -113,9 +122,31 @@ impl<S: Subject> Pump<S> {
         Ok(())
     }
 
+    /// Waits a moment for the end. If it comes, and without much output, everything is said at once.
+    fn settle(&mut self) -> Result<(), Error> {
+        let events = self.subject.events().into_iter().flatten();
+        let mut fds: Vec<_> = events
+            .map(|event| PollFd::from_borrowed_fd(event, PollFlags::IN))
+            .collect();
+        wait(&mut fds, Some(SETTLING))?;
+        if !self.subject.ended() {
+            return Ok(());
+        }
+        self.note_exit();
+        for output in &mut self.outputs {
+            while output.fd().is_some() && self.outgoing.len() < SETTLED {
+                output.read_into(&mut self.outgoing)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether everything came that will.
+    fn is_over(&self) -> bool {
+        self.exited && self.outputs.iter().all(|output| output.fd().is_none())
+    }
+
     fn prepare(&self) -> Result<(), Error> {
-        vsock::set_timeouts(&self.stream, None, None).context("unbound the session")?;
-        ioctl_fionbio(&self.stream, true).context("unblock the session")?;
         let fds = self.outputs.iter().filter_map(Output::fd);
         for fd in fds.chain(self.input.fd()) {
             ioctl_fionbio(fd, true).context("unblock a stream")?;
@@ -139,7 +170,11 @@ impl<S: Subject> Pump<S> {
             if self.outgoing.is_empty() && (self.exited || ready.outputs & (1 << index) != 0) {
                 output.read_into(&mut self.outgoing)?;
                 self.outgoing.flush(&self.stream)?;
+                self.frames = self.frames.saturating_add(1);
             }
+        }
+        if self.frames >= A_LOT && self.patience.is_none() {
+            self.patience = Some(FullPipes::awaited());
         }
         // Whoever came last comes first next time, so that neither starves the other.
         self.outputs.reverse();

@@ -20,7 +20,7 @@ const MOST_OUTPUT: usize = MAX_DATA - HEADER;
 /// What a terminal may hold of a process that has ended.
 const TERMINAL_BUFFER: usize = 128 * 1024;
 
-/// Bytes on their way to the host: at most one data frame.
+/// Bytes on their way to the host: at most one data frame of any length.
 #[derive(Default)]
 pub(super) struct Outgoing {
     bytes: Vec<u8>,
@@ -31,6 +31,11 @@ impl Outgoing {
     /// Where a frame is written, when it is empty.
     pub(super) fn buffer(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
+    }
+
+    /// How many there are.
+    pub(super) fn len(&self) -> usize {
+        self.bytes.len() - self.sent
     }
 
     /// Whether everything is sent.
@@ -86,29 +91,31 @@ impl Output {
         self.left = Some(held.unwrap_or(TERMINAL_BUFFER));
     }
 
-    /// Reads what is there, as one frame. `outgoing` must be empty.
+    /// Reads what is there, as one frame behind what little is in `outgoing`.
     pub(super) fn read_into(&mut self, outgoing: &mut Outgoing) -> Result<(), Error> {
         let Some(fd) = &self.fd else {
             return Ok(());
         };
         let most = self.left.unwrap_or(MOST_OUTPUT).min(MOST_OUTPUT);
         let bytes = &mut outgoing.bytes;
+        let frame = bytes.len();
+        let payload = frame + HEADER;
         bytes.reserve_exact(HEADER + MOST_OUTPUT);
-        bytes.resize(HEADER, 0);
+        bytes.resize(payload, 0);
         let result = if most == 0 {
             Ok(0)
-        } else if most >= bytes.capacity() - HEADER {
+        } else if most >= bytes.capacity() - payload {
             // As they come, without a page touched before it is needed.
             read(fd, spare_capacity(bytes))
         } else {
-            bytes.resize(HEADER + most, 0);
-            read(fd, &mut bytes[HEADER..])
+            bytes.resize(payload + most, 0);
+            read(fd, &mut bytes[payload..])
         };
         let count = result.unwrap_or(0);
-        bytes.truncate(if count == 0 { 0 } else { HEADER + count });
+        bytes.truncate(if count == 0 { frame } else { payload + count });
         match result {
             Ok(count) if count > 0 => {
-                outgoing.bytes[..HEADER].copy_from_slice(&encode_header(self.kind, count)?);
+                bytes[frame..payload].copy_from_slice(&encode_header(self.kind, count)?);
                 self.left = self.left.map(|left| left - count);
             }
             Err(Errno::INTR) => {}

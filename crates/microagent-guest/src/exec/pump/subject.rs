@@ -66,7 +66,7 @@ impl Subject for Process<'_> {
     }
 
     fn ended(&mut self) -> bool {
-        self.child.exit.status().is_some()
+        self.processes.has_ended(&self.child)
     }
 
     fn signal(&mut self, number: i32) {

@@ -57,8 +57,9 @@ fn with_script<T>(
             let stream = File::from(OwnedFd::from(agent));
             let oom_kills = OomCounter::open();
             let process = Process::new(child, &processes, oom_kills.watch());
-            let pump = Pump::new(stream, process, sides.unwrap());
-            pump.run(&SessionReply::Started { pid: 1 }).1
+            let host = Host::new(stream).unwrap();
+            let pump = Pump::new(host, process, sides.unwrap());
+            pump.run(&SessionReply::Started { pid: 1 }).1.map(drop)
         });
         let reaper = scope.spawn(|| {
             while ended.status().is_none() {

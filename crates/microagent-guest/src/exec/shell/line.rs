@@ -114,7 +114,7 @@ impl<'a> Line<'a> {
     }
 
     fn shell_ended(&self) -> bool {
-        self.child.exit.status().is_some()
+        self.processes.has_ended(&self.child)
     }
 
     fn interrupt(&mut self) {

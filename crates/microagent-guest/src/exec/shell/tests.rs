@@ -22,6 +22,7 @@ use super::*;
 use crate::{
     error::Context,
     exec::{
+        host::Host,
         oom::OomCounter,
         pump::{Pump, tests::ONE_AT_A_TIME},
     },
@@ -171,9 +172,9 @@ impl Guest {
         };
         let line = shell.begin(text, &self.processes, self.oom_kills.watch())?;
         let sides = line.sides()?;
-        let (line, pumped) = Pump::new(stream, line, sides).run(&reply);
+        let (line, pumped) = Pump::new(Host::new(stream)?, line, sides).run(&reply);
         self.shells.finish(&mut turn, line);
-        pumped
+        pumped.map(drop)
     }
 }
 
