@@ -65,19 +65,19 @@ impl Workspace<'_> {
     /// # Errors
     /// As [`exec`](Self::exec).
     pub fn serial(&self, io: RunIo) -> Result<SerialEnd> {
-        serial(&self.target()?, io)
+        serial(&self.target(self.state()?)?, io)
     }
 
     /// Where something can be run: not where the vCPUs are frozen.
     fn thawed_target(&self) -> Result<Target> {
         match self.state()? {
             state @ (State::Paused | State::Quarantined) => Err(self.in_state(state, "used")),
-            _ => self.target(),
+            state => self.target(state),
         }
     }
 
-    fn target(&self) -> Result<Target> {
-        let control = self.connect()?;
+    fn target(&self, state: State) -> Result<Target> {
+        let control = self.connect_in(state)?;
         Ok(Target {
             name: self.name().to_string(),
             directory: self.directory().to_owned(),

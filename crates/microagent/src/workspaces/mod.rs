@@ -326,7 +326,11 @@ impl Workspace<'_> {
     /// # Errors
     /// [`Error::State`] if there is none.
     pub(crate) fn connect(&self) -> Result<Control> {
-        let state = self.state()?;
+        self.connect_in(self.state()?)
+    }
+
+    /// The way to its machine, as it is known to be in `state`.
+    pub(crate) fn connect_in(&self, state: State) -> Result<Control> {
         let record = MachineRecord::read(&self.directory)
             .filter(|_| state.is_live())
             .ok_or_else(|| self.in_state(state, "used"))?;
