@@ -13,8 +13,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bench_exec, bench_image, bench_net, bench_pull, bench_run, bench_workspace, debian, install,
-    packages, process,
+    bench_check, bench_exec, bench_image, bench_net, bench_pull, bench_run, bench_workspace,
+    debian, install, packages, process,
 };
 
 /// One measured figure.
@@ -43,6 +43,11 @@ impl Figure {
 
     fn holds(&self) -> bool {
         self.at_most.is_none_or(|limit| self.value <= limit)
+    }
+
+    /// Whether it says something of this program on any host, and less is better.
+    pub(crate) fn is_of_ours(&self) -> bool {
+        matches!(self.unit, "×" | "MiB")
     }
 
     fn promise(&self) -> String {
@@ -104,8 +109,13 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
 ];
 
 /// Runs the benchmarks whose name contains `filter` and prints a table; not a
-/// success if a promise does not hold.
-pub(crate) fn run(filter: &str, runs: usize) -> anyhow::Result<ExitCode> {
+/// success if a promise does not hold, or a figure is worse than in `check`.
+pub(crate) fn run(
+    filter: &str,
+    runs: usize,
+    save: Option<&Path>,
+    check: Option<&Path>,
+) -> anyhow::Result<ExitCode> {
     packages::install(&[packages::RUN, packages::TEST], false)?;
     let chosen: Vec<_> = BENCHMARKS
         .iter()
@@ -142,11 +152,23 @@ pub(crate) fn run(filter: &str, runs: usize) -> anyhow::Result<ExitCode> {
     for figure in &table {
         println!("{}", row(figure));
     }
+    let worse = match check {
+        Some(path) => bench_check::regressions(path, &table)?,
+        None => Vec::new(),
+    };
+    if let Some(path) = save {
+        bench_check::save(path, &table)?;
+    }
+    if !worse.is_empty() {
+        eprintln!("\nWorse than before:\n  {}", worse.join("\n  "));
+    }
     let broken: Vec<_> = table.iter().filter(|figure| !figure.holds()).collect();
-    if broken.is_empty() {
+    if broken.is_empty() && worse.is_empty() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!("\nNot as promised:");
+    if !broken.is_empty() {
+        eprintln!("\nNot as promised:");
+    }
     for figure in broken {
         eprintln!(
             "  {}: {} {}, promised {}",

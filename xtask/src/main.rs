@@ -3,6 +3,7 @@
 #![allow(clippy::print_stdout)]
 
 mod bench;
+mod bench_check;
 mod bench_exec;
 mod bench_image;
 mod bench_net;
@@ -55,6 +56,12 @@ enum Task {
         /// How many runs of each.
         #[arg(long, default_value_t = 9)]
         runs: usize,
+        /// Save ratios and sizes in this file, beside those of other benchmarks in it.
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+        /// Fail if a ratio or a size is more than a tenth worse than in this file.
+        #[arg(long, value_name = "FILE")]
+        check: Option<PathBuf>,
     },
     /// Compare images of many tools, and random stacks of layers, with what umoci unpacks.
     Corpus {
@@ -85,8 +92,14 @@ fn main() -> anyhow::Result<ExitCode> {
     match Arguments::parse().task {
         Task::Demo { yes } => demo::run(yes)?,
         Task::Test { yes, stages } => test::run(yes, &stages)?,
-        Task::Bench { filter, runs } => {
-            return bench::run(filter.as_deref().unwrap_or_default(), runs);
+        Task::Bench {
+            filter,
+            runs,
+            save,
+            check,
+        } => {
+            let filter = filter.as_deref().unwrap_or_default();
+            return bench::run(filter, runs, save.as_deref(), check.as_deref());
         }
         Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
