@@ -148,6 +148,14 @@ enum Command {
     Wait(commands::wait::WaitArgs),
     /// Show what live workspaces cost
     Stats(commands::stats::StatsArgs),
+    /// Print what workspaces cost, as Prometheus reads it
+    Metrics(commands::metrics::MetricsArgs),
+    /// Measure boots, commands and memory on this host
+    #[command(subcommand_required = true, arg_required_else_help = true)]
+    Perf {
+        #[command(subcommand)]
+        command: commands::perf::PerfCommand,
+    },
     /// Show how workspaces are connected
     Network(commands::network::NetworkArgs),
     /// List the sizes of machines that have a name
@@ -266,6 +274,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Result(args) => commands::result::run(&args, globals, &screen),
         Command::Wait(args) => commands::wait::run(&args, globals, &screen),
         Command::Stats(args) => commands::stats::run(&args, globals, &screen),
+        Command::Metrics(args) => commands::metrics::run(&args, globals, &screen),
+        Command::Perf { command } => commands::perf::run(&command, globals, &screen),
         Command::Network(args) => commands::network::run(&args, globals, &screen),
         Command::Profiles => commands::profiles::run(&screen),
         Command::Gc(args) => commands::gc::run(&args, globals, &screen),

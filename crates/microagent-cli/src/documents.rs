@@ -9,6 +9,7 @@ use microagent::{
     ImageFilter, ImagePullOptions, ImageSortKey, Images, Kernels, Microagent, Profile,
     PruneOptions, Registries, RootfsOptions, RunResult, SortKey, Spec, SuperviseEvent,
     SuperviseUnit, Workspace, WorkspaceFilter, Workspaces,
+    perf::{self, Perf, PerfReport},
 };
 
 use crate::cli::{Cli, parse};
@@ -149,6 +150,14 @@ fn library() -> BTreeSet<String> {
         Microagent::host,
         Microagent::doctor,
         Microagent::workspaces,
+        Microagent::perf,
+        Perf::boot,
+        Perf::exec,
+        Perf::footprint,
+        PerfReport::compare,
+        PerfReport::save,
+        PerfReport::read,
+        perf::Picture::draw,
         Microagent::images,
         Microagent::registries,
         Microagent::kernels,
@@ -158,6 +167,7 @@ fn library() -> BTreeSet<String> {
         Workspaces::remove,
         Workspaces::list,
         Workspaces::collect_garbage,
+        Workspaces::metrics,
         Workspaces::open,
         Workspace::start,
         Workspace::halt,
@@ -235,6 +245,7 @@ fn library() -> BTreeSet<String> {
         "ImageSortKey" => size_of::<ImageSortKey>,
         "ImagePullOptions" => size_of::<ImagePullOptions>,
         "PruneOptions" => size_of::<PruneOptions>,
+        "PerfReport" => size_of::<PerfReport>,
         "contract" => microagent::contract
     )
 }

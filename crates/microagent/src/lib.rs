@@ -36,9 +36,11 @@ mod hostname;
 mod images;
 mod io;
 mod kernels;
+mod metrics;
 mod name;
 mod options;
 mod parallel;
+pub mod perf;
 mod registries;
 mod result;
 mod run;
@@ -71,6 +73,7 @@ pub use images::{
 };
 pub use io::{RunController, RunIo};
 pub use kernels::{CheckedKernel, CheckedKernels, Kernels};
+pub use metrics::{Metrics, WorkspaceMetrics};
 pub use microagent_image::{
     Bytes, CheckedImage, CheckedSignature, CommitOptions, Committed, Digest, ExportFormat,
     ExportOptions, ExportTo, Exported, ExportedImage, Freshness, HistoryStep, ImageChange,
@@ -200,6 +203,12 @@ impl Microagent {
     /// Those of either.
     pub fn prune(&self, options: &PruneOptions) -> Result<PruneReport> {
         usage::prune(&self.config, options)
+    }
+
+    /// Benchmarks of machines and commands on this host.
+    #[must_use]
+    pub fn perf(&self) -> perf::Perf<'_> {
+        perf::Perf::new(&self.config)
     }
 
     /// What this host has to run machines with, as a report and no verdict; boots a small probe where

@@ -138,7 +138,7 @@ impl Workspace<'_> {
     }
 
     /// What is recorded, and what its supervisor says while there is one that answers.
-    pub(super) fn live_status(&self) -> Result<(State, Option<Status>)> {
+    pub(crate) fn live_status(&self) -> Result<(State, Option<Status>)> {
         let (state, lost) = history::state(&self.directory)?;
         if lost {
             history::bury(&self.directory);

@@ -20,7 +20,7 @@ pub(crate) mod machine;
 pub(crate) mod manifest;
 mod remove;
 mod start;
-mod status;
+pub(crate) mod status;
 pub(crate) mod verify;
 
 use std::{
@@ -57,6 +57,7 @@ use crate::{
     directories::{self, Held, Leftover},
     error::{Error, IoContext, Result},
     io::RunIo,
+    metrics::{self, Metrics},
     options::RunOptions,
     supervisor::client::Control,
 };
@@ -144,6 +145,15 @@ impl<'a> Workspaces<'a> {
     pub fn names(&self) -> Result<Vec<WorkspaceName>> {
         let named = directories::named(self.config)?;
         Ok(named.into_iter().map(|(name, _)| name).collect())
+    }
+
+    /// What `names`, or all workspaces, cost: for a monitoring system. One that has no machine has its
+    /// state alone.
+    ///
+    /// # Errors
+    /// When one of them is not there, or what is recorded of it cannot be read.
+    pub fn metrics(&self, names: &[String]) -> Result<Metrics> {
+        metrics::look(self, names)
     }
 
     /// Removes a workspace, whatever state its files are in. With `force` a live one is killed

@@ -174,7 +174,8 @@ fn at_rest(result: Option<&WorkloadResult>) -> ReadinessReport {
         .collect()
 }
 
-fn last_backend(events: &[Event]) -> Option<Backend> {
+/// What ran the last machine of which these are the events.
+pub(crate) fn last_backend(events: &[Event]) -> Option<Backend> {
     events.iter().rev().find_map(|event| match event.kind {
         EventKind::Starting { backend, .. } => Some(backend),
         _ => None,

@@ -1,0 +1,114 @@
+//! Benchmarks: what they measure of real machines, and the verdict on a baseline.
+
+use std::path::Path;
+
+use serde_json::Value;
+use testkit::Sandbox;
+
+use crate::sandbox;
+
+/// The median of a series.
+fn p50(report: &Value, name: &str) -> f64 {
+    let series = report["series"].as_array().unwrap();
+    let found = series.iter().find(|series| series["name"] == name);
+    found.unwrap()["summary"]["p50"].as_f64().unwrap()
+}
+
+/// Writes the report at `from` to `to` as if everything had taken `part` of it.
+fn scale(from: &Path, to: &Path, part: f64) {
+    let mut report: Value = serde_json::from_slice(&std::fs::read(from).unwrap()).unwrap();
+    for series in report["series"].as_array_mut().unwrap() {
+        for sample in series["samples"].as_array_mut().unwrap() {
+            *sample = Value::from(sample.as_f64().unwrap() * part);
+        }
+    }
+    std::fs::write(to, serde_json::to_vec(&report).unwrap()).unwrap();
+}
+
+#[test]
+fn a_boot_is_made_of_its_parts() {
+    let sandbox = sandbox();
+    let finished = sandbox
+        .microagent(["--json", "perf", "boot", "-n", "1", "--warm-up", "0"])
+        .args([Sandbox::BUSYBOX, "sh", "-c", "echo hello"])
+        .run()
+        .success();
+    let report = finished.parsed();
+    assert_eq!(report["benchmark"], "boot", "{finished}");
+    assert_eq!(report["iterations"], 1);
+    assert_eq!(report["subject"]["command"][2], "echo hello");
+    let parts = ["prepare", "spawn", "vmm", "kernel", "agent", "workload"];
+    let sum: f64 = parts.iter().map(|part| p50(&report, part)).sum();
+    let total = p50(&report, "total");
+    assert!((sum - total).abs() < 0.01 * total, "{sum} {total}");
+    assert!(p50(&report, "kernel") > 0.0 && p50(&report, "teardown") > 0.0);
+    // A command that fails measures nothing.
+    let failed = sandbox
+        .microagent(["perf", "boot", "-n", "1", "--warm-up", "0"])
+        .args([Sandbox::BUSYBOX, "false"])
+        .run()
+        .exited(1);
+    assert!(failed.err().contains("false: it exited with 1"), "{failed}");
+    sandbox.leftovers().none(&[]);
+}
+
+#[test]
+fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    let directory = tempfile::tempdir().unwrap();
+    let saved = directory.path().join("saved.json");
+    let path = saved.to_str().unwrap();
+    sandbox
+        .microagent(["create", "measured", Sandbox::BUSYBOX])
+        .run()
+        .success();
+    sandbox.microagent(["start", "measured"]).run().success();
+    let exec = |words: &[&str]| {
+        sandbox
+            .microagent(["perf", "exec", "-n", "5", "--warm-up", "2"])
+            .words(words)
+            .args(["measured", "true"])
+    };
+    let report = exec(&["--json", "--save", path]).run().success().parsed();
+    assert_eq!(report["iterations"], 5);
+    let total = p50(&report, "total");
+    assert!(total > 0.0 && p50(&report, "start") <= total);
+
+    let baseline = directory.path().join("baseline.json");
+    let compared = ["--baseline", baseline.to_str().unwrap()];
+    // Ten times what it took is better on any host, a tenth of it worse.
+    for (part, code, verdict) in [(10.0, 0, "better"), (0.1, 3, "worse")] {
+        scale(&saved, &baseline, part);
+        let finished = exec(&[&compared[..], &["--json"]].concat())
+            .run()
+            .exited(code);
+        assert_eq!(
+            finished.parsed()["comparison"]["verdict"],
+            verdict,
+            "{finished}"
+        );
+    }
+    let shown = exec(&compared).run().exited(3).out();
+    assert!(
+        shown.contains("p95") && shown.ends_with("worse\n"),
+        "{shown}"
+    );
+    let damaged = exec(&["--baseline", "/dev/null"]).run().exited(1);
+    assert!(damaged.err().contains("no saved report"), "{damaged}");
+    sandbox
+        .microagent(["delete", "--force", "measured"])
+        .run()
+        .success();
+
+    let finished = sandbox
+        .microagent(["--json", "perf", "footprint", "-n", "1", Sandbox::BUSYBOX])
+        .run()
+        .success();
+    let report = finished.parsed();
+    let mib = |name: &str| p50(&report, name) / f64::from(1 << 20);
+    assert!((1.0..64.0).contains(&mib("supervisor_rss")), "{finished}");
+    // The guest's memory is in it.
+    assert!((32.0..1024.0).contains(&mib("vmm_rss")), "{finished}");
+    assert!(mib("total_pss") <= mib("total_rss"));
+    sandbox.leftovers().none(&[]);
+}
