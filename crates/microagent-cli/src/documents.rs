@@ -154,6 +154,7 @@ fn library() -> BTreeSet<String> {
         Perf::boot,
         Perf::exec,
         Perf::footprint,
+        Perf::steady,
         PerfReport::compare,
         PerfReport::save,
         PerfReport::read,

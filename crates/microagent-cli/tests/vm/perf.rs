@@ -74,6 +74,20 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
     let total = p50(&report, "total");
     assert!(total > 0.0 && p50(&report, "start") <= total);
 
+    let metrics = sandbox.microagent(["metrics"]).run().success().out();
+    for begin in [
+        "microagent_workspace_state{workspace=\"measured\",state=\"running\"} 1\n",
+        "microagent_vmm_cpu_seconds_total{workspace=\"measured\"} ",
+        "microagent_vmm_resident_memory_bytes{workspace=\"measured\"} ",
+    ] {
+        assert_eq!(metrics.matches(begin).count(), 1, "{begin}\n{metrics}");
+    }
+    sandbox.microagent(["metrics", "nobody"]).run().exited(1);
+    let picture = directory.path().join("exec.svg");
+    exec(&["--plot", picture.to_str().unwrap()]).run().success();
+    let drawn = std::fs::read_to_string(&picture).unwrap();
+    assert_eq!(drawn.matches("<circle").count(), 5, "{drawn}");
+
     let baseline = directory.path().join("baseline.json");
     let compared = ["--baseline", baseline.to_str().unwrap()];
     // Ten times what it took is better on any host, a tenth of it worse.
@@ -110,5 +124,14 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
     // The guest's memory is in it.
     assert!((32.0..1024.0).contains(&mib("vmm_rss")), "{finished}");
     assert!(mib("total_pss") <= mib("total_rss"));
+    let finished = sandbox
+        .microagent(["--json", "perf", "steady", "-n", "2", Sandbox::BUSYBOX])
+        .run()
+        .success();
+    let report = finished.parsed();
+    assert_eq!(report["iterations"], 2);
+    // A supervisor has nothing to wake it when nothing happens; a guest has its clock.
+    assert!(p50(&report, "supervisor_wakeups") <= 1.0, "{finished}");
+    assert!(p50(&report, "vmm_cpu") < 90.0, "{finished}");
     sandbox.leftovers().none(&[]);
 }

@@ -1,20 +1,15 @@
 //! What a machine that does nothing takes on the host.
 
-use std::{fs, path::PathBuf, thread, time::Duration, time::SystemTime};
+use std::{fs, path::PathBuf, time::SystemTime};
 
 use microagent_protocol::ProcessIdentity;
 
-use super::{Benchmark, PerfReport, Rounds, Series, Subject, Unit};
+use super::{Benchmark, PerfReport, Rounds, Series, Unit, idle};
 use crate::{
     config::Config,
     error::{Error, Result},
-    io::RunIo,
     options::RunOptions,
-    workspaces::{CreateOptions, StartOptions, Workspaces},
 };
-
-/// How long a machine is left alone before it is looked at: what it took to boot goes meanwhile.
-const SETTLING: Duration = Duration::from_secs(1);
 
 /// What is looked at, in `smaps_rollup` and in a report.
 const KINDS: [(&str, &str); 2] = [("Rss:", "rss"), ("Pss:", "pss")];
@@ -49,8 +44,10 @@ pub(super) fn measure(config: &Config, options: &FootprintOptions) -> Result<Per
     options.rounds.check()?;
     let at = SystemTime::now().into();
     let mut last = None;
-    let taken = options.rounds.measure(|| {
-        let (taken, subject) = once(config, &options.run)?;
+    let taken: Vec<Taken> = options.rounds.measure(|| {
+        let (taken, subject) = idle::with(config, &options.run, |[supervisor, vmm]| {
+            Ok([memory(&supervisor)?, memory(&vmm)?])
+        })?;
         last = Some(subject);
         Ok(taken)
     })?;
@@ -77,32 +74,6 @@ pub(super) fn measure(config: &Config, options: &FootprintOptions) -> Result<Per
         warm_up,
         series,
     ))
-}
-
-fn once(config: &Config, run: &RunOptions) -> Result<(Taken, Subject)> {
-    let workspaces = Workspaces::new(config);
-    let mut idle = run.clone();
-    idle.command.clear();
-    let created = workspaces.create(&CreateOptions::new(idle), RunIo::captured())?;
-    let name = created.workspace.to_string();
-    let looked = look(&workspaces, &name);
-    let removed = workspaces.remove(&name, true);
-    // What went wrong first is what is worth telling.
-    let looked = looked?;
-    removed?;
-    Ok(looked)
-}
-
-fn look(workspaces: &Workspaces<'_>, name: &str) -> Result<(Taken, Subject)> {
-    let mut workspace = workspaces.open(name)?;
-    workspace.start(&StartOptions::new(), RunIo::captured())?;
-    thread::sleep(SETTLING);
-    let (state, live) = workspace.live_status()?;
-    let gone = || workspace.in_state(state, "looked at");
-    let live = live.ok_or_else(gone)?;
-    let vmm = live.vmm.ok_or_else(gone)?;
-    let taken = [memory(&live.supervisor)?, memory(&vmm)?];
-    Ok((taken, Subject::of(&workspace, Vec::new())?))
 }
 
 fn memory(process: &ProcessIdentity) -> Result<[f64; KINDS.len()]> {

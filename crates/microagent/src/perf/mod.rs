@@ -7,9 +7,11 @@
 mod boot;
 mod exec;
 mod footprint;
+mod idle;
 mod plot;
 mod report;
 mod stats;
+mod steady;
 
 use std::time::Duration;
 
@@ -22,6 +24,7 @@ pub use self::{
     plot::{InvalidPicture, Picture, html, svg},
     report::{Benchmark, Change, Comparison, PerfReport, PerfVerdict, Series, Subject, Unit},
     stats::Summary,
+    steady::SteadyOptions,
 };
 use crate::{
     config::Config,
@@ -110,6 +113,15 @@ impl<'a> Perf<'a> {
     /// Those of [`crate::Microagent::run`], and [`Error::Io`] where `/proc` cannot be read.
     pub fn footprint(&self, options: &FootprintOptions) -> Result<PerfReport> {
         footprint::measure(self.config, options)
+    }
+
+    /// Boots a machine that does nothing, and watches how often threads of its supervisor and its VMM
+    /// wake, and how much of one processor they take, second by second.
+    ///
+    /// # Errors
+    /// As [`footprint`](Self::footprint).
+    pub fn steady(&self, options: &SteadyOptions) -> Result<PerfReport> {
+        steady::measure(self.config, options)
     }
 }
 

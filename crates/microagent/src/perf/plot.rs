@@ -11,7 +11,7 @@ use crate::{
 const WIDTH: f64 = 860.0;
 /// Where bars begin and end.
 const LEFT: f64 = 170.0;
-const RIGHT: f64 = 830.0;
+const RIGHT: f64 = 770.0;
 const ROW: f64 = 34.0;
 const BAR: f64 = 20.0;
 /// Distinguishable also without colours: neighbours differ in brightness.
@@ -250,6 +250,8 @@ fn amount(value: f64, unit: Unit) -> String {
     match unit {
         Unit::Milliseconds => format!("{value:.2} ms"),
         Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
+        Unit::PerSecond => format!("{value:.1} /s"),
+        Unit::Percent => format!("{value:.2} %"),
     }
 }
 
@@ -286,13 +288,13 @@ mod tests {
             ],
         );
         let picture = svg(&[("now", &now)]);
-        // The scale of a group ends at the largest sample: 100 ms are 660 wide.
+        // The scale of a group ends at the largest sample: 100 ms are 600 wide.
         for piece in [
-            "<rect x=\"170.0\" y=\"74.0\" width=\"165.0\" height=\"20\" fill=\"#4e79a7\"><title>vmm: 25.00 ms",
-            "<rect x=\"335.0\" y=\"74.0\" width=\"330.0\" height=\"20\" fill=\"#a0cbe8\"><title>kernel: 50.00 ms",
+            "<rect x=\"170.0\" y=\"74.0\" width=\"150.0\" height=\"20\" fill=\"#4e79a7\"><title>vmm: 25.00 ms",
+            "<rect x=\"320.0\" y=\"74.0\" width=\"300.0\" height=\"20\" fill=\"#a0cbe8\"><title>kernel: 50.00 ms",
             "<title>teardown: 4.00 ms",
-            "<circle cx=\"830.0\"",
-            "<circle cx=\"500.0\"",
+            "<circle cx=\"770.0\"",
+            "<circle cx=\"470.0\"",
         ] {
             assert!(picture.contains(piece), "{piece}\n{picture}");
         }
@@ -321,7 +323,7 @@ mod tests {
         let before = report(Benchmark::Exec, &[("total", false, &[2.0])]);
         let picture = svg(&[("now", &now), ("before", &before)]);
         assert!(picture.contains("total (up to 2.00 ms)"));
-        assert!(picture.contains("width=\"330.0\"") && picture.contains("width=\"660.0\""));
+        assert!(picture.contains("width=\"300.0\"") && picture.contains("width=\"600.0\""));
     }
 
     #[test]

@@ -30,6 +30,8 @@ pub enum Benchmark {
     Exec,
     /// What a machine that does nothing takes on the host.
     Footprint,
+    /// What a machine that does nothing goes on doing.
+    Steady,
 }
 
 impl std::fmt::Display for Benchmark {
@@ -38,6 +40,7 @@ impl std::fmt::Display for Benchmark {
             Self::Boot => "boot",
             Self::Exec => "exec",
             Self::Footprint => "footprint",
+            Self::Steady => "steady",
         })
     }
 }
@@ -50,6 +53,10 @@ pub enum Unit {
     Milliseconds,
     /// Bytes.
     Bytes,
+    /// Times in a second.
+    PerSecond,
+    /// Of one processor, in percent.
+    Percent,
 }
 
 /// What was measured.

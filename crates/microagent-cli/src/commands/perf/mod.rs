@@ -4,6 +4,7 @@ mod boot;
 mod exec;
 mod footprint;
 mod shared;
+mod steady;
 
 use clap::Subcommand;
 use microagent::Error;
@@ -18,6 +19,8 @@ pub(crate) enum PerfCommand {
     Exec(exec::ExecArgs),
     /// Measure the memory a machine takes on the host while it does nothing
     Footprint(footprint::FootprintArgs),
+    /// Watch how often a machine wakes the host while it does nothing
+    Steady(steady::SteadyArgs),
 }
 
 pub(crate) fn run(command: &PerfCommand, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
@@ -25,5 +28,6 @@ pub(crate) fn run(command: &PerfCommand, globals: &Globals, screen: &Screen) -> 
         PerfCommand::Boot(args) => boot::run(args, globals, screen),
         PerfCommand::Exec(args) => exec::run(args, globals, screen),
         PerfCommand::Footprint(args) => footprint::run(args, globals, screen),
+        PerfCommand::Steady(args) => steady::run(args, globals, screen),
     }
 }

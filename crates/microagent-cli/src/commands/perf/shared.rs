@@ -182,6 +182,8 @@ fn amount(value: f64, unit: Unit) -> String {
         Unit::Milliseconds => format!("{value:.2} ms"),
         // As a float it is a whole number, far below what a u64 holds.
         Unit::Bytes => size(value as u64),
+        Unit::PerSecond => format!("{value:.1} /s"),
+        Unit::Percent => format!("{value:.2} %"),
     }
 }
 
