@@ -203,12 +203,9 @@ impl Machine {
             real.display()
         );
         write_program(&bin.join(QEMU), &script)?;
-        let mut path = vec![bin];
-        path.extend(std::env::split_paths(
-            &std::env::var_os("PATH").unwrap_or_default(),
-        ));
         let mut command = bench.microagent();
-        command.env("PATH", std::env::join_paths(path)?);
+        // Nothing else is found there, passt least of all: what forwards is QEMU's own network.
+        command.env("PATH", bin);
         Self::start(command, port, &[])
     }
 

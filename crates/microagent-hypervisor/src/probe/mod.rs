@@ -528,11 +528,15 @@ fn check_confinement(host: &ProbeHost<'_>, binary: Option<&QemuBinary>) -> HostC
         Ok(found) => found,
         Err(error) => return check(name, since, Verdict::Unusable, error.to_string()),
     };
-    let detail = format!("a monitor is held back by: {found}");
-    let Some(missing) = found.shortfall() else {
+    let gaps: Vec<String> = found
+        .missing
+        .iter()
+        .map(|gap| format!(". Not by {}: {}", gap.layer, gap.reason))
+        .collect();
+    let detail = format!("a monitor is held back by: {found}{}", gaps.concat());
+    if found.shortfall().is_none() {
         return check(name, since, Verdict::Ready, detail);
-    };
-    let detail = format!("{detail}. Not by {missing}");
+    }
     let mut check = check(name, since, Verdict::Degraded, detail);
     check.remedy = Some(
         "Landlock: Linux 5.13 or newer with landlock in the lsm= list; namespaces: Linux 5.12 or newer, \
