@@ -100,34 +100,39 @@ pub(crate) struct Seal {
     pub applied: Applied,
 }
 
-/// Ways to start one VMM, the tightest first.
-pub(crate) fn ways(terms: &Terms) -> Result<Vec<Seal>, Error> {
-    let fail = |what: &str, error: io::Error| Error::Io {
-        context: format!("prepare the VMM's {what}"),
-        source: error,
-    };
+/// A way to start a VMM: in a jail with or without a user namespace, or in none.
+pub(crate) type Way = Option<bool>;
+
+/// The ways there are, the tightest first. Each is prepared only when the one before it failed.
+pub(crate) fn ways(terms: &Terms) -> Vec<Way> {
     if terms.mode == ConfinementMode::Off {
-        return Ok(vec![Seal::new(terms, None, None)]);
-    }
-    let mut users = vec![true];
-    if rustix::process::geteuid().is_root() {
+        vec![None]
+    } else if rustix::process::geteuid().is_root() {
         // Root needs no user namespace for the others, where it may have none.
-        users.push(false);
+        vec![Some(true), Some(false), None]
+    } else {
+        vec![Some(true), None]
     }
-    let mut seals = Vec::new();
-    for way in users.into_iter().map(Some).chain([None]) {
+}
+
+impl Seal {
+    pub(crate) fn prepare(terms: &Terms, way: Way) -> Result<Self, Error> {
+        let fail = |what: &str, error: io::Error| Error::Io {
+            context: format!("prepare the VMM's {what}"),
+            source: error,
+        };
+        if terms.mode == ConfinementMode::Off {
+            return Ok(Self::new(terms, None, None));
+        }
         let jail = way
             .map(|with_users| Jail::plan(&terms.reach, with_users))
             .transpose()
             .map_err(|error| fail("root", error))?;
         let ruleset = landlock::ruleset(&terms.reach)
             .map_err(|error| fail("Landlock rules", io::Error::other(error)))?;
-        seals.push(Seal::new(terms, jail, ruleset));
+        Ok(Self::new(terms, jail, ruleset))
     }
-    Ok(seals)
-}
 
-impl Seal {
     fn new(terms: &Terms, jail: Option<Jail>, ruleset: Option<(OwnedFd, i32)>) -> Self {
         let (ruleset, version) = ruleset.unzip();
         let bare = terms.mode == ConfinementMode::Off;

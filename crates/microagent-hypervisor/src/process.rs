@@ -313,7 +313,8 @@ fn bear(
     start_error: &dyn Fn(&dyn std::fmt::Display) -> Error,
 ) -> Result<(Born, Seal), Error> {
     let mut why = None;
-    for mut seal in confine::ways(terms)? {
+    for way in confine::ways(terms) {
+        let mut seal = Seal::prepare(terms, way)?;
         seal.settle(why.clone())?;
         if birth.tap.is_some()
             && !seal
