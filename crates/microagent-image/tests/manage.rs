@@ -12,7 +12,7 @@ use microagent_image::{
     PullOptions, PullPolicy, Reference,
 };
 use serde_json::json;
-use testkit::registry::{Layout, Packing, TinyImage, damage, noise, tar_of};
+use testkit::registry::{Layout, Packing, TinyImage, damage, digest_of, noise, tar_of};
 
 /// Nobody but names needs anything.
 const NOBODY: BTreeSet<microagent_image::Digest> = BTreeSet::new();
@@ -578,4 +578,83 @@ fn what_is_here_by_digest_needs_no_network() {
         .unwrap_err();
     assert!(matches!(error, ImageError::Connection { .. }), "{error}");
     asked.join().unwrap().unwrap();
+}
+
+/// Changes what a note says of the boot its file was written in.
+fn of_another_boot(note: &Path) {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    let text = fs::read_to_string(note).unwrap();
+    assert!(text.contains(boot.trim()), "{text}");
+    let text = text.replace(boot.trim(), "another");
+    let (body, _) = text.rsplit_once(",\"seal\":").unwrap();
+    let open = if body.contains("\"diff_id\"") {
+        format!("{body},\"seal\":null}}")
+    } else {
+        format!("{body}}}")
+    };
+    let seal = digest_of(open.as_bytes());
+    fs::write(note, format!("{body},\"seal\":\"{seal}\"}}")).unwrap();
+}
+
+/// What a pull wrote last may be lost with the host's power: it is looked at before it counts for anything.
+#[test]
+fn what_a_crash_of_the_host_took_is_made_again() {
+    let bench = Bench::new();
+    let store = &bench.store;
+    let a = bench.image("a:1", 1);
+    let disk = a.disk.clone().unwrap();
+    let notes = || -> Vec<PathBuf> {
+        let mut all = bench.files();
+        all.retain(|path| path.extension().is_some_and(|it| it == "json"));
+        all
+    };
+    let unsettled = |path: &PathBuf| fs::read_to_string(path).unwrap().contains("\"boot\"");
+    assert_eq!(notes().len(), 3, "of two layers and a disk");
+    let again = |existed: bool| {
+        let disk = store.base_disk(&a, &|event| {
+            if let microagent_image::ImageEvent::DiskReady { existed: found, .. } = event {
+                assert_eq!(found, existed);
+            }
+        });
+        assert!(store.verify(&[], &|_| {}).unwrap().ok);
+        disk.unwrap()
+    };
+    // Not held any longer: it is to go.
+    let whole = again(true).digest;
+    assert!(
+        notes().iter().all(unsettled),
+        "in this boot it is as it was written"
+    );
+
+    let piece = bench.disks(&format!("{}.2.piece", a.layers[0].digest.hex()));
+    let index = piece.with_extension("index");
+    for torn in [
+        None,
+        Some(piece),
+        Some(index),
+        Some(disk.with_extension("front")),
+    ] {
+        for note in notes() {
+            if unsettled(&note) {
+                of_another_boot(&note);
+            }
+        }
+        if let Some(torn) = &torn {
+            // The length came to the disk, the content did not.
+            let length = fs::metadata(torn).unwrap().len();
+            fs::set_permissions(torn, std::os::unix::fs::PermissionsExt::from_mode(0o600)).unwrap();
+            fs::write(torn, vec![0; length as usize]).unwrap();
+        }
+        assert_eq!(again(torn.is_none()).digest, whole);
+        let left: Vec<PathBuf> = notes().into_iter().filter(unsettled).collect();
+        if torn.is_none() {
+            assert_eq!(left, Vec::<PathBuf>::new(), "it was seen after a boot");
+            // As new, for what follows.
+            store.remove("a:1", &NOBODY).unwrap();
+            assert_eq!(bench.image("a:1", 1).digest, a.digest);
+        }
+    }
+    let again = again(true);
+    store.settle(&again).unwrap();
+    assert!(!notes().iter().any(unsettled));
 }

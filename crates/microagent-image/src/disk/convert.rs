@@ -42,7 +42,8 @@ pub struct Piece {
 /// Converts a layer into the files `piece` and `index`, replacing what is there; gives the piece, and the sums that
 /// its digest is of.
 ///
-/// Each file gets its name once it is whole and on stable storage, and mode 0400. `progress` hears of
+/// Each file gets its name once it is whole, and mode 0400. Neither is synced: they can be made again, and the
+/// piece tells by its digests what a crash of the host took. `progress` hears of
 /// uncompressed bytes, about every 16 MiB.
 ///
 /// # Errors
@@ -56,7 +57,7 @@ pub fn convert(
 ) -> Result<(Piece, ChunkSums), DiskError> {
     let limits = &options.limits;
     let (output, index_output) = (Output::create(piece)?, Output::create(index)?);
-    let mut blocks = FileBlocks::new(output.file(), true).map_err(output.error("open"))?;
+    let mut blocks = FileBlocks::new(output.file(), true, false).map_err(output.error("open"))?;
     let most = limits.max_disk_bytes.min(ext4::MAX_DISK_BYTES);
     let mut appender = Appender::new(&mut blocks, 0, most);
     let promised = layer.diff_id;
@@ -113,9 +114,8 @@ pub fn convert(
     let sums = unsynced
         .sums(output.file(), size_bytes)
         .map_err(output.error("read back"))?;
-    unsynced.syncer.finish().map_err(output.error("sync"))?;
-    index_output.publish(0o400)?;
-    output.publish(0o400)?;
+    index_output.publish_unsynced(0o400)?;
+    output.publish_unsynced(0o400)?;
     let index_digest = digest_of(index)?;
     let converted = Piece {
         path: piece.to_owned(),

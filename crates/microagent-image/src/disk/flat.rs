@@ -67,7 +67,7 @@ pub fn build(
     let sums = unsynced
         .sums(output.file(), size_bytes)
         .map_err(output.error("read back"))?;
-    unsynced.syncer.finish().map_err(output.error("sync"))?;
+    unsynced.finish().map_err(output.error("sync"))?;
     let metadata = output.file().metadata().map_err(output.error("inspect"))?;
     output.publish(0o444)?;
     Ok(BuiltDisk {
@@ -118,7 +118,7 @@ fn write_room(
 ) -> Result<(), DiskError> {
     let output = Output::create(output)?;
     let (_, _, unsynced) = lay_out(layers, &output, options, Some(room), progress)?;
-    unsynced.syncer.finish().map_err(output.error("sync"))?;
+    unsynced.finish().map_err(output.error("sync"))?;
     output.publish(0o600)
 }
 
@@ -131,7 +131,7 @@ fn lay_out(
     progress: &mut dyn FnMut(BuildProgress<'_>),
 ) -> Result<(Merged, u64, Unsynced), DiskError> {
     let hashed = room.is_none();
-    let mut blocks = FileBlocks::new(output.file(), hashed).map_err(output.error("open"))?;
+    let mut blocks = FileBlocks::new(output.file(), hashed, true).map_err(output.error("open"))?;
     let merged = merge(layers, &mut blocks, options, room, progress, output)?;
     let size_bytes = u64::from(merged.blocks) * BLOCK as u64;
     output

@@ -38,7 +38,7 @@ pub struct JoinedDisk {
 }
 
 /// Merges the converted layers (lowest first, each with its label) and writes the disk's `front`, replacing what is
-/// there. All files keep their names in the list: the front's and the pieces'.
+/// there, without a sync. All files keep their names in the list: the front's and the pieces'.
 ///
 /// # Errors
 /// As [`build`](super::build), and [`DiskError::Piece`] for an index that is damaged.
@@ -106,7 +106,7 @@ pub fn join(
         .collect();
     let identity = identity(&diff_ids);
     let mut blocks = Front {
-        inner: FileBlocks::new(output.file(), true).map_err(output.error("open"))?,
+        inner: FileBlocks::new(output.file(), true, false).map_err(output.error("open"))?,
         behind: base,
     };
     let mut appender = Appender::new(&mut blocks, base, most);
@@ -123,8 +123,7 @@ pub fn join(
     let sums = unsynced
         .sums(output.file(), head + rest)
         .map_err(output.error("read back"))?;
-    unsynced.syncer.finish().map_err(output.error("sync"))?;
-    output.publish(0o400)?;
+    output.publish_unsynced(0o400)?;
     let mut list = DiskList::new();
     let mut add = |path: &Path, digest: Digest, offset, length| {
         let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();

@@ -64,6 +64,18 @@ impl Output {
         }
     }
 
+    /// Gives the file its name and `mode`, without a word of when it is on stable storage.
+    pub(crate) fn publish_unsynced(self, mode: u32) -> Result<(), DiskError> {
+        let file = self.temporary.as_file();
+        file.set_permissions(Permissions::from_mode(mode))
+            .map_err(self.error("set the mode of"))?;
+        let (path, fail) = (self.path.clone(), self.error("rename"));
+        self.temporary
+            .persist(&path)
+            .map(drop)
+            .map_err(|error| fail(error.error))
+    }
+
     /// Puts everything on stable storage, then gives the file its name and `mode`.
     pub(crate) fn publish(self, mode: u32) -> Result<(), DiskError> {
         let file = self.temporary.as_file();
@@ -104,7 +116,7 @@ pub(crate) struct FileBlocks {
 
 /// What the thread gave back.
 struct Done {
-    syncer: Syncer,
+    syncer: Option<Syncer>,
     sums: Option<SumsInOrder>,
 }
 
@@ -119,7 +131,8 @@ enum Writer {
 
 /// What is written but not yet known to be on stable storage.
 pub(crate) struct Unsynced {
-    pub(crate) syncer: Syncer,
+    /// None where nobody wants it to be.
+    syncer: Option<Syncer>,
     sums: Option<SumsInOrder>,
 }
 
@@ -127,13 +140,14 @@ impl FileBlocks {
     /// Buffers on their way to the thread.
     const BUFFERS: usize = 4;
 
-    /// For a file that is empty so far; `hashed` says whether its sums will be asked for.
-    pub(crate) fn new(file: &File, hashed: bool) -> io::Result<Self> {
+    /// For a file that is empty so far; `hashed` says whether its sums will be asked for, `synced` whether it is to
+    /// be on stable storage in the end.
+    pub(crate) fn new(file: &File, hashed: bool, synced: bool) -> io::Result<Self> {
         let (buffers, arriving) = sync_channel::<(u32, Vec<u8>)>(Self::BUFFERS);
         let (recycle, used) = channel();
         let to = file.try_clone()?;
         let mut done = Done {
-            syncer: Syncer::new(file)?,
+            syncer: synced.then(|| Syncer::new(file)).transpose()?,
             sums: hashed.then(SumsInOrder::default),
         };
         let thread = Builder::new()
@@ -142,7 +156,9 @@ impl FileBlocks {
                 for (block, mut bytes) in arriving {
                     let at = offset(block);
                     to.write_all_at(&bytes, at)?;
-                    done.syncer.wrote(bytes.len())?;
+                    if let Some(syncer) = &mut done.syncer {
+                        syncer.wrote(bytes.len())?;
+                    }
                     if let Some(sums) = &mut done.sums {
                         sums.wrote(at, &bytes);
                     }
@@ -167,7 +183,9 @@ impl FileBlocks {
             mut sums,
         } = self.join()?;
         discard(&self.file, freed)?;
-        syncer.request()?;
+        if let Some(syncer) = &mut syncer {
+            syncer.request()?;
+        }
         if let Some(sums) = &mut sums {
             let freed = freed
                 .iter()
@@ -193,6 +211,11 @@ impl FileBlocks {
 }
 
 impl Unsynced {
+    /// Waits until all is on stable storage, where that was wanted.
+    pub(crate) fn finish(self) -> io::Result<()> {
+        self.syncer.map_or(Ok(()), Syncer::finish)
+    }
+
     /// The sums of the whole file, which has its final size: what was not written in order is read back.
     pub(crate) fn sums(&mut self, file: &File, size_bytes: u64) -> io::Result<ChunkSums> {
         let known = self.sums.take().map_or_else(Vec::new, SumsInOrder::known);

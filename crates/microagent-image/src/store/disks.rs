@@ -13,7 +13,7 @@ use microagent_disk::{DiskList, EXTENSION, JoinedFile, MAX_LIST};
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Transaction};
-use super::{ImageRecord, ImageStore, pieces};
+use super::{ImageRecord, ImageStore, pieces, settled};
 use crate::digest::Digest;
 use crate::disk::{
     self, BuildOptions, BuildProgress, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece,
@@ -80,7 +80,7 @@ impl BaseDiskGuard {
 }
 
 /// What is recorded beside a disk.
-#[derive(Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Note {
     format: u32,
@@ -91,6 +91,9 @@ pub(super) struct Note {
     /// What made it; not recorded before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     converter: Option<String>,
+    /// The boot in which it was written, as long as it is not known to be on stable storage, with all its pieces.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<String>,
     /// Of all of the above, so that no byte of it changes unseen; not recorded before.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     seal: Option<Digest>,
@@ -109,6 +112,7 @@ impl Note {
         let open = Self {
             seal: None,
             converter: self.converter.clone(),
+            boot: self.boot.clone(),
             ..*self
         };
         Digest::of(&open.json()) == seal
@@ -271,6 +275,7 @@ impl ImageStore {
             list: Digest::of(text.as_bytes()),
             size_bytes: staged.size_bytes(),
             converter: Some(CONVERTER.to_owned()),
+            boot: settled::written_now(&[&staged.front])?,
             seal: None,
         };
         let json = note.sealed().json();
@@ -301,13 +306,20 @@ impl ImageStore {
         let note = self.note(digest)?;
         // A disk that is not what its note says is no disk: it is built again and replaced.
         let found = self.list_at(&path)?;
-        let Some((note, _)) = note
+        let Some((note, (_, list))) = note
             .zip(found)
             .filter(|(note, (digest, list))| note.list == *digest && self.has_files(list))
         else {
             tracing::warn!(path = %path.display(), "base disk that is not as noted");
             return Ok(None);
         };
+        if note.boot.is_some() && note.boot != settled::this_boot() {
+            if !self.outlived(&path, &list)? {
+                tracing::warn!(path = %path.display(), "base disk that a crash took a part of");
+                return Ok(None);
+            }
+            self.noted(self.settled(note.clone()));
+        }
         // Only a display depends on this time, so a read-only store is no error.
         if let Err(error) =
             File::open(&note_path).and_then(|file| file.set_modified(SystemTime::now()))
@@ -320,6 +332,52 @@ impl ImageStore {
             size_bytes: note.size_bytes,
             guard,
         }))
+    }
+
+    /// Without the note it is only looked at again.
+    #[expect(clippy::unused_self, reason = "reads as a sentence at its callers")]
+    pub(super) fn noted(&self, outcome: Result<()>) {
+        if let Err(error) = outcome {
+            tracing::debug!(%error, "cannot note what is on stable storage");
+        }
+    }
+
+    /// Whether a disk that was written in another boot is what it was then, with all its pieces.
+    fn outlived(&self, path: &Path, list: &DiskList) -> Result<bool> {
+        for piece in self.listed_pieces(path)? {
+            let name = piece.file_name().and_then(|name| name.to_str());
+            let diff_id = name
+                .and_then(|name| name.split('.').next())
+                .and_then(Digest::from_hex);
+            let Some(diff_id) = diff_id else {
+                return Ok(false);
+            };
+            if self.existing_piece(diff_id)?.is_none() {
+                return Ok(false);
+            }
+        }
+        let front = path.with_extension(FRONT);
+        let of_front = list
+            .files()
+            .iter()
+            .find(|file| self.disks().join(&file.name) == front)
+            .and_then(|file| Digest::from_hex(&file.digest));
+        Ok(of_front.is_some_and(|sums| settled::is_whole(&front, sums)))
+    }
+
+    /// The note of the disk at `path`, if that is not known to be on stable storage.
+    pub(super) fn unsettled(&self, path: &Path) -> Result<Option<Note>> {
+        let bytes = files::read_bounded(&path.with_extension("json"), MAX_NOTE)?;
+        Ok(bytes
+            .and_then(|bytes| serde_json::from_slice::<Note>(&bytes).ok())
+            .filter(|note| note.is_whole() && note.boot.is_some()))
+    }
+
+    /// Records that a disk is on stable storage.
+    pub(super) fn settled(&self, note: Note) -> Result<()> {
+        let path = self.disk_note_path(note.manifest);
+        let note = Note { boot: None, ..note };
+        files::replace(&path, &note.sealed().json())
     }
 
     /// The list at `path` and its digest, if it can be understood.

@@ -22,6 +22,7 @@ mod pieces;
 mod provenance;
 mod reclaim;
 mod record;
+mod settled;
 mod tree;
 mod usage;
 mod verify;

@@ -12,9 +12,9 @@ use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
 
-use super::ImageStore;
 use super::disks::CONVERTER;
 use super::files::{self, Transaction};
+use super::{ImageStore, settled};
 use crate::digest::Digest;
 use crate::disk::{self, BuildOptions, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece};
 use crate::error::{ImageError, IoContext, Result};
@@ -39,6 +39,9 @@ struct Note {
     index: Digest,
     stream_bytes: u64,
     converter: String,
+    /// The boot in which it was written, as long as it is not known to be on stable storage.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    boot: Option<String>,
     /// Of all of the above, so that no byte of it changes unseen.
     seal: Option<Digest>,
 }
@@ -186,6 +189,13 @@ impl ImageStore {
 
     /// Moves what was converted to its place, the content last: a piece is never without the rest.
     fn publish_piece(&self, staged: &Piece, sums: &ChunkSums) -> Result<Piece> {
+        let at = |what| self.piece_path(staged.diff_id, what);
+        let mut boot = settled::written_now(&[&staged.path, &staged.index])?;
+        if at(PIECE).exists() {
+            // It takes the place of one that disks may be known to rest on.
+            settled::sync(&staged.path)?;
+            boot = None;
+        }
         let note = Note {
             format: FORMAT,
             diff_id: staged.diff_id,
@@ -194,14 +204,11 @@ impl ImageStore {
             index: staged.index_digest,
             stream_bytes: staged.stream_bytes,
             converter: CONVERTER.to_owned(),
+            boot,
             seal: None,
-        }
-        .sealed();
-        let at = |what| self.piece_path(staged.diff_id, what);
+        };
         files::replace(&at("sums"), sums.text().as_bytes())?;
-        // Numbers and digests: there is nothing here JSON cannot hold.
-        let json = serde_json::to_vec(&note).unwrap_or_default();
-        files::replace(&at("json"), &json)?;
+        self.write_note(note)?;
         for (from, to) in [(&staged.index, at("index")), (&staged.path, at(PIECE))] {
             fs::rename(from, &to).context("publish", &to)?;
         }
@@ -213,12 +220,33 @@ impl ImageStore {
         })
     }
 
+    fn write_note(&self, note: Note) -> Result<()> {
+        let path = self.piece_path(note.diff_id, "json");
+        // Numbers, digests and words: there is nothing here JSON cannot hold.
+        let json = serde_json::to_vec(&note.sealed()).unwrap_or_default();
+        files::replace(&path, &json)
+    }
+
+    fn note_of(&self, diff_id: Digest) -> Result<Option<Note>> {
+        let bytes = files::read_bounded(&self.piece_path(diff_id, "json"), MAX_NOTE)?;
+        Ok(bytes.and_then(|bytes| Note::parse(&bytes, diff_id)))
+    }
+
+    /// Puts a converted layer on stable storage, where it is not known to be there.
+    pub(super) fn settle_layer(&self, diff_id: Digest) -> Result<()> {
+        let Some(note) = self.note_of(diff_id)?.filter(|note| note.boot.is_some()) else {
+            return Ok(());
+        };
+        settled::sync(&self.piece_path(diff_id, PIECE))?;
+        self.write_note(Note { boot: None, ..note })
+    }
+
     /// A converted layer, where it is there, of the length that was recorded, and its index is whole.
-    fn existing_piece(&self, diff_id: Digest) -> Result<Option<Piece>> {
+    pub(super) fn existing_piece(&self, diff_id: Digest) -> Result<Option<Piece>> {
         let at = |what| self.piece_path(diff_id, what);
-        let note = files::read_bounded(&at("json"), MAX_NOTE)?
-            .and_then(|bytes| Note::parse(&bytes, diff_id));
-        let Some(note) = note else { return Ok(None) };
+        let Some(note) = self.note_of(diff_id)? else {
+            return Ok(None);
+        };
         let piece = Piece {
             path: at(PIECE),
             index: at("index"),
@@ -228,10 +256,17 @@ impl ImageStore {
             diff_id,
             stream_bytes: note.stream_bytes,
         };
-        let is_whole = fs::metadata(&piece.path).is_ok_and(|it| it.len() == piece.size_bytes)
+        let mut is_whole = fs::metadata(&piece.path).is_ok_and(|it| it.len() == piece.size_bytes)
             && File::open(&piece.index)
                 .and_then(|file| Digest::of_reader(BufReader::new(file)))
                 .is_ok_and(|digest| digest == piece.index_digest);
+        if is_whole && note.boot.is_some() && note.boot != settled::this_boot() {
+            is_whole = settled::is_whole(&piece.path, piece.sums);
+            if is_whole {
+                // What is read in another boot than it was written in is on stable storage.
+                self.noted(self.write_note(Note { boot: None, ..note }));
+            }
+        }
         if !is_whole {
             tracing::warn!(path = %piece.path.display(), "a converted layer is not whole");
         }

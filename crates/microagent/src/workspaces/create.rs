@@ -6,7 +6,7 @@ use std::{
     time::{Instant, SystemTime},
 };
 
-use microagent_image::ImageConfig;
+use microagent_image::{ImageConfig, ImageStore};
 use microagent_kernel::GUEST_SHA256;
 use microagent_protocol::{WorkspaceName, exec::ExecRequest};
 use serde::Serialize;
@@ -214,6 +214,8 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
     let mut prepared = prepare::prepare(config, &options.run, &plan.reference, &events)?;
     let workload = options.workload(&prepared.image.config)?;
     let making = Instant::now();
+    // It stays, so what it is made of is to outlive the host's next crash.
+    ImageStore::open(config.images_dir())?.settle(&prepared.image.disk)?;
     let directory = Directory::create(config, &plan.name)?;
     let manifest = Manifest {
         disks: options.run.wiring.disks(directory.path(), &events)?,
