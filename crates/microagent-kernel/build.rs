@@ -29,8 +29,12 @@ const PREBUILT: &str = "MICROAGENT_GUEST_BINARY";
 /// Every microVM reads the guest into memory before it does anything else.
 const MAX_GUEST_BYTES: usize = 2 * 1024 * 1024;
 
+/// A file with the root metadata of the kernel repository to trust, and the repository's address.
+const KERNEL_ROOT: &str = "MICROAGENT_KERNEL_ROOT";
+const KERNEL_REPOSITORY: &str = "MICROAGENT_KERNEL_REPOSITORY";
+
 fn main() {
-    if let Err(error) = embed_guest() {
+    if let Err(error) = embed_guest().and_then(|()| embed_kernel_root()) {
         // A build script's only way to fail with a message of its own.
         eprintln!("error: {error}");
         std::process::exit(1);
@@ -72,6 +76,26 @@ fn embed_guest() -> Result<(), Box<dyn Error>> {
         .collect();
     fs::write(out_dir.join("guest"), &guest)?;
     println!("cargo::rustc-env=MICROAGENT_GUEST_SHA256={digest}");
+    Ok(())
+}
+
+/// Without one nothing is trusted until the user names a root.
+fn embed_kernel_root() -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-env-changed={KERNEL_ROOT}");
+    println!("cargo::rerun-if-env-changed={KERNEL_REPOSITORY}");
+    let root = match env::var_os(KERNEL_ROOT) {
+        Some(path) => {
+            let path = PathBuf::from(path);
+            println!("cargo::rerun-if-changed={}", path.display());
+            fs::read(&path)
+                .map_err(|e| format!("{KERNEL_ROOT}: cannot read {}: {e}", path.display()))?
+        }
+        None => Vec::new(),
+    };
+    fs::write(
+        PathBuf::from(required_env("OUT_DIR")?).join("kernel-root.json"),
+        root,
+    )?;
     Ok(())
 }
 

@@ -94,6 +94,10 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("supervisor-rss", bench_run::supervisor_rss),
     ("idle", bench_run::idle),
     ("run-vs-bare-boot", bench_run::run_against_bare_boot),
+    (
+        "kernel-vs-distribution",
+        bench_run::kernel_against_distribution,
+    ),
     ("create", bench_workspace::create),
     (
         "start-vs-bare-boot",

@@ -148,6 +148,53 @@ pub(crate) fn run_against_bare_boot(bench: &Bench) -> anyhow::Result<Vec<Figure>
     ])
 }
 
+/// The tuned kernel against the distribution's: the same bare boot, in turn. And the distribution's with the
+/// self-tests that its own command line runs.
+pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let theirs = bare_arguments(bench)?;
+    let with = |option: &str, change: &dyn Fn(&str) -> String| {
+        let mut arguments = theirs.clone();
+        if let Some(at) = arguments.iter().position(|argument| argument == option)
+            && let Some(value) = arguments.get_mut(at + 1)
+        {
+            *value = change(value);
+        }
+        arguments
+    };
+    let kernel = crate::kernel::built()?;
+    let variants = [
+        theirs.clone(),
+        with("-append", &|line| line.replace("cryptomgr.notests ", "")),
+        with("-kernel", &|_| kernel.display().to_string()),
+    ];
+    let mut times = [const { Vec::new() }; 3];
+    for _ in 0..bench.runs {
+        for (arguments, times) in variants.iter().zip(&mut times) {
+            let start = Instant::now();
+            process::run_within(
+                Command::new("qemu-system-x86_64").args(arguments),
+                BARE_BOOT_DEADLINE,
+            )
+            .context("the bare boot hangs or fails")?;
+            times.push(start.elapsed().as_secs_f64());
+        }
+    }
+    let [theirs, tested, ours] = times.map(median);
+    Ok(vec![
+        Figure::new("the distribution's kernel, bare boot, median", theirs, "s"),
+        Figure::new("the same with its self-tests", tested, "s"),
+        Figure::new("the tuned kernel, bare boot, median", ours, "s"),
+        Figure::new(
+            "tuned / distribution's with its self-tests",
+            ours / tested,
+            "×",
+        )
+        .at_most(0.5),
+        Figure::new("tuned / distribution's", ours / theirs, "×"),
+        Figure::new("tuned kernel", bytes(&kernel)? / MIB, "MiB"),
+    ])
+}
+
 /// A hundred boots in a row while every core is busy with something else.
 pub(crate) fn boots_under_load(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     const BOOTS: usize = 100;

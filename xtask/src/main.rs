@@ -15,6 +15,7 @@ mod debian;
 mod demo;
 mod fuzz;
 mod install;
+mod kernel;
 mod packages;
 mod process;
 mod test;
@@ -80,6 +81,11 @@ enum Task {
         #[arg(long, default_value_t = 60)]
         seconds: u32,
     },
+    /// Build and try the kernel that is tuned for microVMs.
+    Kernel {
+        #[command(subcommand)]
+        task: kernel::KernelTask,
+    },
     /// Build and install the one executable and its symlink.
     Install {
         /// Where to: `DIR/bin/microagent`.
@@ -103,6 +109,7 @@ fn main() -> anyhow::Result<ExitCode> {
         }
         Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
+        Task::Kernel { task } => return kernel::run(task),
         Task::Install { prefix } => install::run(&prefix)?,
     }
     Ok(ExitCode::SUCCESS)

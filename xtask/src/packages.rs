@@ -73,6 +73,15 @@ pub(crate) const TEST: &[Need] = &[
     need("c++", "g++", "builds the fuzzer"),
 ];
 
+/// What building a kernel takes besides.
+pub(crate) const KERNEL: &[Need] = &[
+    need("make", "make", "builds Linux"),
+    need("flex", "flex", "builds Linux's configuration"),
+    need("bison", "bison", "builds Linux's configuration"),
+    need("bc", "bc", "computes Linux's constants"),
+    need("xz", "xz-utils", "unpacks Linux's source"),
+];
+
 /// What makes the images that `corpus` compares, besides.
 pub(crate) const CORPUS: &[Need] = &[
     need("debootstrap", "debootstrap", "makes images"),

@@ -226,6 +226,8 @@ fn library() -> BTreeSet<String> {
         Kernels::install,
         Kernels::list,
         Kernels::inspect,
+        Kernels::build,
+        Kernels::check_configuration,
         Kernels::set_default,
         Kernels::verify,
         Kernels::remove;

@@ -251,6 +251,8 @@ impl Progress {
                 format!("Downloading {package} ({})", size(*bytes))
             }
             KernelProgress::Unpacking { package } => format!("Unpacking {package}"),
+            KernelProgress::Configuring => "Configuring Linux".to_owned(),
+            KernelProgress::Compiling { steps } => format!("Compiling Linux ({steps} steps)"),
             KernelProgress::Extracting => "Extracting the kernel and its modules".to_owned(),
             KernelProgress::Storing { release } => format!("Storing kernel {release}"),
             _ => return,

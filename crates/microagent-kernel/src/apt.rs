@@ -122,6 +122,11 @@ pub(crate) fn download(package: &Package, directory: &Path) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
+/// The package of exactly this name.
+pub(crate) fn find(name: &str, directory: &Path) -> Result<Package> {
+    require(name, directory)
+}
+
 fn require(name: &str, directory: &Path) -> Result<Package> {
     show(name, directory)?.ok_or_else(|| KernelError::PackageUnknown {
         packages: vec![name.to_owned()],

@@ -5,7 +5,8 @@ use std::io::Read;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -18,6 +19,9 @@ const MAX_OUTPUT: u64 = 4 * 1024 * 1024;
 /// How much of the standard error goes into a message.
 const MAX_MESSAGE: usize = 2000;
 
+/// How often a program that is watched is looked at.
+const WATCH: Duration = Duration::from_millis(500);
+
 /// Runs `program` in `directory` and returns its standard output.
 pub(crate) fn run<S: AsRef<OsStr>>(
     program: &str,
@@ -26,24 +30,36 @@ pub(crate) fn run<S: AsRef<OsStr>>(
     timeout: Duration,
     remedy: &'static str,
 ) -> Result<String> {
+    let mut command = Command::new(program);
+    command.args(arguments).current_dir(directory);
+    run_watched(command, timeout, remedy, &mut |_| {})
+}
+
+/// As [`run`], and tells `watch` now and then how many lines the program has written.
+pub(crate) fn run_watched(
+    mut command: Command,
+    timeout: Duration,
+    remedy: &'static str,
+    watch: &mut dyn FnMut(usize),
+) -> Result<String> {
     let deadline = Instant::now() + timeout;
+    let program = command.get_program().to_string_lossy().into_owned();
     let unavailable = |source| KernelError::ToolUnavailable {
-        program: program.to_owned(),
+        program: program.clone(),
         source,
         remedy,
     };
+    let words: Vec<_> = command
+        .get_args()
+        .map(|argument| argument.to_string_lossy().into_owned())
+        .collect();
     let shown = || {
-        let words = arguments
-            .iter()
-            .map(|argument| argument.as_ref().to_string_lossy().into_owned());
-        std::iter::once(program.to_owned())
-            .chain(words)
+        std::iter::once(program.as_str())
+            .chain(words.iter().map(String::as_str))
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let mut child = Command::new(program)
-        .args(arguments)
-        .current_dir(directory)
+    let mut child = command
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -52,10 +68,22 @@ pub(crate) fn run<S: AsRef<OsStr>>(
         .process_group(0)
         .spawn()
         .map_err(unavailable)?;
-    let output = drain(child.stdout.take());
-    let errors = drain(child.stderr.take());
-    let received = |stream: mpsc::Receiver<Vec<u8>>| {
-        stream.recv_timeout(deadline.saturating_duration_since(Instant::now()))
+    let lines = Arc::new(AtomicUsize::new(0));
+    let output = drain(child.stdout.take(), Arc::clone(&lines));
+    let errors = drain(child.stderr.take(), Arc::default());
+    let mut seen = 0;
+    let mut received = |stream: mpsc::Receiver<Vec<u8>>| loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match stream.recv_timeout(left.min(WATCH)) {
+            Err(mpsc::RecvTimeoutError::Timeout) if !left.is_zero() => {
+                let now = lines.load(Ordering::Relaxed);
+                if now != seen {
+                    seen = now;
+                    watch(now);
+                }
+            }
+            other => return other,
+        }
     };
     let finished = received(output).ok().zip(received(errors).ok());
     let status = finished
@@ -82,11 +110,15 @@ pub(crate) fn run<S: AsRef<OsStr>>(
 }
 
 /// Reads a stream to its end on a thread of its own, so that neither stream can block the other.
-fn drain<R: Read + Send + 'static>(stream: Option<R>) -> mpsc::Receiver<Vec<u8>> {
+fn drain<R: Read + Send + 'static>(
+    stream: Option<R>,
+    lines: Arc<AtomicUsize>,
+) -> mpsc::Receiver<Vec<u8>> {
     let (sender, receiver) = mpsc::channel();
     thread::spawn(move || {
         let mut bytes = Vec::new();
-        if let Some(mut stream) = stream {
+        if let Some(stream) = stream {
+            let mut stream = Counted { stream, lines };
             // A stream that breaks has ended; the exit status tells whether that matters.
             let _ = stream.by_ref().take(MAX_OUTPUT).read_to_end(&mut bytes);
             let _ = std::io::copy(&mut stream, &mut std::io::sink());
@@ -95,6 +127,25 @@ fn drain<R: Read + Send + 'static>(stream: Option<R>) -> mpsc::Receiver<Vec<u8>>
         let _ = sender.send(bytes);
     });
     receiver
+}
+
+/// A stream whose lines are counted as they are read.
+struct Counted<R> {
+    stream: R,
+    lines: Arc<AtomicUsize>,
+}
+
+impl<R: Read> Read for Counted<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.stream.read(buffer)?;
+        let ends = buffer
+            .iter()
+            .take(length)
+            .filter(|byte| **byte == b'\n')
+            .count();
+        self.lines.fetch_add(ends, Ordering::Relaxed);
+        Ok(length)
+    }
 }
 
 fn wait_until(child: &mut Child, deadline: Instant) -> Option<std::process::ExitStatus> {
@@ -152,6 +203,24 @@ mod tests {
         )
         .unwrap();
         assert_eq!(output.len() as u64, MAX_OUTPUT);
+    }
+
+    #[test]
+    fn lines_are_told_while_a_program_runs() {
+        let mut command = Command::new("sh");
+        // It goes on only after the first was told, or the deadline ends it.
+        let directory = tempfile::tempdir().unwrap();
+        let seen = directory.path().join("seen");
+        command
+            .args(["-c", "echo one; while ! [ -e seen ]; do sleep 0.05; done"])
+            .current_dir(directory.path());
+        let mut told = Vec::new();
+        run_watched(command, Duration::from_secs(60), "", &mut |lines| {
+            told.push(lines);
+            std::fs::write(&seen, "").unwrap();
+        })
+        .unwrap();
+        assert_eq!(told, [1]);
     }
 
     #[test]

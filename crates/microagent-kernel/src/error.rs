@@ -111,6 +111,80 @@ pub enum KernelError {
         /// What is wrong.
         reason: String,
     },
+    /// Linux did not take a part of the configuration.
+    #[error(
+        "Linux of {package} does not take these lines of our configuration: {dropped}. They depend on something that \
+         is not there, or this version calls them otherwise: build {default}.",
+        dropped = dropped.join(", "),
+        default = crate::SOURCE_PACKAGE
+    )]
+    OptionsDropped {
+        /// Source package.
+        package: String,
+        /// The lines.
+        dropped: Vec<String>,
+    },
+    /// A kernel for another architecture cannot be installed.
+    #[error(
+        "a kernel for {architecture:?} runs no machine on this host: write it to a directory instead of installing it"
+    )]
+    ForeignArchitecture {
+        /// What it would be for.
+        architecture: crate::Architecture,
+    },
+    /// What a repository says of itself does not hold.
+    #[error(
+        "the kernel repository {url} cannot be trusted: {reason}. Nothing was installed; ask who runs it before you try again."
+    )]
+    RepositoryRefused {
+        /// Its address.
+        url: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// A repository's file could not be had.
+    #[error("cannot get {url}: {reason}. Try again, or give another repository.")]
+    RepositoryUnreachable {
+        /// Address of the file.
+        url: String,
+        /// Why not.
+        reason: String,
+    },
+    /// The address of a repository is in no form that is read.
+    #[error(
+        "{url:?} is no address of a kernel repository: give https://HOST/PATH, http://HOST/PATH or file:///PATH"
+    )]
+    InvalidRepository {
+        /// The address.
+        url: String,
+    },
+    /// There is nobody to trust, or no place to look.
+    #[error(
+        "this build of microagent was given no kernel repository. Name one, and a file with its root metadata."
+    )]
+    NoTrustedRoot,
+    /// The name of a channel cannot be one.
+    #[error("{channel:?} is no name of a channel: letters, digits and . _ - are allowed")]
+    InvalidChannel {
+        /// The name.
+        channel: String,
+    },
+    /// The repository has no such channel for this architecture.
+    #[error("the kernel repository {url} has no channel {channel:?} for this host's architecture")]
+    NoSuchChannel {
+        /// Its address.
+        url: String,
+        /// The channel.
+        channel: String,
+    },
+    /// What was known of a repository cannot be read any more.
+    #[error("what is known of a kernel repository cannot be used: {path}: {reason}. Remove the directory of this file to begin anew; what was known there then protects no more against old kernels.", path = path.display())]
+    TrustDamaged {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong.
+        reason: String,
+    },
     /// What arrived is not what was announced.
     #[error(
         "{name} has SHA-256 {found}, but {expected} was expected. Remove it and fetch it again; do not use it."

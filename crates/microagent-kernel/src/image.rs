@@ -27,6 +27,15 @@ pub enum Architecture {
     Aarch64,
 }
 
+impl Architecture {
+    /// This host's.
+    pub const HOST: Self = if cfg!(target_arch = "aarch64") {
+        Self::Aarch64
+    } else {
+        Self::X86_64
+    };
+}
+
 /// A kernel ready to be loaded by a VMM.
 #[derive(Debug)]
 pub(crate) struct KernelImage {

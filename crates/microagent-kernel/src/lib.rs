@@ -21,6 +21,7 @@
 #![forbid(unsafe_code)]
 
 mod apt;
+mod build;
 mod command;
 mod compression;
 mod deb;
@@ -34,11 +35,14 @@ mod image;
 mod initramfs;
 mod modules;
 mod record;
+mod repository;
 mod source;
 mod store;
 
+pub use build::{BuildOptions, BuiltKernel, SOURCE_PACKAGE, build_files, check_configuration};
 pub use error::{KernelError, Result};
 pub use record::{Architecture, Divergence, Initramfs, KernelList, KernelRecord, ModuleRecord};
+pub use repository::{DEFAULT_CHANNEL, RepositorySource};
 pub use source::{KernelProgress, KernelSource, PackageProvenance, ProgressSink, Provenance};
 pub use store::KernelStore;
 

@@ -5,11 +5,14 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::build::{self, BuildOptions};
 use crate::error::{IoContext, KernelError, Result};
 use crate::files::read_bounded;
 use crate::hash::sha256;
 use crate::image::{self, KernelImage};
 use crate::modules::{Drivers, ModuleTree, drivers_from_config};
+use crate::record::Architecture;
+use crate::repository::{self, RepositorySource};
 use crate::{apt, deb};
 
 /// Largest kernel file that is read.
@@ -38,6 +41,10 @@ pub enum KernelSource {
         /// SHA-256 the file must have, in hexadecimal.
         sha256: Option<String>,
     },
+    /// Linux from the distribution's source package, configured for microVMs and compiled here.
+    Build(BuildOptions),
+    /// A channel of a signed repository.
+    Repository(RepositorySource),
 }
 
 /// Where an installed kernel came from, with what identifies it there.
@@ -68,6 +75,28 @@ pub enum Provenance {
         /// Whether the digest was demanded by the caller; otherwise it is only what was found.
         verified: bool,
     },
+    /// Compiled on this host.
+    Build {
+        /// The source package, checked against the package manager's signed lists.
+        source: PackageProvenance,
+        /// SHA-256 of the configuration fragment.
+        fragment_sha256: String,
+        /// The compiler, as it names itself.
+        compiler: String,
+    },
+    /// A signed repository.
+    Repository {
+        /// Its address.
+        url: String,
+        /// The channel.
+        channel: String,
+        /// The kernel's name there.
+        target: String,
+        /// Version of the signed list that had it.
+        version: u32,
+        /// SHA-256 of the file.
+        sha256: String,
+    },
 }
 
 impl Provenance {
@@ -75,7 +104,7 @@ impl Provenance {
     #[must_use]
     pub fn is_vouched(&self) -> bool {
         match self {
-            Self::DistributionPackage { .. } => true,
+            Self::DistributionPackage { .. } | Self::Build { .. } | Self::Repository { .. } => true,
             Self::Host { .. } => false,
             Self::File { verified, .. } => *verified,
         }
@@ -113,6 +142,13 @@ pub enum KernelProgress {
         /// Package name.
         package: String,
     },
+    /// Choosing what the kernel is made of.
+    Configuring,
+    /// Compiling it.
+    Compiling {
+        /// Steps done; there are about two thousand.
+        steps: usize,
+    },
     /// Decompressing the kernel and choosing its modules.
     Extracting,
     /// Writing it to the store.
@@ -133,10 +169,12 @@ pub(crate) struct Fetched {
     pub(crate) provenance: Provenance,
 }
 
-/// Gets the kernel; `scratch` is an empty directory for the duration.
+/// Gets the kernel; `scratch` is an empty directory for the duration, and `trust` one for good, where what is
+/// known of repositories is kept.
 pub(crate) fn fetch(
     source: &KernelSource,
     scratch: &Path,
+    trust: &Path,
     progress: &mut ProgressSink<'_>,
 ) -> Result<Fetched> {
     match source {
@@ -159,6 +197,8 @@ pub(crate) fn fetch(
             progress(KernelProgress::Extracting);
             from_file(kernel, modules.as_deref(), sha256.as_deref())
         }
+        KernelSource::Build(options) => build::for_this_host(options, progress),
+        KernelSource::Repository(repository) => from_repository(repository, trust, progress),
     }
 }
 
@@ -268,6 +308,30 @@ fn from_file(kernel: &Path, modules: Option<&Path>, expected: Option<&str>) -> R
         image,
         drivers,
         provenance,
+    })
+}
+
+fn from_repository(
+    source: &RepositorySource,
+    trust: &Path,
+    progress: &mut ProgressSink<'_>,
+) -> Result<Fetched> {
+    progress(KernelProgress::Resolving);
+    let vouched = repository::get(source, Architecture::HOST, trust)?;
+    progress(KernelProgress::Extracting);
+    let digest = sha256(&vouched.bytes);
+    let image = image::extract(&vouched.target, vouched.bytes)?;
+    let drivers = drivers_from_config(image.config.as_deref(), &image.release)?;
+    Ok(Fetched {
+        image,
+        drivers,
+        provenance: Provenance::Repository {
+            url: vouched.url,
+            channel: source.channel.clone(),
+            target: vouched.target,
+            version: vouched.version,
+            sha256: digest,
+        },
     })
 }
 

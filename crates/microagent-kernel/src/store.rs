@@ -13,6 +13,7 @@ use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 
+use crate::build;
 use crate::error::{IoContext, KernelError, Result};
 use crate::files::{
     Lock, TEMPORARY, create_directory, ensure_directory, read_bounded, remove_temporaries, replace,
@@ -31,6 +32,8 @@ const MANIFEST: &str = "manifest.json";
 const VMLINUX: &str = "vmlinux";
 const MODULES: &str = "modules";
 const DEFAULT: &str = "default.json";
+/// What is known of signed repositories; no kernel's id begins with a dot.
+const TRUST: &str = ".trust";
 
 /// The kernels of one state directory.
 #[derive(Clone, Debug)]
@@ -65,8 +68,13 @@ impl KernelStore {
         source: &KernelSource,
         progress: &mut ProgressSink<'_>,
     ) -> Result<KernelRecord> {
+        // Nobody waits for a compiler: only what is made is stored under the lock.
+        let built = match source {
+            KernelSource::Build(options) => Some(build::for_this_host(options, progress)?),
+            _ => None,
+        };
         let _lock = self.lock(|| progress(KernelProgress::Waiting))?;
-        self.install_locked(source, progress)
+        self.install_locked(source, built, progress)
     }
 
     /// All kernels.
@@ -246,6 +254,7 @@ impl KernelStore {
             Some(record) => Ok(record),
             None => self.install_locked(
                 &KernelSource::DistributionPackage { package: None },
+                None,
                 progress,
             ),
         }
@@ -260,6 +269,7 @@ impl KernelStore {
     fn install_locked(
         &self,
         source: &KernelSource,
+        built: Option<Fetched>,
         progress: &mut ProgressSink<'_>,
     ) -> Result<KernelRecord> {
         remove_temporaries(&self.root)?;
@@ -269,7 +279,10 @@ impl KernelStore {
             .context("create a directory in", &self.root)?;
         let scratch = staging.path().join("scratch");
         create_directory(&scratch)?;
-        let fetched = fetch(source, &scratch, progress)?;
+        let fetched = match built {
+            Some(fetched) => fetched,
+            None => fetch(source, &scratch, &self.root.join(TRUST), progress)?,
+        };
         progress(KernelProgress::Storing {
             release: fetched.image.release.clone(),
         });

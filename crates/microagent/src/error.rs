@@ -572,9 +572,18 @@ fn kernel_kind(error: &KernelError) -> ErrorKind {
     match error {
         KernelError::NotFound { .. }
         | KernelError::PackageUnknown { .. }
+        | KernelError::NoSuchChannel { .. }
         | KernelError::HostKernelAbsent { .. } => ErrorKind::NotFound,
-        KernelError::MissingDrivers { .. } | KernelError::NoGuest => ErrorKind::Unsupported,
-        KernelError::ToolTimedOut { .. } | KernelError::Busy { .. } => ErrorKind::Transient,
+        KernelError::InvalidChannel { .. }
+        | KernelError::InvalidRepository { .. }
+        | KernelError::NoTrustedRoot => ErrorKind::Invalid,
+        KernelError::MissingDrivers { .. }
+        | KernelError::OptionsDropped { .. }
+        | KernelError::ForeignArchitecture { .. }
+        | KernelError::NoGuest => ErrorKind::Unsupported,
+        KernelError::ToolTimedOut { .. }
+        | KernelError::RepositoryUnreachable { .. }
+        | KernelError::Busy { .. } => ErrorKind::Transient,
         _ => ErrorKind::Permanent,
     }
 }

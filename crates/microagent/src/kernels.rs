@@ -1,7 +1,10 @@
 //! Kernels: what is installed, and how it gets there and out.
 
+use std::path::Path;
+
 use microagent_kernel::{
-    Divergence, KernelList, KernelProgress, KernelRecord, KernelSource, KernelStore,
+    BuildOptions, BuiltKernel, Divergence, KernelList, KernelProgress, KernelRecord, KernelSource,
+    KernelStore,
 };
 use serde::Serialize;
 
@@ -59,6 +62,32 @@ impl<'a> Kernels<'a> {
         progress: &mut dyn FnMut(KernelProgress),
     ) -> Result<KernelRecord> {
         Ok(self.store()?.install(source, progress)?)
+    }
+
+    /// Builds a kernel that is tuned for microVMs and writes it to `output`; nothing is installed. To install
+    /// one, [`install`](Self::install) from [`KernelSource::Build`].
+    ///
+    /// # Errors
+    /// When the source cannot be had, or it does not compile.
+    pub fn build(
+        &self,
+        options: &BuildOptions,
+        output: &Path,
+        progress: &mut dyn FnMut(KernelProgress),
+    ) -> Result<BuiltKernel> {
+        Ok(microagent_kernel::build_files(options, output, progress)?)
+    }
+
+    /// Looks whether Linux takes every line of the configuration, which [`build`](Self::build) does first.
+    ///
+    /// # Errors
+    /// When the source cannot be had, or a line is not taken.
+    pub fn check_configuration(
+        &self,
+        options: &BuildOptions,
+        progress: &mut dyn FnMut(KernelProgress),
+    ) -> Result<()> {
+        Ok(microagent_kernel::check_configuration(options, progress)?)
     }
 
     /// Every kernel, newest first, and what could not be read.

@@ -84,8 +84,10 @@ pub use microagent_image::{
     Untagged, VerifyKey,
 };
 pub use microagent_kernel::{
-    Divergence as KernelDivergence, GUEST_SHA256, KernelError, KernelList, KernelProgress,
-    KernelRecord, KernelSource, Provenance,
+    Architecture as KernelArchitecture, BuildOptions as KernelBuildOptions, BuiltKernel,
+    DEFAULT_CHANNEL as DEFAULT_KERNEL_CHANNEL, Divergence as KernelDivergence, GUEST_SHA256,
+    KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
+    RepositorySource as KernelRepository, SOURCE_PACKAGE as KERNEL_SOURCE_PACKAGE,
 };
 pub use microagent_protocol::{
     Backend, BackendChoice, CapturedOutput, Confinement, ConfinementLayer, ConfinementMode,

@@ -27,6 +27,7 @@ mod streams;
 mod supervise;
 mod terminal;
 mod transfer;
+mod tuned;
 mod wiring;
 
 use testkit::Sandbox;

@@ -54,6 +54,10 @@ pub(super) fn provenance(provenance: &Provenance) -> String {
             || "package".to_owned(),
             |package| format!("{} {}", package.name, package.version),
         ),
+        Provenance::Build { source, .. } => {
+            format!("built from {} {}", source.name, source.version)
+        }
+        Provenance::Repository { url, channel, .. } => format!("{channel} of {url}"),
         Provenance::Host { .. } => "this host".to_owned(),
         Provenance::File { kernel, .. } => kernel.display().to_string(),
         _ => "elsewhere".to_owned(),

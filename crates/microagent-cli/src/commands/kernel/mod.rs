@@ -1,5 +1,6 @@
 //! `microagent kernel`.
 
+mod build;
 mod inspect;
 mod install;
 mod list;
@@ -14,8 +15,13 @@ use crate::{cli::Globals, output::Screen};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum KernelCommand {
-    /// Install a kernel: the distribution's, this host's own, or a file
+    /// Install a kernel: the distribution's, this host's own, one of a signed repository, or a file
     Install(install::InstallArgs),
+    /// Build a kernel that is tuned for microVMs, and install it
+    ///
+    /// Linux comes from the distribution's source package, its configuration with microagent. The compiler
+    /// and the tools are the distribution's, too: gcc, make, flex, bison, bc, xz-utils, libelf-dev.
+    Build(build::BuildArgs),
     /// List the installed kernels
     #[command(alias = "ls")]
     List,
@@ -39,6 +45,7 @@ pub(crate) enum KernelCommand {
 pub(crate) fn run(command: KernelCommand, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     match command {
         KernelCommand::Install(args) => install::run(args, globals, screen),
+        KernelCommand::Build(args) => build::run(args, globals, screen),
         KernelCommand::List => list::run(globals, screen),
         KernelCommand::Inspect(args) => inspect::run(&args, globals, screen),
         KernelCommand::Use(args) => use_::run(&args, globals, screen),
