@@ -9,7 +9,7 @@ const CHECKS: &str = r#"
 check() { name=$1; shift; if out=$("$@" 2>&1); then echo "ok $name"; else echo "FAILED $name: $out"; fi; }
 has() { zcat /proc/config.gz | grep -q "^CONFIG_$1=y"; }
 controllers() { for it in cpu cpuset io memory pids; do grep -qw $it /sys/fs/cgroup/cgroup.controllers || return 1; done; }
-limited() { mkdir -p /sys/fs/cgroup/limited && echo 16M > /sys/fs/cgroup/limited/memory.max && grep -q 16777216 /sys/fs/cgroup/limited/memory.max; }
+limited() { echo +memory > /sys/fs/cgroup/cgroup.subtree_control && mkdir -p /sys/fs/cgroup/limited && echo 16M > /sys/fs/cgroup/limited/memory.max && grep -q 16777216 /sys/fs/cgroup/limited/memory.max; }
 netns() { unshare -n true; }
 veth() { ip link add va type veth peer name vb && ip link set va up; }
 bridge() { ip link add br0 type bridge && ip link set va master br0; }
@@ -17,7 +17,7 @@ dummy() { ip link add du0 type dummy; }
 tun() { mkdir -p /dev/net; [ -c /dev/net/tun ] || mknod /dev/net/tun c 10 200; : < /dev/net/tun; }
 fuse() { [ -c /dev/fuse ] && : < /dev/fuse; }
 filesystems() { for it in ext4 erofs overlay tmpfs fuse virtiofs; do grep -qw $it /proc/filesystems || { echo $it; return 1; }; done; }
-loop() { dd if=/dev/zero of=/tmp/disk bs=1M count=4 && losetup /dev/loop0 /tmp/disk; }
+loop() { dd if=/dev/zero of=/tmp/disk bs=1M count=4 && [ -c /dev/loop-control ] && losetup -f /tmp/disk && losetup | grep -q /tmp/disk; }
 nested() { mkdir -p /over/l /over/u /over/w /over/m && mount -t overlay overlay -o lowerdir=/over/l,upperdir=/over/u,workdir=/over/w /over/m; }
 ontmpfs() { mkdir -p /t && mount -t tmpfs t /t && mkdir /t/l /t/u /t/w /t/m && mount -t overlay o -o lowerdir=/t/l,upperdir=/t/u,workdir=/t/w /t/m && echo x > /t/m/f; }
 seccomp() { grep -q '^Seccomp_filters:' /proc/self/status; }
