@@ -17,7 +17,7 @@ dummy() { ip link add du0 type dummy; }
 tun() { mkdir -p /dev/net; [ -c /dev/net/tun ] || mknod /dev/net/tun c 10 200; : < /dev/net/tun; }
 fuse() { [ -c /dev/fuse ] && : < /dev/fuse; }
 filesystems() { for it in ext4 erofs overlay tmpfs fuse virtiofs; do grep -qw $it /proc/filesystems || { echo $it; return 1; }; done; }
-loop() { dd if=/dev/zero of=/tmp/disk bs=1M count=4 && [ -c /dev/loop-control ] && losetup -f /tmp/disk && losetup | grep -q /tmp/disk; }
+loop() { dd if=/dev/zero of=/tmp/disk bs=1M count=4 && { [ -b /dev/loop0 ] || mknod /dev/loop0 b 7 0; } && losetup /dev/loop0 /tmp/disk; }
 nested() { mkdir -p /over/l /over/u /over/w /over/m && mount -t overlay overlay -o lowerdir=/over/l,upperdir=/over/u,workdir=/over/w /over/m; }
 ontmpfs() { mkdir -p /t && mount -t tmpfs t /t && mkdir /t/l /t/u /t/w /t/m && mount -t overlay o -o lowerdir=/t/l,upperdir=/t/u,workdir=/t/w /t/m && echo x > /t/m/f; }
 seccomp() { grep -q '^Seccomp_filters:' /proc/self/status; }
