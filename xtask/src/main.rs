@@ -10,6 +10,7 @@ mod bench_net;
 mod bench_pull;
 mod bench_run;
 mod bench_workspace;
+mod conformance;
 mod corpus;
 mod debian;
 mod demo;
@@ -73,6 +74,18 @@ enum Task {
         #[arg(long, default_value_t = 2000)]
         stacks: usize,
     },
+    /// Prove on this host what a driver promises: every part of the suite, on real machines.
+    Conformance {
+        /// The backend: qemu (software emulation), qemu-kvm or firecracker; all by default.
+        #[arg(long)]
+        backend: Option<conformance::Suite>,
+        /// A kernel with everything built in (ELF), for a host whose KVM boots no ordinary one.
+        #[arg(long, value_name = "FILE")]
+        kernel: Option<PathBuf>,
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Run every fuzz target.
     Fuzz {
         /// Only this target.
@@ -108,6 +121,11 @@ fn main() -> anyhow::Result<ExitCode> {
             return bench::run(filter, runs, save.as_deref(), check.as_deref());
         }
         Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
+        Task::Conformance {
+            backend,
+            kernel,
+            yes,
+        } => conformance::run(yes, backend, kernel.as_deref())?,
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
         Task::Kernel { task } => return kernel::run(task),
         Task::Install { prefix } => install::run(&prefix)?,

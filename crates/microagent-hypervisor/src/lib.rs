@@ -34,8 +34,9 @@ pub mod vsock;
 
 pub use error::Error;
 pub use machine::{
-    Capabilities, ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine,
-    MachineSpec, NetworkPlan, SerialPort, VsockSpec,
+    ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine, MachineSpec, NetworkPlan,
+    SerialPort, VsockSpec,
 };
+pub use microagent_protocol::Capabilities;
 #[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, Confinement, ConfinementMode, Mebibytes, NetworkMode, NetworkProvider,
+    Backend, Capabilities, Confinement, ConfinementMode, Mebibytes, NetworkMode, NetworkProvider,
     ProcessIdentity, VcpuCount,
 };
 
@@ -113,22 +113,6 @@ pub struct Ipv6Plan {
     pub gateway: Ipv6Addr,
 }
 
-/// What a driver can do; a conformance test proves each.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Capabilities {
-    /// [`Machine::pause`] and [`Machine::resume`].
-    pub pause: bool,
-    /// [`MachineSpec::network`] may be [`NetworkMode::User`].
-    pub user_network: bool,
-    /// [`Machine::sever`].
-    pub sever: bool,
-    /// [`Machine::console`].
-    pub console: bool,
-    /// It reads a disk of several files as it is ([`DiskForm::Joined`]). A driver without this has it made one file
-    /// first, beside the list, which costs the disk's size once.
-    pub joined_disks: bool,
-}
-
 /// Both directions of a serial console.
 #[derive(Debug)]
 pub struct SerialPort {
@@ -154,7 +138,8 @@ pub trait Hypervisor: Send + Sync {
     /// Which backend it is.
     fn backend(&self) -> Backend;
 
-    /// What it can do.
+    /// What it can do: what [`Backend::capabilities`] says of it, which the conformance suite
+    /// proves for each driver.
     fn capabilities(&self) -> Capabilities;
 
     /// The network a guest finds; `None` if `mode` gives it none.

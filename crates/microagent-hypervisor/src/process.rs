@@ -170,7 +170,15 @@ impl Vmm {
 
     /// Another look at its console.
     pub(crate) fn console(&self) -> Result<SerialPort, Error> {
+        // Its end may not have reached the thread that reads it yet.
+        let ended = self.wait(Duration::ZERO)?.is_some();
         let attach = || -> io::Result<SerialPort> {
+            if ended {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotConnected,
+                    "the machine has ended",
+                ));
+            }
             Ok(SerialPort {
                 output: self.listeners.add()?,
                 input: self.console.try_clone()?,

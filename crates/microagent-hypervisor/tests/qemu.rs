@@ -1,5 +1,5 @@
-//! The QEMU driver on real guests. Needs QEMU and the distribution's kernel
-//! package, and nothing else of the host.
+//! What only the QEMU driver has, on real guests; what every driver promises is in `conformance`.
+//! Needs QEMU and the distribution's kernel package, and nothing else of the host.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -8,7 +8,6 @@ mod common;
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::fd::AsFd,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -18,13 +17,8 @@ use microagent_hypervisor::{
     Error, Exit, Hypervisor, Machine,
     network::Passt,
     qemu::{MachineType, QemuMachine},
-    vsock,
 };
 use microagent_protocol::{ConfinementLayer as Layer, ConfinementMode, NetworkMode};
-use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
-    process::{Pid, Signal, kill_process},
-};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -46,65 +40,6 @@ fn a_guest_boots_speaks_and_ends() {
     drop(machine);
     assert!(!alive(pid));
     assert!(guest.leftovers().is_empty());
-}
-
-#[test]
-fn a_killed_machine_is_gone_and_killing_it_again_is_no_error() {
-    let guest = Guest::new("beat");
-    let machine = guest.launch();
-    guest.wait_for("BEAT 1");
-    assert_eq!(machine.wait(Duration::ZERO).unwrap(), None);
-    machine.kill().unwrap();
-    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Signal(9)));
-    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Signal(9)));
-    machine.kill().unwrap();
-    assert!(!alive(machine.vmm().pid));
-}
-
-#[test]
-fn who_attaches_to_the_console_reads_and_types() {
-    let guest = Guest::new("typed");
-    let machine = guest.launch();
-    let mut port = machine.console().unwrap();
-    port.output.set_read_timeout(Some(MINUTE)).unwrap();
-    let mut seen = String::new();
-    let mut until = |words: &str, from: &mut std::os::unix::net::UnixStream| {
-        let mut buffer = [0; 4096];
-        while !seen.contains(words) {
-            let count = from.read(&mut buffer).unwrap();
-            assert_ne!(count, 0, "{seen}");
-            seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
-        }
-    };
-    until("TYPE-NOW", &mut port.output);
-    port.input.write_all(b"hello there\r").unwrap();
-    until("<hello there>", &mut port.output);
-    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
-    // It ends with the machine, and the log has it all.
-    port.output.read_to_end(&mut Vec::new()).unwrap();
-    assert!(machine.console().is_err());
-    guest.wait_for("<hello there>");
-}
-
-#[test]
-fn the_console_is_bounded_however_much_the_guest_prints() {
-    let mut guest = Guest::new("flood");
-    guest.spec.console.limit = 64 * 1024;
-    let machine = guest.launch();
-    assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
-    // Dropping it waits for the last bytes.
-    drop(machine);
-    let mut older = guest.spec.console.log.clone().into_os_string();
-    older.push(".1");
-    let (newer, older) = (
-        fs::read(&guest.spec.console.log).unwrap(),
-        fs::read(older).unwrap(),
-    );
-    assert_eq!(older.len(), 64 * 1024);
-    assert!(newer.len() <= 64 * 1024);
-    let kept = String::from_utf8([older, newer].concat()).unwrap();
-    assert!(kept.contains("FLOOD 3999 ") && kept.contains("GUEST-IS-DONE"));
-    assert!(!kept.contains("FLOOD 0 "));
 }
 
 #[test]
@@ -194,68 +129,6 @@ fn a_kernel_in_another_users_private_directory_boots() {
     assert!(guest.console().contains("GUEST-IS-DONE"));
 }
 
-#[test]
-fn a_machine_freezes_thaws_and_can_be_severed() {
-    let guest = Guest::new("beat");
-    let hello = vsock::listen(&guest.spec.vsock.uds, 1023).unwrap();
-    let machine = guest.launch();
-    guest.wait_for("BEAT 1");
-    let (mut stream, _) = hello.accept().unwrap();
-    machine.pause().unwrap();
-    machine.pause().unwrap();
-    assert!(machine.run_state().stopped);
-    // What it had already printed may still be on its way.
-    std::thread::sleep(Duration::from_millis(200));
-    let frozen = guest.console();
-    std::thread::sleep(Duration::from_millis(700));
-    assert_eq!(guest.console(), frozen, "a frozen guest spoke");
-    machine.resume().unwrap();
-    machine.resume().unwrap();
-    let last: u32 = frozen
-        .lines()
-        .filter_map(|l| l.strip_prefix("BEAT ")?.parse().ok())
-        .max()
-        .unwrap();
-    guest.wait_for(&format!("BEAT {}\n", last + 5));
-
-    machine.pause().unwrap();
-    machine.sever().unwrap();
-    stream.set_read_timeout(Some(MINUTE)).unwrap();
-    let mut rest = Vec::new();
-    // The end of the stream or a reset: either way nothing can come any more.
-    let _ = stream.read_to_end(&mut rest);
-    assert!(
-        vsock::connect(
-            machine.vsock(),
-            1024,
-            Instant::now() + Duration::from_secs(2)
-        )
-        .is_err()
-    );
-    assert_eq!(
-        machine.wait(Duration::ZERO).unwrap(),
-        None,
-        "severing must not end it"
-    );
-    let pid = machine.vmm().pid;
-    drop(machine);
-    assert!(!alive(pid));
-    assert_eq!(
-        guest.leftovers(),
-        [guest.dir.path().join("run/v.sock_1023")]
-    );
-}
-
-#[test]
-fn severing_cuts_a_user_network() {
-    let mut guest = Guest::new("beat");
-    guest.spec.network = NetworkMode::User;
-    let machine = guest.launch();
-    guest.wait_for("BEAT 1");
-    machine.sever().unwrap();
-    guest.wait_for("CARRIER 0");
-}
-
 /// QEMU stands in for Firecracker: the same jail, the same namespaces, a tap in them, and a guest
 /// that reaches a server of the host by it.
 #[test]
@@ -297,24 +170,6 @@ fn a_guest_on_a_tap_in_its_monitors_namespaces_reaches_the_outside() {
     assert_eq!(machine.wait(MINUTE).unwrap(), Some(Exit::Code(0)));
     drop(machine);
     assert!(!alive(pid));
-}
-
-#[test]
-fn a_vmm_killed_by_another_hand_is_seen_at_once() {
-    let guest = Guest::new("beat");
-    let machine = guest.launch();
-    guest.wait_for("GUEST-IS-UP");
-    let pid = Pid::from_raw(machine.vmm().pid.cast_signed()).unwrap();
-    kill_process(pid, Signal::KILL).unwrap();
-    let limit = Timespec {
-        tv_sec: 10,
-        tv_nsec: 0,
-    };
-    let fd = machine.exit_fd();
-    let mut fds = [PollFd::from_borrowed_fd(fd.as_fd(), PollFlags::IN)];
-    assert_eq!(poll(&mut fds, Some(&limit)).unwrap(), 1);
-    assert_eq!(machine.wait(Duration::ZERO).unwrap(), Some(Exit::Signal(9)));
-    assert!(matches!(machine.pause(), Err(Error::Control { .. })));
 }
 
 #[test]

@@ -40,6 +40,58 @@ impl Backend {
     }
 }
 
+/// What a backend's machines can do. Declared in one place, and proved for each driver by the
+/// conformance suite in `microagent-hypervisor`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+#[serde(default)]
+pub struct Capabilities {
+    /// Its vCPUs can be frozen and thawed.
+    pub pause: bool,
+    /// It can have the network mode `user`.
+    pub user_network: bool,
+    /// Its network and its vsock can be cut off for good.
+    pub sever: bool,
+    /// That ends the connections that are open; else the machine is frozen for good, so that nothing
+    /// moves on them.
+    pub sever_ends_connections: bool,
+    /// Its serial console can be attached to.
+    pub console: bool,
+    /// A disk of several files is read as it is; else it is made one file first, which costs the
+    /// disk's size once.
+    pub joined_disks: bool,
+    /// The guest sees its disks' serials; else it knows them by their order.
+    pub disk_serials: bool,
+}
+
+impl Backend {
+    /// What its machines can do.
+    #[must_use]
+    pub const fn capabilities(self) -> Capabilities {
+        match self {
+            Self::Firecracker => Capabilities {
+                pause: true,
+                // Where there is a passt.
+                user_network: true,
+                sever: true,
+                sever_ends_connections: false,
+                console: true,
+                joined_disks: false,
+                disk_serials: false,
+            },
+            Self::QemuKvm | Self::QemuTcg => Capabilities {
+                pause: true,
+                user_network: true,
+                sever: true,
+                sever_ends_connections: true,
+                console: true,
+                joined_disks: true,
+                disk_serials: true,
+            },
+        }
+    }
+}
+
 impl std::fmt::Display for Backend {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.as_str())

@@ -39,7 +39,7 @@ pub use copy::{
 pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize};
 pub use frame::{Frame, FrameError, FrameKind, FrameReader};
 pub use identity::ProcessIdentity;
-pub use launch::{Backend, BackendChoice, LaunchSpec, NetworkMode, NetworkProvider};
+pub use launch::{Backend, BackendChoice, Capabilities, LaunchSpec, NetworkMode, NetworkProvider};
 pub use name::WorkspaceName;
 pub use output::CapturedOutput;
 pub use readiness::{Readiness, ReadinessReport, ReadinessSignal};

@@ -31,7 +31,7 @@ use crate::{
     exec::{ExecRequest, ExitStatus, StartFailure},
     guest::GuestNetwork,
     identity::ProcessIdentity,
-    launch::{Backend, BackendChoice, LaunchSpec, NetworkProvider},
+    launch::{Backend, BackendChoice, Capabilities, LaunchSpec, NetworkProvider},
     name::WorkspaceName,
     output::CapturedOutput,
     readiness::ReadinessReport,
@@ -523,6 +523,21 @@ pub struct HostReport {
     pub reason: String,
     /// Everything that was looked at.
     pub checks: Vec<HostCheck>,
+    /// Every backend there is.
+    #[serde(default)]
+    pub backends: Vec<BackendReport>,
+}
+
+/// A backend, as a host has it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[cfg_attr(test, derive(schemars::JsonSchema))]
+pub struct BackendReport {
+    /// Which.
+    pub name: Backend,
+    /// Whether it would run a machine here.
+    pub usable: bool,
+    /// What its machines can do, here or elsewhere.
+    pub capabilities: Capabilities,
 }
 
 /// A verdict on one thing.

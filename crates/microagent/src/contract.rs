@@ -2,7 +2,7 @@
 //! errors and exit codes.
 
 use microagent_protocol::{
-    Backend, EndCause, NetworkMode, ReadinessSignal, State,
+    Backend, Capabilities, EndCause, NetworkMode, ReadinessSignal, State,
     state::TRANSITIONS,
     supervisor::{ErrorKind, SUPERVISOR_PROTOCOL},
 };
@@ -45,6 +45,8 @@ pub struct Contract {
     pub restart_policies: Vec<RestartPolicy>,
     /// What can run machines.
     pub backends: Vec<Backend>,
+    /// What the machines of each can do.
+    pub capabilities: Vec<BackendContract>,
     /// The files of a workspace that others may read.
     pub files: Vec<FileContract>,
 }
@@ -58,6 +60,16 @@ pub struct StateContract {
     pub live: bool,
     /// The states that can follow it.
     pub next: Vec<State>,
+}
+
+/// What machines of a backend can do.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct BackendContract {
+    /// The backend.
+    pub name: Backend,
+    /// What its machines can do.
+    #[serde(flatten)]
+    pub can: Capabilities,
 }
 
 /// Something a workspace can be told.
@@ -159,6 +171,12 @@ pub fn contract() -> Contract {
         network_modes: vec![NetworkMode::User, NetworkMode::Isolated],
         restart_policies: RestartPolicy::ALL.into(),
         backends: Backend::ALL.into(),
+        capabilities: Backend::ALL
+            .map(|name| BackendContract {
+                name,
+                can: name.capabilities(),
+            })
+            .into(),
         files: FILES.into(),
     }
 }
@@ -202,5 +220,36 @@ mod tests {
         assert_eq!(json["readiness_signals"][0], "guestReady");
         assert_eq!(json["exit_codes"]["failed"], 125);
         assert_eq!(json["profiles"][1]["memory_mib"], 512);
+        assert_eq!(json["capabilities"][2]["name"], "qemu-tcg");
+        assert_eq!(json["capabilities"][2]["user_network"], true);
+    }
+
+    /// `docs/backends.md` has the table that is made of the contract.
+    #[test]
+    fn the_table_of_capabilities_is_fresh() {
+        let json = serde_json::to_value(contract().capabilities).unwrap();
+        let backends = json.as_array().unwrap();
+        let names: Vec<_> = backends.iter().map(|one| &one["name"]).collect();
+        let mut table = String::from("| what its machines can do |");
+        names
+            .iter()
+            .for_each(|name| table.push_str(&format!(" `{}` |", name.as_str().unwrap())));
+        table.push_str("\n|---|");
+        names.iter().for_each(|_| table.push_str("---|"));
+        table.push('\n');
+        let keys = backends[0].as_object().unwrap().keys();
+        for key in keys.filter(|key| *key != "name") {
+            table.push_str(&format!("| `{key}` |"));
+            for backend in backends {
+                let can = backend[key].as_bool().unwrap();
+                table.push_str(if can { " yes |" } else { " no |" });
+            }
+            table.push('\n');
+        }
+        let page = include_str!("../../../docs/backends.md");
+        assert!(
+            page.contains(&table),
+            "docs/backends.md is to have this:\n{table}"
+        );
     }
 }

@@ -90,11 +90,11 @@ pub use microagent_kernel::{
     RepositorySource as KernelRepository, SOURCE_PACKAGE as KERNEL_SOURCE_PACKAGE,
 };
 pub use microagent_protocol::{
-    Backend, BackendChoice, CapturedOutput, Confinement, ConfinementLayer, ConfinementMode,
-    DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk, GuestPath, InvalidWiring, ItemName,
-    MachineStats, Mebibytes, MediationRoute, MediationTarget, NetworkMode, NetworkProvider,
-    ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal, ShellFate,
-    ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    Backend, BackendChoice, Capabilities, CapturedOutput, Confinement, ConfinementLayer,
+    ConfinementMode, DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk, GuestPath,
+    InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute, MediationTarget, NetworkMode,
+    NetworkProvider, ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal,
+    ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
     confinement::{InvalidConfinementMode, MissingLayer},
     copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,

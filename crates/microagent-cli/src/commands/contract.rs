@@ -1,6 +1,6 @@
 //! `microagent contract`.
 
-use microagent::{Contract, Error};
+use microagent::{Capabilities, Contract, Error};
 
 use crate::output::{Screen, table};
 
@@ -31,11 +31,33 @@ fn text(contract: &Contract) -> String {
             ]
         })
         .collect();
+    let backends: Vec<_> = contract
+        .capabilities
+        .iter()
+        .map(|backend| vec![backend.name.to_string(), abilities(&backend.can)])
+        .collect();
     format!(
-        "{}, supervisor protocol {}\n\n{}\n{}\n--json says all of it.\n",
+        "{}, supervisor protocol {}\n\n{}\n{}\n{}\n--json says all of it.\n",
         contract.version,
         contract.supervisor_protocol,
         table(&["STATE", "LIVE", "NEXT"], &states),
         table(&["COMMAND", "FROM", "TO"], &controls),
+        table(&["BACKEND", "ITS MACHINES HAVE"], &backends),
     )
+}
+
+/// What machines can do, in words.
+pub(super) fn abilities(can: &Capabilities) -> String {
+    let all = [
+        (can.pause, "pause"),
+        (can.user_network, "user network"),
+        (can.sever, "quarantine"),
+        (can.console, "console"),
+        (can.disk_serials, "disk serials"),
+    ];
+    let there: Vec<_> = all
+        .into_iter()
+        .filter_map(|(there, what)| there.then_some(what))
+        .collect();
+    there.join(", ")
 }

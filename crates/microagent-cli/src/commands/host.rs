@@ -3,7 +3,13 @@
 use clap::Args;
 use microagent::{BackendChoice, DoctorOptions, Error, HostReport, Microagent};
 
-use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
+use super::contract;
+use crate::{
+    cli::Globals,
+    output::{Screen, table},
+    progress::Progress,
+    surroundings,
+};
 
 /// What this host has to run machines with, found out as `doctor` does, without a verdict on the
 /// whole.
@@ -39,5 +45,17 @@ fn text(report: &HostReport) -> String {
     for check in &report.checks {
         text.push_str(&format!("{:14} {}\n", check.name, check.detail));
     }
-    text
+    let backends: Vec<_> = report
+        .backends
+        .iter()
+        .map(|backend| {
+            let usable = if backend.usable { "yes" } else { "no" };
+            vec![
+                backend.name.to_string(),
+                usable.to_owned(),
+                contract::abilities(&backend.capabilities),
+            ]
+        })
+        .collect();
+    text + "\n" + &table(&["BACKEND", "HERE", "ITS MACHINES HAVE"], &backends)
 }

@@ -123,11 +123,8 @@ impl Hypervisor for Firecracker {
 
     fn capabilities(&self) -> Capabilities {
         Capabilities {
-            pause: true,
             user_network: self.passt.is_some(),
-            sever: true,
-            console: true,
-            joined_disks: false,
+            ..self.backend().capabilities()
         }
     }
 

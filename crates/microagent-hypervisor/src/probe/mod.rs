@@ -13,7 +13,7 @@ use std::{
 
 use microagent_protocol::{
     Backend, BackendChoice, NetworkMode,
-    supervisor::{HostCheck, HostQuery, HostReport, ProbeGuest, Verdict},
+    supervisor::{BackendReport, HostCheck, HostQuery, HostReport, ProbeGuest, Verdict},
 };
 
 use self::cache::{Cache, Kept};
@@ -130,7 +130,10 @@ pub fn select(
             .filter_map(|name| find(name))
             .filter(|check| check.verdict != Verdict::Ready)
             .map(|check| {
-                let remedy = check.remedy.iter().map(|remedy| format!("; {remedy}"));
+                let remedy = check.remedy.iter();
+                // What a program's absence is told with has it already.
+                let remedy = remedy.filter(|remedy| !check.detail.contains(remedy.as_str()));
+                let remedy = remedy.map(|remedy| format!("; {remedy}"));
                 format!(
                     "{}: {}{}",
                     check.name,
@@ -222,6 +225,11 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
         Ok((backend, reason)) => (Some(backend), reason),
         Err(error) => (None, error.to_string()),
     };
+    let backends = Backend::ALL.map(|name| BackendReport {
+        name,
+        usable: select(BackendChoice::Only(name), NetworkMode::Isolated, &checks).is_ok(),
+        capabilities: name.capabilities(),
+    });
     Probed {
         report: HostReport {
             os: std::env::consts::OS.to_owned(),
@@ -229,6 +237,7 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
             chosen,
             reason,
             checks,
+            backends: backends.into(),
         },
         binary,
         firecracker,

@@ -70,11 +70,17 @@ pub(super) fn arguments(
     line.option("-accel", accelerator_value(accelerator));
     line.option(
         "-cpu",
-        Value::of(match accelerator {
-            Accelerator::Kvm => "host",
-            Accelerator::Tcg { .. } => "max",
-        }),
+        match (accelerator, machine) {
+            (Accelerator::Kvm, MachineType::Plain) => Value::of("host")
+                .key("migratable", "no")
+                .key("arch-capabilities", "off"),
+            (Accelerator::Kvm, _) => Value::of("host"),
+            (Accelerator::Tcg { .. }, _) => Value::of("max"),
+        },
     );
+    if machine == MachineType::Plain {
+        line.option("-device", Value::of("i8042"));
+    }
     line.option("-smp", Value::of(&spec.vcpus.get().to_string()));
     line.option("-m", Value::of(&format!("{}M", spec.memory.0)));
     line.json(
@@ -206,6 +212,14 @@ fn machine_value(machine: MachineType) -> Value {
             .key("vmport", "off")
             .key("hpet", "off")
             .key("smm", "off"),
+        MachineType::Plain => Value::of("microvm")
+            .key("acpi", "off")
+            .key("pit", "on")
+            .key("pic", "on")
+            .key("rtc", "on")
+            .key("isa-serial", "on")
+            .key("x-option-roms", "off")
+            .key("auto-kernel-cmdline", "on"),
         MachineType::Virt => Value::of("virt").key("gic-version", "max"),
     }
     .key("memory-backend", "ram")
@@ -265,7 +279,7 @@ impl Bus {
             ));
         };
         match self.machine {
-            MachineType::Microvm | MachineType::Virt => {
+            MachineType::Microvm | MachineType::Plain | MachineType::Virt => {
                 device.insert("driver".to_owned(), json!(format!("{family}-device")));
                 // No bus is named: QEMU fills the transports from the last one down,
                 // which is the order Linux finds them in. Naming the first one

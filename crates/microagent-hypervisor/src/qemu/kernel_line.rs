@@ -13,7 +13,7 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
     let mut words: Vec<String> = Vec::new();
     let mut add = |word: &str| words.push(word.to_owned());
     add(match machine {
-        MachineType::Microvm | MachineType::Q35 => "console=ttyS0",
+        MachineType::Microvm | MachineType::Q35 | MachineType::Plain => "console=ttyS0",
         MachineType::Virt => "console=ttyAMA0",
     });
     // Errors still reach the console; each line costs milliseconds under emulation.
@@ -30,6 +30,10 @@ pub(super) fn kernel_line(machine: MachineType, accelerator: Accelerator) -> Str
     if matches!(machine, MachineType::Microvm | MachineType::Q35) {
         // Triple fault: works on both machine types without firmware or ACPI help.
         add("reboot=t");
+    }
+    if machine == MachineType::Plain {
+        // What emulates a processor need not know the way into a triple fault.
+        add("reboot=k");
     }
     if let Accelerator::Tcg { tsc_khz } = accelerator {
         // A busy host starves the emulated timer while the kernel tests it.

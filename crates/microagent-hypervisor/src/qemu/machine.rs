@@ -52,13 +52,13 @@ impl QemuMachine {
     pub(super) fn launch(
         binary: &QemuBinary,
         accelerator: Accelerator,
+        machine_type: MachineType,
         passt: Option<&Passt>,
         by_tap: bool,
         limit: Duration,
         spec: &MachineSpec,
     ) -> Result<Self, Error> {
         crate::machine::check(spec)?;
-        let machine_type = MachineType::for_attempt(spec.attempt);
         let deadline = Instant::now() + limit;
 
         let (qmp_here, qmp_there) = socket_pair("QEMU's control channel")?;

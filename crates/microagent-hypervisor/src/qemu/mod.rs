@@ -50,6 +50,10 @@ pub enum MachineType {
     Q35,
     /// `virt` with virtio-mmio devices (aarch64).
     Virt,
+    /// As plain as a machine gets: `microvm` without ACPI, its devices named on the kernel's command
+    /// line, a keyboard controller to reset it by, and with KVM only what a paravirtual one gives of
+    /// the processor. For kernels that need no more.
+    Plain,
 }
 
 impl MachineType {
@@ -73,6 +77,7 @@ pub struct Qemu {
     accelerator: Accelerator,
     passt: Option<Passt>,
     by_tap: bool,
+    plain: bool,
     start_limit: Duration,
 }
 
@@ -85,6 +90,7 @@ impl Qemu {
             accelerator,
             passt: None,
             by_tap: false,
+            plain: false,
             start_limit: Duration::from_secs(20),
         }
     }
@@ -102,6 +108,14 @@ impl Qemu {
     #[must_use]
     pub const fn by_tap(mut self, by_tap: bool) -> Self {
         self.by_tap = by_tap;
+        self
+    }
+
+    /// The same with [`MachineType::Plain`] for each attempt: for a host whose KVM boots no ordinary
+    /// kernel, and a kernel that was made for it.
+    #[must_use]
+    pub const fn plain(mut self) -> Self {
+        self.plain = true;
         self
     }
 
@@ -124,9 +138,14 @@ impl Qemu {
     /// # Errors
     /// As [`Hypervisor::launch`].
     pub fn launch_qemu(&self, spec: &MachineSpec) -> Result<QemuMachine, Error> {
+        let machine_type = match self.plain {
+            true => MachineType::Plain,
+            false => MachineType::for_attempt(spec.attempt),
+        };
         QemuMachine::launch(
             &self.binary,
             self.accelerator,
+            machine_type,
             self.passt.as_ref(),
             self.by_tap,
             self.start_limit,
@@ -144,13 +163,7 @@ impl Hypervisor for Qemu {
     }
 
     fn capabilities(&self) -> Capabilities {
-        Capabilities {
-            pause: true,
-            user_network: true,
-            sever: true,
-            console: true,
-            joined_disks: true,
-        }
+        self.backend().capabilities()
     }
 
     fn network_plan(&self, mode: NetworkMode) -> Option<NetworkPlan> {

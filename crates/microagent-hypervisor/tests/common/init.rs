@@ -15,6 +15,10 @@ unsafe extern "C" {
     fn socket(domain: c_int, kind: c_int, protocol: c_int) -> c_int;
     fn ioctl(fd: c_int, request: c_ulong, ...) -> c_int;
     fn connect(fd: c_int, address: *const c_void, length: u32) -> c_int;
+    fn bind(fd: c_int, address: *const c_void, length: u32) -> c_int;
+    fn listen(fd: c_int, backlog: c_int) -> c_int;
+    fn accept(fd: c_int, address: *mut c_void, length: *mut u32) -> c_int;
+    fn shutdown(fd: c_int, how: c_int) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
 }
 
@@ -74,7 +78,7 @@ fn interfaces() {
 }
 
 /// Gives eth0 the address 10.0.2.15/24 and the gateway 10.0.2.2.
-fn address() {
+fn take_address() {
     // struct sockaddr_in: family, port, address.
     let inet = |address: [u8; 4]| {
         let mut socket = [0u8; 16];
@@ -101,13 +105,18 @@ fn address() {
     }
 }
 
-/// A connection to a host port, as a file.
-fn vsock(port: u32) -> File {
-    // struct sockaddr_vm, linux/vm_sockets.h: family, reserved, port, CID 2 (the host), zeros.
+/// struct sockaddr_vm, linux/vm_sockets.h: family, reserved, port, CID, zeros.
+fn address(cid: u32, port: u32) -> [u8; 16] {
     let mut address = [0u8; 16];
     address[0..2].copy_from_slice(&40u16.to_ne_bytes());
     address[4..8].copy_from_slice(&port.to_ne_bytes());
-    address[8..12].copy_from_slice(&2u32.to_ne_bytes());
+    address[8..12].copy_from_slice(&cid.to_ne_bytes());
+    address
+}
+
+/// A connection to a host port, as a file.
+fn vsock(port: u32) -> File {
+    let address = address(2, port);
     unsafe {
         let fd = socket(40, 1, 0);
         assert!(fd >= 0, "no vsock");
@@ -117,6 +126,66 @@ fn vsock(port: u32) -> File {
         }
         File::from_raw_fd(fd)
     }
+}
+
+/// Sends back what comes, and its end after the other's.
+fn echo(mut stream: File) {
+    let mut buffer = vec![0; 32 * 1024];
+    while let Ok(count @ 1..) = stream.read(&mut buffer) {
+        if stream.write_all(&buffer[..count]).is_err() {
+            return;
+        }
+    }
+    unsafe { shutdown(stream.as_raw_fd(), 1) };
+    // The host closes its side when it has everything.
+    let _ = stream.read(&mut buffer);
+}
+
+/// Echoes at a port of the guest, to one after the other.
+fn serve(port: u32) {
+    // VMADDR_CID_ANY.
+    let address = address(u32::MAX, port);
+    let fd = unsafe { socket(40, 1, 0) };
+    let bound = unsafe { bind(fd, address.as_ptr().cast(), 16) };
+    let listening = unsafe { listen(fd, 8) };
+    assert!(bound == 0 && listening == 0, "cannot listen");
+    std::thread::spawn(move || loop {
+        let taken = unsafe { accept(fd, std::ptr::null_mut(), std::ptr::null_mut()) };
+        if taken < 0 {
+            return;
+        }
+        let stream = unsafe { File::from_raw_fd(taken) };
+        std::thread::spawn(move || echo(stream));
+    });
+}
+
+fn resources() {
+    let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    println!("CPUS {}", cpus.lines().filter(|line| line.starts_with("processor")).count());
+    let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
+    println!("MEMORY-KIB {}", total.trim().trim_end_matches(" kB"));
+}
+
+fn typed() {
+    let mut line = String::new();
+    let read = std::io::stdin().read_line(&mut line);
+    println!("TYPED {read:?} <{}>", line.trim_end());
+}
+
+/// Counts, and tells when the network's carrier changes.
+fn beat() -> ! {
+    let mut carrier = String::new();
+    for n in 0u64.. {
+        println!("BEAT {n}");
+        let now = std::fs::read_to_string("/sys/class/net/eth0/carrier").unwrap_or_default();
+        if now != carrier {
+            carrier = now;
+            println!("CARRIER {}", carrier.trim());
+        }
+        sleep(Duration::from_millis(50));
+    }
+    unreachable!()
 }
 
 fn hello() -> File {
@@ -145,7 +214,7 @@ fn main() {
         "hello" => {}
         fetch if fetch.starts_with("fetch ") => {
             interfaces();
-            address();
+            take_address();
             let target = fetch.strip_prefix("fetch ").unwrap();
             let mut page = String::new();
             let fetched = std::net::TcpStream::connect(target).and_then(|mut stream| {
@@ -161,29 +230,28 @@ fn main() {
         "beat" => {
             let _stream = std::fs::metadata("/sys/class/net/eth0").is_err().then(hello);
             interfaces();
-            let mut carrier = String::new();
-            for n in 0u64.. {
-                println!("BEAT {n}");
-                let now = std::fs::read_to_string("/sys/class/net/eth0/carrier").unwrap_or_default();
-                if now != carrier {
-                    carrier = now;
-                    println!("CARRIER {}", carrier.trim());
-                }
-                sleep(Duration::from_millis(50));
-            }
+            beat();
+        }
+        "conform" => {
+            resources();
+            disks();
+            interfaces();
+            serve(1024);
+            let stream = vsock(1023);
+            std::thread::spawn(move || echo(stream));
+            std::thread::spawn(|| loop {
+                typed();
+            });
+            println!("READY");
+            beat();
         }
         "flood" => {
             let line = "0123456789abcdef".repeat(16);
-            for n in 0..4000 {
+            for n in 0..200 {
                 println!("FLOOD {n} {line}");
             }
+            interfaces();
             println!("FLOOD-DONE");
-        }
-        "typed" => {
-            println!("TYPE-NOW");
-            let mut line = String::new();
-            let read = std::io::stdin().read_line(&mut line);
-            println!("TYPED {read:?} <{}>", line.trim_end());
         }
         "probe" => {
             let mut stream = hello();

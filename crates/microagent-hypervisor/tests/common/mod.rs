@@ -210,14 +210,18 @@ fn init() -> &'static [u8] {
 
 /// An initramfs (newc) whose init does what `mode` says.
 pub(crate) fn initramfs(mode: &str) -> Vec<u8> {
-    let (_, modules) = kernel();
+    packed(mode, MODULES)
+}
+
+fn packed(mode: &str, load: &[&str]) -> Vec<u8> {
     let mut cpio = Cpio::default();
     cpio.entry("dev", 0o040_755, &[], (0, 0));
     cpio.entry("dev/console", 0o020_600, &[], (5, 1));
     cpio.entry("init", 0o100_755, init(), (0, 0));
     cpio.entry("mode", 0o100_644, mode.as_bytes(), (0, 0));
     let mut list = String::new();
-    for module in MODULES {
+    for module in load {
+        let (_, modules) = kernel();
         let name = module.rsplit('/').next().unwrap();
         cpio.entry(
             name,
@@ -262,19 +266,30 @@ impl Cpio {
 pub(crate) struct Guest {
     pub(crate) dir: tempfile::TempDir,
     pub(crate) spec: MachineSpec,
+    /// How long its console is waited for.
+    pub(crate) patience: Duration,
 }
 
 impl Guest {
     pub(crate) fn new(mode: &str) -> Self {
+        Self::with(mode, &kernel().0, MODULES)
+    }
+
+    /// One for a kernel that has everything built in.
+    pub(crate) fn built_in(mode: &str, kernel: &Path) -> Self {
+        Self::with(mode, kernel, &[])
+    }
+
+    fn with(mode: &str, kernel: &Path, modules: &[&str]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("run")).unwrap();
-        fs::write(path("initramfs"), initramfs(mode)).unwrap();
+        fs::write(path("initramfs"), packed(mode, modules)).unwrap();
         let spec = MachineSpec {
             name: format!("test-{mode}"),
             memory: Mebibytes(256),
             vcpus: VcpuCount::try_from(1).unwrap(),
-            kernel: kernel().0,
+            kernel: kernel.to_owned(),
             initramfs: path("initramfs"),
             disks: Vec::new(),
             network: NetworkMode::Isolated,
@@ -290,7 +305,11 @@ impl Guest {
             runtime_dir: path("run"),
             attempt: 0,
         };
-        Self { dir, spec }
+        Self {
+            dir,
+            spec,
+            patience: Duration::from_secs(60),
+        }
     }
 
     pub(crate) fn with_disk(mut self, serial: &str, read_only: bool) -> Self {
@@ -342,7 +361,7 @@ impl Guest {
 
     /// Waits until the console shows `text`; the tests' only patience.
     pub(crate) fn wait_for(&self, text: &str) -> String {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + self.patience;
         loop {
             let console = self.console();
             if console.contains(text) {

@@ -66,6 +66,7 @@ impl Backends for Scripted {
             chosen: Some(Backend::QemuTcg),
             reason: "it is scripted".to_owned(),
             checks: Vec::new(),
+            backends: Vec::new(),
         })
     }
 }
@@ -84,8 +85,8 @@ impl Hypervisor for Scripted {
             pause: true,
             user_network: true,
             sever: true,
-            console: false,
-            joined_disks: true,
+            sever_ends_connections: true,
+            ..Capabilities::default()
         }
     }
 

@@ -1,0 +1,118 @@
+//! A driver under test, and guests that fit it.
+
+use std::{path::PathBuf, time::Duration};
+
+use microagent_hypervisor::{
+    Hypervisor, Machine,
+    firecracker::{Firecracker, FirecrackerBinary},
+    probe::{Depth, ProbeHost, probe},
+    qemu::{Accelerator, Qemu, QemuBinary},
+};
+use microagent_protocol::{
+    Backend, BackendChoice, Mebibytes, NetworkMode, VcpuCount,
+    supervisor::{HostQuery, ProbeGuest},
+};
+
+use crate::common::Guest;
+
+/// A driver and what its guests are like.
+pub(crate) struct Subject {
+    pub(crate) driver: Box<dyn Hypervisor>,
+    /// A kernel with everything built in; else the distribution's, with modules.
+    kernel: Option<PathBuf>,
+    pub(crate) vcpus: u32,
+    pub(crate) memory: u32,
+    /// How long a guest may take to boot or to do a little thing.
+    pub(crate) patience: Duration,
+}
+
+impl Subject {
+    /// The driver of `backend`, or why it cannot be run here.
+    pub(crate) fn find(backend: Backend) -> Result<Self, String> {
+        let built_in = std::env::var_os("MICROAGENT_CONFORMANCE_KERNEL").map(PathBuf::from);
+        match built_in {
+            Some(kernel) if backend != Backend::QemuTcg => Self::with_kernel(backend, kernel),
+            _ => Self::proved(backend),
+        }
+    }
+
+    /// As the program itself chooses: what booted a small guest can be run.
+    fn proved(backend: Backend) -> Result<Self, String> {
+        let guest = Guest::new("probe");
+        let search_path = std::env::var_os("PATH").unwrap_or_default();
+        let firecracker = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
+        let host = ProbeHost {
+            search_path: &search_path,
+            firecracker: firecracker.as_deref(),
+            libexec: None,
+            runtime_dir: &guest.spec.runtime_dir,
+            depth: Depth::Choose,
+        };
+        let choice = BackendChoice::Only(backend);
+        let query = HostQuery {
+            backend: choice,
+            probe: Some(ProbeGuest {
+                kernel: guest.spec.kernel.clone(),
+                initramfs: guest.spec.initramfs.clone(),
+            }),
+            cache_dir: None,
+            fresh: true,
+        };
+        let found = probe(&host, &query).driver(choice, NetworkMode::Isolated);
+        let (driver, _) = found.map_err(|error| error.to_string())?;
+        Ok(Self {
+            driver,
+            kernel: None,
+            vcpus: 2,
+            memory: 256,
+            patience: Duration::from_secs(60),
+        })
+    }
+
+    /// With a kernel that somebody made for this host, on as plain a machine as there is: what a
+    /// KVM that boots no ordinary kernel does not have is left out.
+    fn with_kernel(backend: Backend, kernel: PathBuf) -> Result<Self, String> {
+        std::fs::File::open(&kernel).map_err(|error| format!("{}: {error}", kernel.display()))?;
+        std::fs::File::options()
+            .read(true)
+            .write(true)
+            .open("/dev/kvm")
+            .map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
+        let path = std::env::var_os("PATH").unwrap_or_default();
+        let driver: Box<dyn Hypervisor> = if backend == Backend::Firecracker {
+            let given = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
+            let binary = FirecrackerBinary::find(given.as_deref(), &path, None)
+                .map_err(|error| error.to_string())?;
+            Box::new(Firecracker::new(binary))
+        } else {
+            let binary = QemuBinary::find(&path).map_err(|error| error.to_string())?;
+            Box::new(Qemu::new(binary, Accelerator::Kvm).plain())
+        };
+        Ok(Self {
+            driver,
+            kernel: Some(kernel),
+            vcpus: 1,
+            memory: 96,
+            // Such a kernel runs in an emulator of instructions.
+            patience: Duration::from_secs(180),
+        })
+    }
+
+    /// A guest that does what `mode` says.
+    pub(crate) fn guest(&self, mode: &str) -> Guest {
+        let mut guest = match &self.kernel {
+            Some(kernel) => Guest::built_in(mode, kernel),
+            None => Guest::new(mode),
+        };
+        guest.spec.vcpus = VcpuCount::try_from(self.vcpus).unwrap();
+        guest.spec.memory = Mebibytes(self.memory);
+        guest.patience = self.patience;
+        guest
+    }
+
+    pub(crate) fn launch(&self, guest: &Guest) -> Box<dyn Machine> {
+        self.driver
+            .launch(&guest.spec)
+            .unwrap_or_else(|error| panic!("{error}"))
+    }
+}
