@@ -152,6 +152,14 @@ fn settings_are_the_workspaces_unless_given(workspace: &Workspace) {
         changed.out().starts_with(", x=y, agent:agent, /tmp/new, "),
         "{changed}"
     );
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "GIVEN=by a file\nOTHER=gone over\n").unwrap();
+    let file = ["--env-file", file.path().to_str().unwrap(), "-e", "OTHER="];
+    let changed = workspace.script(file, script).run().success();
+    assert!(
+        changed.out().starts_with("by a file, , root:root, "),
+        "{changed}"
+    );
 }
 
 fn nothing_after_the_first_word_is_ours(workspace: &Workspace) {

@@ -28,8 +28,21 @@ fn scale(from: &Path, to: &Path, part: f64) {
 #[test]
 fn a_boot_is_made_of_its_parts() {
     let sandbox = sandbox();
+    let kernels = sandbox
+        .microagent(["kernel", "list"])
+        .json()
+        .run()
+        .success();
+    let kernel = kernels.parsed()["kernels"][0]["id"].clone();
     let finished = sandbox
         .microagent(["--json", "perf", "boot", "-n", "1", "--warm-up", "0"])
+        .args(["--memory", "300", "--cpus", "1", "--network", "isolated"])
+        .args([
+            "--backend",
+            "qemu-tcg",
+            "--kernel",
+            kernel.as_str().unwrap(),
+        ])
         .args([Sandbox::BUSYBOX, "sh", "-c", "echo hello"])
         .run()
         .success();
@@ -69,7 +82,11 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
             .words(words)
             .args(["measured", "true"])
     };
-    let report = exec(&["--json", "--save", path]).run().success().parsed();
+    let plot = directory.path().join("plot.svg");
+    let plot = plot.to_str().unwrap();
+    let saving = ["--json", "--save", path, "--plot", plot];
+    let report = exec(&saving).run().success().parsed();
+    assert!(std::fs::read_to_string(plot).unwrap().contains("<svg"));
     assert_eq!(report["iterations"], 5);
     let total = p50(&report, "total");
     assert!(total > 0.0 && p50(&report, "start") <= total);
@@ -107,6 +124,10 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
         shown.contains("p95") && shown.ends_with("worse\n"),
         "{shown}"
     );
+    // Twice of it is none where ten times are tolerated.
+    scale(&saved, &baseline, 0.5);
+    let tolerant = exec(&[&compared[..], &["--tolerance", "9"]].concat());
+    drop(tolerant.run().success());
     let damaged = exec(&["--baseline", "/dev/null"]).run().exited(1);
     assert!(damaged.err().contains("no saved report"), "{damaged}");
     sandbox

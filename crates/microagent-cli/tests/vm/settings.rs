@@ -203,7 +203,8 @@ fn the_machine_has_the_size_asked_for() {
     assert!((900..=1024).contains(&numbers[1]), "{finished}");
     assert!((2600..=3000).contains(&numbers[2]), "{finished}");
     let tiny = sandbox
-        .run(["--profile", "tiny", Sandbox::BUSYBOX, "sh", "-c", script])
+        .run(["--profile", "tiny", "--backend", "qemu-tcg"])
+        .args([Sandbox::BUSYBOX, "sh", "-c", script])
         .run()
         .success();
     let numbers: Vec<u32> = tiny
