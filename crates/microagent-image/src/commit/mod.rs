@@ -320,6 +320,7 @@ fn new_config(
         .and_then(|rootfs| rootfs.get_mut("diff_ids"))
         .and_then(Value::as_array_mut)
         .ok_or_else(odd)?;
+    let below = diff_ids.len();
     diff_ids.push(json!(layer.diff_id));
     // The newest thing in the layer says when it was made, whenever it is committed.
     let created = created(layer.packed.newest);
@@ -331,12 +332,16 @@ fn new_config(
         history["author"] = json!(author);
         config.insert("author".into(), json!(author));
     }
-    match config.get_mut("history") {
-        Some(Value::Array(past)) => past.push(history),
-        _ => {
-            config.insert("history".into(), json!([history]));
-        }
-    }
+    let mut past = match config.remove("history") {
+        Some(Value::Array(past)) => past,
+        _ => Vec::new(),
+    };
+    // Steps and layers are told apart by their order alone: one that was never written is left blank.
+    let told = past.iter().filter(|step| step["empty_layer"] != true);
+    let blank = below.saturating_sub(told.count());
+    past.extend(std::iter::repeat_n(json!({}), blank));
+    past.push(history);
+    config.insert("history".into(), json!(past));
     config.insert("created".into(), json!(created));
     // What the base's builder said of itself is not true of this image.
     for stale in ["container", "container_config", "id", "parent"] {
