@@ -19,6 +19,7 @@ mod install;
 mod kernel;
 mod packages;
 mod process;
+mod targets;
 mod test;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -48,7 +49,7 @@ enum Task {
         /// Install packages without asking.
         #[arg(long)]
         yes: bool,
-        /// Only these stages (fmt, clippy, docs, unit, vm, fuzz); all by default.
+        /// Only these stages (fmt, clippy, docs, targets, unit, vm, fuzz); all by default.
         stages: Vec<String>,
     },
     /// Measure what SPECIFICATION.md promises; prints medians of interleaved runs.
@@ -85,6 +86,14 @@ enum Task {
         /// Install packages without asking.
         #[arg(long)]
         yes: bool,
+    },
+    /// Check the types of every crate for macOS, Windows and Linux on arm64.
+    CheckTargets {
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+        /// Only this target.
+        target: Option<String>,
     },
     /// Run every fuzz target.
     Fuzz {
@@ -126,6 +135,7 @@ fn main() -> anyhow::Result<ExitCode> {
             kernel,
             yes,
         } => conformance::run(yes, backend, kernel.as_deref())?,
+        Task::CheckTargets { yes, target } => targets::run(yes, target.as_deref())?,
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
         Task::Kernel { task } => return kernel::run(task),
         Task::Install { prefix } => install::run(&prefix)?,

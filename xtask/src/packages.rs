@@ -91,6 +91,17 @@ pub(crate) const CORPUS: &[Need] = &[
     need("npm", "npm", "makes an image of an application"),
 ];
 
+/// What checks the types for other systems: a toolchain with its library's source.
+pub(crate) const TARGETS: &[Need] = &[
+    need("/usr/bin/rustc", "rustc-web", "a compiler of a known place"),
+    need("/usr/bin/cargo", "cargo-web", "its cargo"),
+    need(
+        "/usr/lib/rustlib/src/rust/library/std/Cargo.toml",
+        "rust-web-src",
+        "its library, to check for systems it was not built for",
+    ),
+];
+
 /// Installs the packages of `needs` whose programs are missing: asks on a
 /// terminal unless `yes`.
 pub(crate) fn install(needs: &[&[Need]], yes: bool) -> anyhow::Result<()> {

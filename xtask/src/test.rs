@@ -9,7 +9,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{debian, fuzz, packages, process};
+use crate::{debian, fuzz, packages, process, targets};
 
 /// Tests that boot machines or start servers run few at a time: they share the host's cores.
 const THREADS: &str = "2";
@@ -47,6 +47,7 @@ const STAGES: &[(&str, Stage)] = &[
                 .env("RUSTDOCFLAGS", "-D warnings"),
         )
     }),
+    ("targets", |_| targets::run(true, None)),
     ("unit", |tally| {
         tests(tally, &["--workspace", "--exclude", "microagent-cli"])?;
         tests(tally, &["--package", "microagent-cli", "--bins"])
@@ -70,7 +71,7 @@ pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
         );
     }
     let start = Instant::now();
-    packages::install(&[packages::RUN, packages::TEST], yes)?;
+    packages::install(&[packages::RUN, packages::TEST, packages::TARGETS], yes)?;
     debian::rootfs_tar()?;
 
     let mut tally = Tally::default();

@@ -8,8 +8,9 @@ use serde_json::Value;
 /// Each crate and the crates of ours it may use. What is not listed is not allowed.
 const ARROWS: &[(&str, &[&str])] = &[
     ("microagent-protocol", &[]),
-    ("microagent-disk", &[]),
-    ("microagent-ext4", &["microagent-disk"]),
+    ("microagent-host", &[]),
+    ("microagent-disk", &["microagent-host"]),
+    ("microagent-ext4", &["microagent-disk", "microagent-host"]),
     ("microagent-files", &["microagent-protocol"]),
     ("microagent-relay", &[]),
     (
@@ -22,7 +23,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "microagent-hypervisor",
-        &["microagent-disk", "microagent-protocol"],
+        &["microagent-disk", "microagent-host", "microagent-protocol"],
     ),
     (
         "microagent-image",
@@ -30,14 +31,19 @@ const ARROWS: &[(&str, &[&str])] = &[
             "microagent-disk",
             "microagent-ext4",
             "microagent-files",
+            "microagent-host",
             "microagent-protocol",
         ],
     ),
-    ("microagent-kernel", &["microagent-protocol"]),
+    (
+        "microagent-kernel",
+        &["microagent-host", "microagent-protocol"],
+    ),
     (
         "microagent-supervisor",
         &[
             "microagent-disk",
+            "microagent-host",
             "microagent-hypervisor",
             "microagent-protocol",
             "microagent-relay",
@@ -49,12 +55,16 @@ const ARROWS: &[(&str, &[&str])] = &[
             "microagent-disk",
             "microagent-ext4",
             "microagent-files",
+            "microagent-host",
             "microagent-image",
             "microagent-kernel",
             "microagent-protocol",
         ],
     ),
-    ("microagent-cli", &["microagent", "microagent-supervisor"]),
+    (
+        "microagent-cli",
+        &["microagent", "microagent-host", "microagent-supervisor"],
+    ),
     ("testkit", &[]),
     ("xtask", &[]),
 ];

@@ -24,6 +24,7 @@ use std::process::ExitCode;
 
 fn main() -> ExitCode {
     // Returns only if this process is not to be a supervisor.
+    #[cfg(unix)]
     microagent_supervisor::entry();
     terminal::restore_on_panic();
     keep_out_of_core_dumps();

@@ -3,11 +3,10 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::AsFd,
 };
 
 use microagent::{Error, RunController};
-use rustix::event::{PollFd, PollFlags, poll};
+use microagent_host::stdio::{Ready, Stream, duplicate, wait};
 
 use crate::signals;
 
@@ -15,16 +14,13 @@ use crate::signals;
 const DETACH: u8 = 0x1d;
 
 /// The stream without a buffer of ours: what the guest writes goes out at once, byte for byte.
-pub(crate) fn unbuffered(stream: impl AsFd) -> Result<Unbuffered, Error> {
-    let copy = stream
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(|source| Error::Io {
-            doing: "use",
-            path: "a standard stream".into(),
-            source,
-        })?;
-    Ok(Unbuffered(File::from(copy)))
+pub(crate) fn unbuffered(stream: impl Stream) -> Result<Unbuffered, Error> {
+    let copy = duplicate(stream).map_err(|source| Error::Io {
+        doing: "use",
+        path: "a standard stream".into(),
+        source,
+    })?;
+    Ok(Unbuffered(copy))
 }
 
 /// A standard stream, read and written directly.
@@ -35,7 +31,7 @@ impl Read for Unbuffered {
         loop {
             match self.0.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_for(&self.0, PollFlags::IN)?;
+                    wait(&self.0, Ready::Read)?;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 done => return done,
@@ -50,7 +46,7 @@ impl Write for Unbuffered {
             match self.0.write(bytes) {
                 // Somebody else made the shared terminal or pipe non-blocking: wait, lose nothing.
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    wait_for(&self.0, PollFlags::OUT)?;
+                    wait(&self.0, Ready::Write)?;
                 }
                 done => return done,
             }
@@ -59,13 +55,6 @@ impl Write for Unbuffered {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
-    }
-}
-
-fn wait_for(file: &File, what: PollFlags) -> io::Result<()> {
-    match poll(&mut [PollFd::new(file, what)], None) {
-        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
-        Err(error) => Err(error.into()),
     }
 }
 

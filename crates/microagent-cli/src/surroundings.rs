@@ -191,10 +191,10 @@ fn runtime_dir(base: Option<&Path>) -> PathBuf {
         {
             base.join("microagent")
         }
-        _ => PathBuf::from(format!(
-            "/tmp/microagent-{}",
-            rustix::process::geteuid().as_raw()
-        )),
+        _ => match microagent_host::process::User::current().number() {
+            Some(user) => PathBuf::from(format!("/tmp/microagent-{user}")),
+            None => env::temp_dir().join("microagent"),
+        },
     }
 }
 

@@ -1,13 +1,20 @@
 //! The user's terminal: its size, its raw mode, and giving it back as it was, whatever happens.
 
+#[cfg(unix)]
+mod settings;
+#[cfg(not(unix))]
+#[path = "terminal/unsettable.rs"]
+mod settings;
+
 use std::{
     io::{self, BufRead, IsTerminal, Read},
     sync::{Mutex, PoisonError},
 };
 
 use microagent::{Error, Secret, TtySize};
-use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 use zeroize::Zeroizing;
+
+use self::settings::Settings;
 
 /// The longest line that is read at a prompt.
 const MAX_LINE: u64 = 4096;
@@ -18,7 +25,7 @@ use crate::cli::Form;
 pub(crate) const DEFAULT_SIZE: TtySize = TtySize { rows: 24, cols: 80 };
 
 /// How the terminal was before it was made raw; shared with the panic hook.
-static ORIGINAL: Mutex<Option<Termios>> = Mutex::new(None);
+static ORIGINAL: Mutex<Option<Settings>> = Mutex::new(None);
 
 /// Whether there is a terminal to give to the command.
 pub(crate) fn is_terminal(with_input: bool) -> bool {
@@ -52,13 +59,7 @@ pub(crate) fn kind() -> Option<String> {
 
 /// The terminal's size.
 pub(crate) fn size() -> Option<TtySize> {
-    let size = tcgetwinsize(io::stdout())
-        .or_else(|_| tcgetwinsize(io::stdin()))
-        .ok()?;
-    (size.ws_row > 0 && size.ws_col > 0).then_some(TtySize {
-        rows: size.ws_row,
-        cols: size.ws_col,
-    })
+    settings::size().filter(|size| size.rows > 0 && size.cols > 0)
 }
 
 /// The terminal in raw mode, at most once at a time.
@@ -68,17 +69,11 @@ pub(crate) struct RawMode(());
 impl RawMode {
     /// Every key goes to the command as it is.
     pub(crate) fn enter(&self) {
-        let stdin = io::stdin();
         let mut original = ORIGINAL.lock().unwrap_or_else(PoisonError::into_inner);
         if original.is_some() {
             return;
         }
-        let entered = tcgetattr(&stdin).and_then(|before| {
-            let mut raw = before.clone();
-            raw.make_raw();
-            tcsetattr(&stdin, OptionalActions::Now, &raw).map(|()| before)
-        });
-        match entered {
+        match Settings::make_raw() {
             Ok(before) => *original = Some(before),
             Err(error) => tracing::warn!("the terminal was not made raw: {error}"),
         }
@@ -102,7 +97,7 @@ fn restore() {
         .unwrap_or_else(PoisonError::into_inner)
         .take();
     if let Some(original) = original
-        && let Err(error) = tcsetattr(io::stdin(), OptionalActions::Now, &original)
+        && let Err(error) = original.set()
     {
         // The terminal may be gone (a hang-up).
         tracing::debug!("the terminal was not restored: {error}");

@@ -1,9 +1,10 @@
 //! A disk as one file, for VMMs that cannot join files.
 
-use std::fs::{self, File, OpenOptions, Permissions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+
+use microagent_host::fs::{Private, set_mode, sync_dir};
 
 use crate::JoinedFile;
 
@@ -33,7 +34,7 @@ impl JoinedFile {
             .create(true)
             .truncate(false)
             .write(true)
-            .mode(0o600)
+            .private()
             .open(&partial)?;
         file.lock()?;
         if self.is_whole(&flat) {
@@ -50,10 +51,10 @@ impl JoinedFile {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        file.set_permissions(Permissions::from_mode(0o400))?;
+        set_mode(&file, 0o400)?;
         file.sync_all()?;
         fs::rename(&partial, &flat)?;
-        File::open(path.parent().unwrap_or(Path::new(".")))?.sync_all()?;
+        sync_dir(path.parent().unwrap_or(Path::new(".")))?;
         Ok(flat)
     }
 

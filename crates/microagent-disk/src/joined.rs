@@ -2,8 +2,9 @@
 
 use std::fs::File;
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
+
+use microagent_host::fs::Positioned;
 
 use crate::list::{DiskList, Run};
 

@@ -3,9 +3,10 @@
 //!
 //! Who wrote it may mean harm: every number is checked before it is used, and memory is bounded.
 
-use std::{fs::File, io, os::unix::fs::FileExt};
+use std::{fs::File, io};
 
 use microagent_disk::JoinedFile;
+use microagent_host::fs::Positioned;
 
 use crate::{
     attributes::{self, Attributes},

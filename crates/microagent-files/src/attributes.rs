@@ -1,21 +1,26 @@
 //! Extended attributes: which ones travel, and how they are read and set.
 
+#[cfg(unix)]
 use std::{io, os::fd::AsFd, path::Path};
 
+#[cfg(unix)]
 use rustix::{
     fs::{XattrFlags, fgetxattr, flistxattr, fsetxattr},
     io::Errno,
 };
 
+#[cfg(unix)]
 use crate::error::{Context, CopyError};
 
 /// Attributes by full name.
 pub type Attributes = Vec<(Vec<u8>, Vec<u8>)>;
 
 /// The longest list of names that is read.
+#[cfg(unix)]
 const MAX_LIST: usize = 64 * 1024;
 
 /// The longest value that is read.
+#[cfg(unix)]
 const MAX_VALUE: usize = 64 * 1024;
 
 /// The capabilities a program gets when it is run.
@@ -34,6 +39,7 @@ pub(crate) fn is_privilege(name: &[u8]) -> bool {
 }
 
 /// The attributes of an open file or directory that travel; none where there is no such thing.
+#[cfg(unix)]
 pub(crate) fn read(file: impl AsFd, path: &Path) -> Result<Attributes, CopyError> {
     let mut names = vec![0; 1024];
     let length = loop {
@@ -63,6 +69,7 @@ pub(crate) fn read(file: impl AsFd, path: &Path) -> Result<Attributes, CopyError
 }
 
 /// Sets one attribute; gives whether the file system has such a thing.
+#[cfg(unix)]
 pub(crate) fn set(file: impl AsFd, name: &[u8], value: &[u8]) -> io::Result<bool> {
     match fsetxattr(file, name, value, XattrFlags::empty()) {
         Ok(()) => Ok(true),

@@ -8,15 +8,27 @@
 mod attributes;
 mod error;
 mod incoming;
+#[cfg(unix)]
 mod land;
+#[cfg(unix)]
 mod pack;
+#[cfg(unix)]
+mod system;
 pub mod tar;
+#[cfg(not(unix))]
+mod unsupported;
 
 pub use self::attributes::{Attributes, travels};
 pub use self::error::CopyError;
 pub use self::incoming::{Incoming, Item, Kind, Place, Policy, Trust};
+#[cfg(unix)]
 pub use self::land::{Temporary, land};
+#[cfg(unix)]
 pub use self::pack::pack;
+#[cfg(unix)]
+pub use self::system::{FolderHandle, open_folder, sync_folder};
+#[cfg(not(unix))]
+pub use self::unsupported::{FolderHandle, Temporary, land, open_folder, pack, sync_folder};
 
 /// The most directories above a file.
 pub const MAX_DEPTH: usize = 512;

@@ -18,8 +18,8 @@ use std::{
 use microagent_protocol::{CopyReport, CopyWhat};
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, major, minor, openat,
-        readlinkat, seek, statat,
+        AtFlags, CWD, Dev, Dir, FileType, Mode, OFlags, SeekFrom, Stat, fstat, major, minor,
+        openat, readlinkat, seek, statat,
     },
     io::Errno,
 };
@@ -27,6 +27,7 @@ use rustix::{
 use crate::{
     MAX_DEPTH, attributes,
     error::{Context, CopyError},
+    system,
     tar::{Entry, EntryKind, Segment, TarWriter},
 };
 
@@ -103,7 +104,7 @@ pub fn pack<W: Write>(
             empty if empty.is_empty() => Path::new("."),
             _ => parent,
         };
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = system::PASS | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let folder = openat(CWD, parent, flags, Mode::empty()).context("open", parent)?;
         let leaf = CString::new(leaf.as_bytes())
             .map_err(io::Error::from)
@@ -118,9 +119,9 @@ struct Packer<W> {
     /// Where the walk began, and what that is called in the stream; for messages.
     root: PathBuf,
     top: Vec<u8>,
-    device: u64,
+    device: Dev,
     /// Where in the stream a file with several names is.
-    linked: HashMap<(u64, u64), Vec<u8>>,
+    linked: HashMap<(Dev, u64), Vec<u8>>,
     held: usize,
     buffer: Vec<u8>,
     report: CopyReport,

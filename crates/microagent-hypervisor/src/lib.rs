@@ -15,6 +15,8 @@ mod console;
 mod error;
 #[cfg(target_os = "linux")]
 pub mod firecracker;
+#[cfg(unix)]
+pub mod hybrid;
 mod machine;
 #[cfg(target_os = "linux")]
 pub mod network;
@@ -35,7 +37,7 @@ pub mod vsock;
 pub use error::Error;
 pub use machine::{
     ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine, MachineSpec, NetworkPlan,
-    SerialPort, VsockSpec,
+    SerialPort, SerialStream, VsockSpec,
 };
 pub use microagent_protocol::Capabilities;
 #[cfg(target_os = "linux")]

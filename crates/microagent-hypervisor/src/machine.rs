@@ -2,7 +2,6 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
-    os::{fd::BorrowedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -113,15 +112,22 @@ pub struct Ipv6Plan {
     pub gateway: Ipv6Addr,
 }
 
+/// One direction of a serial console: a socket where there are Unix sockets, else a pipe.
+#[cfg(unix)]
+pub type SerialStream = std::os::unix::net::UnixStream;
+/// One direction of a serial console: a socket where there are Unix sockets, else a pipe.
+#[cfg(windows)]
+pub type SerialStream = std::fs::File;
+
 /// Both directions of a serial console.
 #[derive(Debug)]
 pub struct SerialPort {
     /// What the guest writes from the moment the port was asked for. Ends with the machine, or
     /// when its reader is too far behind: the guest never waits for it.
-    pub output: UnixStream,
+    pub output: SerialStream,
     /// What is written here is typed into the guest's console. It takes no more while the guest
     /// does not read, and fails when the machine has ended.
-    pub input: UnixStream,
+    pub input: SerialStream,
 }
 
 /// How a VMM's process ended.
@@ -160,7 +166,12 @@ pub trait Machine: Send + Sync {
     fn vmm(&self) -> ProcessIdentity;
 
     /// Becomes readable when the VMM ended (a pidfd).
-    fn exit_fd(&self) -> BorrowedFd<'_>;
+    #[cfg(unix)]
+    fn exit_fd(&self) -> std::os::fd::BorrowedFd<'_>;
+
+    /// Becomes signalled when the VMM ended.
+    #[cfg(windows)]
+    fn exit_handle(&self) -> std::os::windows::io::BorrowedHandle<'_>;
 
     /// Waits at most `limit` for the VMM to end. May be called again after it did.
     ///

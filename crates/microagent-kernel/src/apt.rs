@@ -95,7 +95,7 @@ pub(crate) fn download(package: &Package, directory: &Path) -> Result<Vec<u8>> {
     let target = directory.join(&package.name);
     fs::create_dir(&target).context("create", &target)?;
     let mut arguments = vec!["download", "--quiet"];
-    if rustix::process::geteuid().is_root() {
+    if microagent_host::process::User::current().is_root() {
         // Root's apt would download as user _apt, who cannot enter our private directory. The digest below, not
         // the user, is what makes the package trustworthy.
         arguments.extend(["--option", "APT::Sandbox::User=root"]);

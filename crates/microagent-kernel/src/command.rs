@@ -2,7 +2,6 @@
 
 use std::ffi::OsStr;
 use std::io::Read;
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +9,7 @@ use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use microagent_host::process::{in_own_group, kill_group};
 
 use crate::error::{KernelError, Result};
 
@@ -59,15 +58,13 @@ pub(crate) fn run_watched(
             .collect::<Vec<_>>()
             .join(" ")
     };
-    let mut child = command
+    command
         .env("LC_ALL", "C.UTF-8")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        // Its own group, so that the helpers it starts end with it.
-        .process_group(0)
-        .spawn()
-        .map_err(unavailable)?;
+        .stderr(Stdio::piped());
+    // Its own group, so that the helpers it starts end with it.
+    let mut child = in_own_group(&mut command).spawn().map_err(unavailable)?;
     let lines = Arc::new(AtomicUsize::new(0));
     let output = drain(child.stdout.take(), Arc::clone(&lines));
     let errors = drain(child.stderr.take(), Arc::default());
@@ -159,10 +156,8 @@ fn wait_until(child: &mut Child, deadline: Instant) -> Option<std::process::Exit
 }
 
 fn end(child: &mut Child) {
-    if let Some(group) = i32::try_from(child.id()).ok().and_then(Pid::from_raw) {
-        // Already gone is as good.
-        let _ = kill_process_group(group, Signal::KILL);
-    }
+    // Already gone is as good.
+    let _ = kill_group(child.id());
     // Reaps it; SIGKILL cannot be refused, and an error means there is nothing to reap.
     let _ = child.wait();
 }

@@ -1,13 +1,12 @@
 //! Private files that are either there completely or not at all.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use rustix::fs::{FlockOperation, flock};
+use microagent_host::fs::{Private, sync_dir};
 
 use crate::error::{IoContext, KernelError, Result};
 
@@ -19,7 +18,7 @@ pub(crate) const TEMPORARY: &str = ".tmp-";
 /// Creates a directory only its owner can enter.
 pub(crate) fn create_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
-        .mode(0o700)
+        .private()
         .create(path)
         .context("create", path)
 }
@@ -27,7 +26,7 @@ pub(crate) fn create_directory(path: &Path) -> Result<()> {
 /// As [`create_directory`], with missing parents, and content if it is there.
 pub(crate) fn ensure_directory(path: &Path) -> Result<()> {
     DirBuilder::new()
-        .mode(0o700)
+        .private()
         .recursive(true)
         .create(path)
         .context("create", path)
@@ -38,7 +37,7 @@ pub(crate) fn write_new(path: &Path, bytes: &[u8]) -> Result<()> {
     let mut file = OpenOptions::new()
         .write(true)
         .create_new(true)
-        .mode(0o600)
+        .private()
         .open(path)
         .context("create", path)?;
     file.write_all(bytes).context("write", path)?;
@@ -62,9 +61,7 @@ pub(crate) fn replace(path: &Path, bytes: &[u8]) -> Result<()> {
 
 /// Makes the names in a directory last.
 pub(crate) fn sync_directory(path: &Path) -> Result<()> {
-    File::open(path)
-        .and_then(|directory| directory.sync_all())
-        .context("sync", path)
+    sync_dir(path).context("sync", path)
 }
 
 /// Reads a file of at most `limit` bytes.
@@ -116,16 +113,17 @@ impl Lock {
             .write(true)
             .create(true)
             .truncate(false)
-            .mode(0o600)
+            .private()
             .open(&path)
             .context("open", &path)?;
         let mut waiting = Some(waiting);
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+            match file.try_lock() {
                 Ok(()) => return Ok(Self { _file: file }),
-                Err(rustix::io::Errno::WOULDBLOCK | rustix::io::Errno::INTR) => {}
-                Err(error) => return Err(error.into()).context("lock", &path),
+                Err(TryLockError::WouldBlock) => {}
+                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(TryLockError::Error(error)) => return Err(error).context("lock", &path),
             }
             if let Some(waiting) = waiting.take() {
                 waiting();

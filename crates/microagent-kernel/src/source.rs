@@ -3,6 +3,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use microagent_host::process::linux_release;
 use serde::{Deserialize, Serialize};
 
 use crate::build::{self, BuildOptions};
@@ -183,10 +184,7 @@ pub(crate) fn fetch(
         }
         KernelSource::Host => {
             progress(KernelProgress::Extracting);
-            let release = rustix::system::uname()
-                .release()
-                .to_string_lossy()
-                .into_owned();
+            let release = linux_release().context("ask for the release of", Path::new("/boot"))?;
             from_host(Path::new("/"), &release)
         }
         KernelSource::File {

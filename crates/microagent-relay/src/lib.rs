@@ -4,6 +4,8 @@
 //! other: a published port and a vsock, a vsock and a server. This crate is that standing between.
 //! It knows no protocol, no address and no limit but its own buffers.
 #![forbid(unsafe_code)]
+// Its sockets are descriptors; a system without them has no supervisor that would use this yet.
+#![cfg(unix)]
 
 mod flow;
 
@@ -15,7 +17,7 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
-    net::{RecvFlags, SendFlags, Shutdown, recv, send, shutdown},
+    net::{RecvFlags, Shutdown, recv, send, shutdown},
 };
 
 use self::flow::{End, Flow, Wait};
@@ -119,12 +121,20 @@ fn failure(socket: BorrowedFd<'_>) -> io::Error {
     }
 }
 
+/// A peer that is gone is an error, and no signal. (Apple's sockets are told once, when they are made ours.)
+#[cfg(not(target_vendor = "apple"))]
+const QUIETLY: rustix::net::SendFlags = rustix::net::SendFlags::NOSIGNAL;
+#[cfg(target_vendor = "apple")]
+const QUIETLY: rustix::net::SendFlags = rustix::net::SendFlags::empty();
+
 /// A stream socket of any family.
 struct Socket<'fd>(BorrowedFd<'fd>);
 
 impl<'fd> Socket<'fd> {
     fn new(fd: BorrowedFd<'fd>) -> io::Result<Self> {
         rustix::io::ioctl_fionbio(fd, true)?;
+        #[cfg(target_vendor = "apple")]
+        rustix::net::sockopt::set_socket_nosigpipe(fd, true)?;
         Ok(Self(fd))
     }
 
@@ -140,7 +150,7 @@ impl End for Socket<'_> {
     }
 
     fn send(&self, bytes: &[u8]) -> io::Result<usize> {
-        Ok(send(self.0, bytes, SendFlags::NOSIGNAL)?)
+        Ok(send(self.0, bytes, QUIETLY)?)
     }
 
     fn end_sending(&self) {

@@ -1,17 +1,15 @@
 //! Choosing a backend: the one place that knows which drivers there are.
 
-use std::{ffi::OsString, fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf};
+#[cfg(target_os = "linux")]
+mod proved;
+#[cfg(not(target_os = "linux"))]
+mod unsupported;
 
-use microagent_hypervisor::{
-    Hypervisor,
-    probe::{Depth, ProbeHost, probe},
-};
+use microagent_hypervisor::Hypervisor;
 use microagent_protocol::{
     LaunchSpec,
-    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport, ProbeGuest},
+    supervisor::{ErrorReport, HostQuery, HostReport},
 };
-
-use crate::Error;
 
 /// A driver that was chosen, and why.
 pub struct Chosen {
@@ -40,106 +38,3 @@ pub trait Backends: Send + Sync {
 /// The drivers this host has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostBackends;
-
-impl Backends for HostBackends {
-    fn choose(&self, spec: &LaunchSpec) -> Result<Chosen, ErrorReport> {
-        if let Some(cache) = &spec.host_cache {
-            // Without it everything works, only slower.
-            if let Err(error) = DirBuilder::new().recursive(true).mode(0o700).create(cache) {
-                tracing::warn!("cannot make {}: {error}", cache.display());
-            }
-        }
-        let programs = Programs::of_this_process();
-        let probed = probe(
-            &ProbeHost {
-                search_path: &programs.search_path,
-                firecracker: programs.firecracker.as_deref(),
-                libexec: programs.libexec.as_deref(),
-                runtime_dir: &spec.runtime_dir,
-                depth: Depth::Choose,
-            },
-            &HostQuery {
-                backend: spec.backend,
-                probe: Some(ProbeGuest {
-                    kernel: spec.kernel.clone(),
-                    initramfs: spec.initramfs.clone(),
-                }),
-                cache_dir: spec.host_cache.clone(),
-                fresh: false,
-            },
-        );
-        let (driver, reason) = probed
-            .driver(spec.backend, spec.network)
-            .map_err(|error| ErrorReport::new(ErrorKind::Unsupported, error.to_string()))?;
-        Ok(Chosen {
-            hypervisor: driver,
-            reason,
-        })
-    }
-
-    fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport> {
-        let place = ProbePlace::new()
-            .map_err(|error| Error::file("make", std::env::temp_dir())(error).report())?;
-        let programs = Programs::of_this_process();
-        let probed = probe(
-            &ProbeHost {
-                search_path: &programs.search_path,
-                firecracker: programs.firecracker.as_deref(),
-                libexec: programs.libexec.as_deref(),
-                runtime_dir: &place.0,
-                depth: Depth::Prove,
-            },
-            query,
-        );
-        Ok(probed.report)
-    }
-}
-
-/// A private directory with a short path for a probe's sockets.
-struct ProbePlace(PathBuf);
-
-impl ProbePlace {
-    fn new() -> io::Result<Self> {
-        let mut random = [0_u8; 8];
-        getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let name = format!("microagent-{:016x}", u64::from_ne_bytes(random));
-        let path = std::env::temp_dir().join(name);
-        // Fails if it is there: nobody else made it.
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for ProbePlace {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("cannot remove {}: {error}", self.0.display());
-        }
-    }
-}
-
-/// Where programs are looked for.
-struct Programs {
-    search_path: OsString,
-    /// `MICROAGENT_FIRECRACKER`.
-    firecracker: Option<PathBuf>,
-    /// `../libexec` of this executable.
-    libexec: Option<PathBuf>,
-}
-
-impl Programs {
-    fn of_this_process() -> Self {
-        let beside = std::env::current_exe()
-            .and_then(std::fs::canonicalize)
-            .ok()
-            .and_then(|path| Some(path.parent()?.parent()?.join("libexec")));
-        Self {
-            search_path: std::env::var_os("PATH")
-                .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
-            firecracker: std::env::var_os("MICROAGENT_FIRECRACKER")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
-            libexec: beside,
-        }
-    }
-}

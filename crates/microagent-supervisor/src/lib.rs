@@ -12,6 +12,8 @@
 //!   (`session`), the guest's control connection is read by `link`, published
 //!   ports and mediation routes are carried by `wiring`.
 #![deny(unsafe_code)]
+// On Windows the library says that machines cannot be supervised there yet.
+#![cfg(unix)]
 
 mod backend;
 mod console;

@@ -9,19 +9,37 @@ use rustix::process::Uid;
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`], naming the other user.
 pub(crate) fn check(stream: &UnixStream) -> io::Result<()> {
-    let peer = rustix::net::sockopt::socket_peercred(stream)?;
+    let peer = user(stream)?;
     let us = rustix::process::geteuid();
-    if is_trusted(peer.uid, us) {
+    if is_trusted(peer, us) {
         Ok(())
     } else {
         Err(io::Error::new(
             io::ErrorKind::PermissionDenied,
             format!(
                 "user {} may not talk to a supervisor of user {}",
-                peer.uid.as_raw(),
+                peer.as_raw(),
                 us.as_raw()
             ),
         ))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn user(stream: &UnixStream) -> io::Result<Uid> {
+    Ok(rustix::net::sockopt::socket_peercred(stream)?.uid)
+}
+
+#[cfg(not(target_os = "linux"))]
+#[allow(unsafe_code)]
+fn user(stream: &UnixStream) -> io::Result<Uid> {
+    use std::os::fd::AsRawFd;
+
+    let (mut uid, mut gid) = (0, 0);
+    // SAFETY: the socket is open, and both pointers are to integers of this frame.
+    match unsafe { libc::getpeereid(stream.as_raw_fd(), &raw mut uid, &raw mut gid) } {
+        0 => Ok(Uid::from_raw(uid)),
+        _ => Err(io::Error::last_os_error()),
     }
 }
 

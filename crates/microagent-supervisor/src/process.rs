@@ -8,8 +8,8 @@ use std::{
     path::Path,
 };
 
+use microagent_host::process::ProcessHandle;
 use microagent_protocol::ProcessIdentity;
-use rustix::process::{Pid, PidfdFlags};
 
 use crate::{Error, files};
 
@@ -34,15 +34,9 @@ pub(crate) fn identity(pid: u32) -> Result<ProcessIdentity, Error> {
 
 /// A descriptor that becomes readable when the process that launched this one ends.
 pub(crate) fn launcher() -> Result<OwnedFd, Error> {
-    let parent = rustix::process::getppid().ok_or_else(|| {
-        Error::system("find the launching process")(io::ErrorKind::NotFound.into())
-    })?;
-    pidfd(parent)
-}
-
-fn pidfd(pid: Pid) -> Result<OwnedFd, Error> {
-    rustix::process::pidfd_open(pid, PidfdFlags::empty())
-        .map_err(|error| Error::system("watch the launching process")(error.into()))
+    ProcessHandle::open(std::os::unix::process::parent_id())
+        .map(ProcessHandle::into_fd)
+        .map_err(Error::system("watch the launching process"))
 }
 
 /// Closes every descriptor but the standard three. Must come before this
@@ -50,7 +44,11 @@ fn pidfd(pid: Pid) -> Result<OwnedFd, Error> {
 pub(crate) fn close_inherited() {
     // SAFETY: called first thing in the process, before any Rust value owns a
     // descriptor above 2; closing those of the launcher breaks no owner.
+    #[cfg(target_os = "linux")]
     let closed = unsafe { libc::close_range(3, libc::c_uint::MAX, 0) };
+    // Elsewhere programs are started by `posix_spawn`, which passes on nothing that was not asked for.
+    #[cfg(not(target_os = "linux"))]
+    let closed = 0;
     if closed != 0 {
         // A kernel before 5.9: the descriptors stay open, which costs the
         // launcher an early end-of-file and nothing else.
@@ -120,8 +118,8 @@ impl Judge {
 /// Forks; the child leads a new session. Must be called while the process has
 /// one thread.
 pub(crate) fn detach() -> Result<Side, Error> {
-    let (reader, writer) = rustix::pipe::pipe_with(rustix::pipe::PipeFlags::CLOEXEC)
-        .map_err(|error| Error::system("make a pipe")(error.into()))?;
+    let (reader, writer) = io::pipe().map_err(Error::system("make a pipe"))?;
+    let (reader, writer) = (OwnedFd::from(reader), OwnedFd::from(writer));
     // SAFETY: the process has one thread (`entry` is called first in `main`),
     // so the child's copy of every lock and allocator state is consistent.
     match unsafe { libc::fork() } {

@@ -55,9 +55,7 @@ impl SupervisorProgram {
     }
 }
 
-pub(crate) fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-}
+pub(crate) use microagent_host::fs::is_executable;
 
 /// How long things may take.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

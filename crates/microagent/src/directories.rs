@@ -5,19 +5,15 @@
 //! that nobody holds was left behind by a program that was killed.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{self, DirBuilder, File, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use microagent_host::fs::Private;
 use microagent_image::Bytes;
 use microagent_protocol::WorkspaceName;
-use rustix::{
-    fs::{FlockOperation, flock},
-    io::Errno,
-};
 use serde::Serialize;
 
 use crate::{
@@ -51,7 +47,7 @@ impl Directory {
         files::private_dir(&root)?;
         let path = root.join(name.as_str());
         let gate = gate(&root)?;
-        match DirBuilder::new().mode(0o700).create(&path) {
+        match DirBuilder::new().private().create(&path) {
             Ok(()) => {}
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 return Err(Error::NameTaken {
@@ -109,10 +105,10 @@ impl Held {
     /// Takes it unless somebody has it.
     pub(crate) fn now(directory: &Path) -> Result<Option<Self>> {
         let file = File::open(directory).context("open", directory)?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
+        match file.try_lock() {
             Ok(()) => Ok(Some(Self(file))),
-            Err(Errno::WOULDBLOCK) => Ok(None),
-            Err(error) => Err(error).context("lock", directory),
+            Err(TryLockError::WouldBlock) => Ok(None),
+            Err(TryLockError::Error(error)) => Err(error).context("lock", directory),
         }
     }
 
@@ -147,7 +143,7 @@ impl RuntimeDirectory {
         loop {
             files::private_dir(root)?;
             let path = root.join(name::random_hex()?);
-            match DirBuilder::new().mode(0o700).create(&path) {
+            match DirBuilder::new().private().create(&path) {
                 Ok(()) => {
                     return Ok(Self {
                         path,
@@ -257,7 +253,7 @@ pub(crate) fn named(config: &Config) -> Result<Vec<(WorkspaceName, PathBuf)>> {
 /// Orders making directories and sweeping them.
 fn gate(root: &Path) -> Result<File> {
     let file = gate_file(root)?;
-    flock(&file, FlockOperation::LockExclusive).context("lock", root)?;
+    file.lock().context("lock", root)?;
     Ok(file)
 }
 
@@ -266,7 +262,7 @@ fn gate_file(root: &Path) -> Result<File> {
     File::options()
         .create(true)
         .append(true)
-        .mode(0o600)
+        .private()
         .open(&path)
         .context("open", &path)
 }
@@ -317,7 +313,7 @@ pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
         }
     };
     let gate = gate_file(&root)?;
-    if flock(&gate, FlockOperation::NonBlockingLockExclusive).is_err() {
+    if gate.try_lock().is_err() {
         return Ok(Vec::new()); // Somebody else is at it.
     }
     let mut found = Vec::new();

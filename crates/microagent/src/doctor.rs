@@ -173,8 +173,8 @@ fn state_dir(config: &Config) -> Finding {
     }
     // It is made again when it is needed; others may be using it.
     let _ = std::fs::remove_dir(&config.runtime_dir);
-    let free = match rustix::fs::statvfs(path) {
-        Ok(space) => space.f_bavail.saturating_mul(space.f_frsize) / (1024 * 1024),
+    let free = match microagent_host::fs::free_bytes(path) {
+        Ok(free) => free / (1024 * 1024),
         Err(error) => {
             return (
                 Verdict::Unusable,

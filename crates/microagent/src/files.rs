@@ -3,10 +3,13 @@
 use std::{
     fs::{self, DirBuilder, File},
     io::{self, Write},
-    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     path::Path,
 };
 
+use microagent_host::{
+    fs::{Private, others_may_write, sync_dir},
+    process::User,
+};
 use microagent_image::Digest;
 use serde::Serialize;
 
@@ -15,7 +18,7 @@ use crate::error::{Error, IoContext, Result};
 /// Makes `path` a directory of this user alone (0700), with its parents; one that is there must
 /// be no link and belong to nobody else.
 pub(crate) fn private_dir(path: &Path) -> Result<()> {
-    match DirBuilder::new().recursive(true).mode(0o700).create(path) {
+    match DirBuilder::new().recursive(true).private().create(path) {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
         Err(source) => {
@@ -34,8 +37,8 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
     if metadata.is_symlink() {
         // A link that the user made into a directory of their own is as good as the directory.
         let target = fs::metadata(path).context("look at", path)?;
-        let own = rustix::process::geteuid().as_raw();
-        if !target.is_dir() || metadata.uid() != own || target.uid() != own {
+        let own = User::current();
+        if !target.is_dir() || User::owner_of(&metadata) != own || User::owner_of(&target) != own {
             return Err(untrusted("it is a link to something of another user"));
         }
         return Ok(());
@@ -43,10 +46,10 @@ pub(crate) fn private_dir(path: &Path) -> Result<()> {
     if !metadata.is_dir() {
         return Err(untrusted("it is not a directory"));
     }
-    if metadata.uid() != rustix::process::geteuid().as_raw() {
+    if User::owner_of(&metadata) != User::current() {
         return Err(untrusted("it belongs to another user"));
     }
-    if metadata.mode() & 0o022 != 0 {
+    if others_may_write(&metadata) {
         return Err(untrusted("others may write to it"));
     }
     Ok(())
@@ -86,7 +89,7 @@ pub(crate) fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result
         .create(true)
         .write(true)
         .truncate(true)
-        .mode(0o600)
+        .private()
         .open(&temporary)
         .context("create", &temporary)?;
     file.write_all(bytes).context("write", &temporary)?;
@@ -97,16 +100,14 @@ pub(crate) fn write(path: &Path, bytes: &[u8], durability: Durability) -> Result
     if durability == Durability::Synced
         && let Some(parent) = path.parent()
     {
-        File::open(parent)
-            .and_then(|directory| directory.sync_all())
-            .context("sync", parent)?;
+        sync_dir(parent).context("sync", parent)?;
     }
     Ok(())
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
     use super::*;
 

@@ -3,6 +3,8 @@
 //! For tests only: everything here panics with what was expected and what was
 //! seen, and names the Debian package where a program is missing.
 #![forbid(unsafe_code)]
+// What it drives are Unix programs.
+#![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod command;

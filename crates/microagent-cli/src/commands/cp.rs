@@ -3,7 +3,6 @@
 use std::{
     fs::File,
     io::{self, IsTerminal},
-    os::fd::AsFd,
 };
 
 use clap::{Args, builder::TypedValueParser};
@@ -11,6 +10,7 @@ use clap_complete::engine::ArgValueCompleter;
 use microagent::{
     CopyIo, CopyOptions, CopyReport, Endpoint, Error, FileMode, InvalidEndpoint, Microagent, Owner,
 };
+use microagent_host::stdio::{Stream, duplicate};
 
 use crate::{
     cli::{Form, Globals},
@@ -122,13 +122,10 @@ fn text(report: &CopyReport, to_stream: bool) -> String {
 }
 
 /// The descriptor itself: a tar stream is large and needs no looking for ends of lines.
-fn unbuffered(stream: impl AsFd) -> Result<File, Error> {
-    match stream.as_fd().try_clone_to_owned() {
-        Ok(owned) => Ok(File::from(owned)),
-        Err(source) => Err(Error::Io {
-            doing: "share",
-            path: "standard output".into(),
-            source,
-        }),
-    }
+fn unbuffered(stream: impl Stream) -> Result<File, Error> {
+    duplicate(stream).map_err(|source| Error::Io {
+        doing: "share",
+        path: "standard output".into(),
+        source,
+    })
 }

@@ -14,7 +14,10 @@ use rustix::{
     io::Errno,
 };
 
-use crate::error::{Context, CopyError};
+use crate::{
+    error::{Context, CopyError},
+    system,
+};
 
 /// A destination's directory.
 #[derive(Debug)]
@@ -25,7 +28,7 @@ pub(super) struct Ground {
 }
 
 /// To go through a directory only, which takes no right to read it.
-const THROUGH: OFlags = OFlags::PATH
+const THROUGH: OFlags = system::PASS
     .union(OFlags::DIRECTORY)
     .union(OFlags::NOFOLLOW)
     .union(OFlags::CLOEXEC);
@@ -33,7 +36,7 @@ const THROUGH: OFlags = OFlags::PATH
 impl Ground {
     /// Everything below `base`, which is taken as its owner wrote it, links and all.
     pub(super) fn new(base: &Path) -> Result<Self, CopyError> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let flags = system::PASS | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let base = openat(CWD, base, flags, Mode::empty()).context("open", base)?;
         Ok(Self { base, last: None })
     }

@@ -23,7 +23,7 @@ use std::{
 use microagent_protocol::{CopyReport, Landing};
 use rustix::{
     fs::{
-        AtFlags, FileType, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat,
+        AtFlags, Dev, FileType, Gid, Mode, Timespec, Timestamps, UTIME_OMIT, Uid, chmodat, chownat,
         fchmod, fchown, fstat, futimens, utimensat,
     },
     process::geteuid,
@@ -224,7 +224,7 @@ impl Lander {
         &mut self,
         item: &Item,
         kind: FileType,
-        device: u64,
+        device: Dev,
         shown: &Path,
     ) -> Result<Temporary, CopyError> {
         let above = item.place.split_last().map_or(&[][..], |(_, above)| above);

@@ -4,24 +4,21 @@ use std::{
     ffi::{OsStr, OsString},
     fs::File,
     io,
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::{fd::OwnedFd, unix::ffi::OsStrExt},
     path::Path,
     process,
     sync::atomic::{AtomicU64, Ordering},
 };
 
 use rustix::{
-    fs::{
-        AtFlags, CWD, FileType, Mode, OFlags, linkat, mknodat, openat, renameat, symlinkat,
-        unlinkat,
-    },
+    fs::{AtFlags, Dev, FileType, Mode, OFlags, linkat, openat, renameat, symlinkat, unlinkat},
     io::Errno,
 };
 
-use crate::error::{Context, CopyError};
+use crate::{
+    error::{Context, CopyError},
+    system,
+};
 
 /// Made, but not under its name yet; gone if it is dropped.
 #[derive(Debug)]
@@ -39,16 +36,11 @@ impl Temporary {
     pub fn file(folder: &OwnedFd) -> io::Result<Self> {
         let flags = OFlags::WRONLY | OFlags::CLOEXEC;
         let mode = Mode::RUSR | Mode::WUSR;
-        match openat(folder, ".", flags | OFlags::TMPFILE, mode) {
-            Ok(file) => {
-                return Ok(Self {
-                    file: Some(file.into()),
-                    named: None,
-                });
-            }
-            // Not every file system has files without a name.
-            Err(Errno::OPNOTSUPP | Errno::ISDIR | Errno::NOENT | Errno::INVAL) => {}
-            Err(error) => return Err(error.into()),
+        if let Some(file) = system::nameless_file(folder, mode)? {
+            return Ok(Self {
+                file: Some(file.into()),
+                named: None,
+            });
         }
         let flags = flags | OFlags::CREATE | OFlags::EXCL | OFlags::NOFOLLOW;
         let (file, named) = named(folder, |name| openat(folder, name, flags, mode))?;
@@ -65,9 +57,11 @@ impl Temporary {
     }
 
     /// A device or pipe.
-    pub(super) fn node(folder: &OwnedFd, kind: FileType, device: u64) -> io::Result<Self> {
+    pub(super) fn node(folder: &OwnedFd, kind: FileType, device: Dev) -> io::Result<Self> {
         let mode = Mode::RUSR | Mode::WUSR;
-        Self::without_file(folder, |name| mknodat(folder, name, kind, mode, device))
+        Self::without_file(folder, |name| {
+            system::make_node(folder, name, kind, mode, device)
+        })
     }
 
     /// Another name for a file.
@@ -117,12 +111,12 @@ impl Temporary {
         if self.named.is_none()
             && let Some(file) = &self.file
         {
-            match link(file, folder, name) {
+            match system::name_file(file, folder, name) {
                 Ok(()) => return Ok(()),
                 // It has to take another's place, which only a rename does.
                 Err(Errno::EXIST) => {
-                    let ((), named) =
-                        named(folder, |name| link(file, folder, name)).context("name", shown)?;
+                    let ((), named) = named(folder, |name| system::name_file(file, folder, name))
+                        .context("name", shown)?;
                     self.named = Some(named);
                 }
                 Err(error) => return Err(error).context("name", shown),
@@ -149,18 +143,6 @@ impl Drop for Temporary {
             // Renamed, it is gone.
             let _ = unlinkat(folder, name, AtFlags::empty());
         }
-    }
-}
-
-/// Gives an open file without a name a name.
-fn link(file: &File, folder: &OwnedFd, name: &OsStr) -> Result<(), Errno> {
-    // Directly takes a privilege, the other way /proc.
-    match linkat(file, "", folder, name, AtFlags::EMPTY_PATH) {
-        Err(Errno::NOENT | Errno::PERM | Errno::INVAL) => {
-            let path = format!("/proc/self/fd/{}", file.as_raw_fd());
-            linkat(CWD, path, folder, name, AtFlags::SYMLINK_FOLLOW)
-        }
-        result => result,
     }
 }
 

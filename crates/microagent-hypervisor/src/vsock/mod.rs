@@ -27,7 +27,6 @@
 //! # }
 //! ```
 
-mod client;
 mod connection;
 mod device;
 mod muxer;
@@ -47,7 +46,8 @@ use std::time::Duration;
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
 
-pub use client::{connect, listen};
+use crate::hybrid;
+pub use crate::hybrid::{connect, listen};
 
 // What an epoll event is about.
 const TOKEN_CONTROL: u64 = 0;
@@ -219,8 +219,8 @@ impl VsockDevice {
             return Err(VsockError::Cid(guest_cid));
         }
         let listen = |path: &PathBuf, suffixed| {
-            socket::check_path(path, suffixed)
-                .and_then(|()| socket::listen_private(path))
+            hybrid::check_path(path, suffixed)
+                .and_then(|()| hybrid::listen_private(path))
                 .map(|listener| (listener, SocketFile(path.clone())))
                 .map_err(|source| VsockError::Listen {
                     path: path.clone(),

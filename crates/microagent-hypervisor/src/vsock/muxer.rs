@@ -21,8 +21,9 @@ use self::handshake::Handshake;
 use super::Limits;
 use super::connection::{Connection, Key};
 use super::packet::{HOST_CID, Header, TYPE_STREAM, op};
-use super::socket::{HostSocket, port_path};
+use super::socket::HostSocket;
 use super::{Counters, TOKEN_FIRST_SOCKET, TOKEN_HOST_LISTENER};
+use crate::hybrid::port_path;
 
 /// Host ports given to host-initiated connections start here, far from the ports services listen on.
 const FIRST_HOST_PORT: u32 = 1 << 30;

@@ -72,7 +72,7 @@ pub fn build(
     output.publish(0o444)?;
     Ok(BuiltDisk {
         size_bytes,
-        allocated_bytes: std::os::unix::fs::MetadataExt::blocks(&metadata) * 512,
+        allocated_bytes: microagent_host::fs::allocated_bytes(&metadata),
         sums,
         entries: merged.entries,
         stream_bytes: merged.stream_bytes,

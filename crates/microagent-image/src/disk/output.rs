@@ -1,12 +1,12 @@
 //! The disk file: temporary until it is complete, on stable storage before it has its name.
 
-use std::fs::{File, Permissions};
+use std::fs::File;
 use std::io;
-use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, SyncSender, channel, sync_channel};
 use std::thread::{Builder, JoinHandle};
 
+use microagent_host::fs::{Positioned, set_mode, sync_dir};
 use tempfile::NamedTempFile;
 
 use super::content::{BLOCK, BlockFile};
@@ -67,8 +67,7 @@ impl Output {
     /// Gives the file its name and `mode`, without a word of when it is on stable storage.
     pub(crate) fn publish_unsynced(self, mode: u32) -> Result<(), DiskError> {
         let file = self.temporary.as_file();
-        file.set_permissions(Permissions::from_mode(mode))
-            .map_err(self.error("set the mode of"))?;
+        set_mode(file, mode).map_err(self.error("set the mode of"))?;
         let (path, fail) = (self.path.clone(), self.error("rename"));
         self.temporary
             .persist(&path)
@@ -79,20 +78,17 @@ impl Output {
     /// Puts everything on stable storage, then gives the file its name and `mode`.
     pub(crate) fn publish(self, mode: u32) -> Result<(), DiskError> {
         let file = self.temporary.as_file();
-        file.set_permissions(Permissions::from_mode(mode))
-            .map_err(self.error("set the mode of"))?;
+        set_mode(file, mode).map_err(self.error("set the mode of"))?;
         file.sync_all().map_err(self.error("sync"))?;
         let (path, fail) = (self.path.clone(), self.error("rename"));
         self.temporary
             .persist(&path)
             .map_err(|error| fail(error.error))?;
-        File::open(directory_of(&path))
-            .and_then(|directory| directory.sync_all())
-            .map_err(|source| DiskError::Output {
-                action: "sync the directory of",
-                path,
-                source,
-            })
+        sync_dir(directory_of(&path)).map_err(|source| DiskError::Output {
+            action: "sync the directory of",
+            path,
+            source,
+        })
     }
 }
 

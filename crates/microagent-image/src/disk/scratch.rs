@@ -1,9 +1,9 @@
 //! The empty, journaled ext4 disk that holds what one workspace writes.
 
 use std::io;
-use std::os::unix::fs::FileExt;
 use std::path::Path;
 
+use microagent_host::fs::Positioned;
 use mkext4::{FsBuilder, Options, RegionSink};
 
 use super::error::DiskError;

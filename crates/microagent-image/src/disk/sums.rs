@@ -14,10 +14,10 @@ use std::fmt::Write as _;
 use std::fs::File;
 use std::io;
 use std::num::NonZero;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread;
 
+use microagent_host::fs::Positioned;
 use sha2::{Digest as _, Sha256};
 
 use super::hex;

@@ -1,12 +1,12 @@
 //! OCI layouts, in directories and in tar files; with the `manifest.json` that older Dockers read.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use microagent_files::tar::{Entry, EntryKind, TarWriter};
+use microagent_host::fs::set_mode;
 use serde::Serialize;
 
 use super::output::{Output, no_space};
@@ -178,10 +178,11 @@ impl ImageStore {
         let total = plan.bytes();
         told.total = Some(total);
         let parent = parent_of(directory);
-        let temporary = tempfile::Builder::new()
-            .prefix(".microagent-export-")
-            .suffix(".partial")
-            .permissions(Permissions::from_mode(0o755))
+        let mut name = tempfile::Builder::new();
+        name.prefix(".microagent-export-").suffix(".partial");
+        #[cfg(unix)]
+        name.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o755));
+        let temporary = name
             .tempdir_in(parent)
             .context("create a directory in", parent)?;
         let root = temporary.path();
@@ -338,8 +339,7 @@ impl Archive<'_> {
 
 fn new_file(path: &Path) -> Result<File> {
     let file = files::create_new(path)?;
-    file.set_permissions(Permissions::from_mode(0o644))
-        .context("set the mode of", path)?;
+    set_mode(&file, 0o644).context("set the mode of", path)?;
     Ok(file)
 }
 

@@ -2,8 +2,9 @@
 
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+
+use microagent_host::fs::{Positioned, reflink};
 
 use super::tarball::Members;
 use crate::choose::{Documents, Fetched};
@@ -254,7 +255,7 @@ impl Copy {
             && source
                 .metadata()
                 .is_ok_and(|metadata| metadata.len() == size);
-        let shared = whole && share_blocks(&file, source);
+        let shared = whole && reflink(&file, source);
         let syncer = Syncer::new(&file).context("open", &to)?;
         Ok(Self {
             file,
@@ -289,15 +290,4 @@ impl Copy {
         self.syncer.finish().context("sync", &self.path)?;
         Ok(self.hasher.finish())
     }
-}
-
-#[cfg(target_os = "linux")]
-fn share_blocks(to: &File, from: &File) -> bool {
-    // Most file systems cannot; then the bytes are written as they are hashed.
-    rustix::fs::ioctl_ficlone(to, from).is_ok()
-}
-
-#[cfg(not(target_os = "linux"))]
-fn share_blocks(_to: &File, _from: &File) -> bool {
-    false
 }

@@ -3,13 +3,13 @@
 //! A disk is a list of files ([`DiskList`]): the pieces of its layers, which images share, and a front of its own.
 //! Its digest is that of the list, which names the digest of every file.
 
-use std::fs::{self, File, Permissions};
+use std::fs::{self, File};
 use std::io::{self, Read};
-use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 use microagent_disk::{DiskList, EXTENSION, JoinedFile, MAX_LIST};
+use microagent_host::fs as host;
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Transaction};
@@ -71,7 +71,7 @@ impl BaseDiskGuard {
         let file = File::open(path).context("open the base disk", path)?;
         file.lock_shared().context("lock the base disk", path)?;
         // It may have been removed between the two calls: then the lock is on a file nobody finds.
-        if file.metadata().context("look at", path)?.nlink() == 0 {
+        if host::names(&file.metadata().context("look at", path)?) == 0 {
             return Err(io::Error::from(io::ErrorKind::NotFound))
                 .context("lock the base disk", path);
         }
@@ -286,7 +286,8 @@ impl ImageStore {
         fs::rename(&staged.front, &front).context("publish", &front)?;
         let list = transaction.path("list");
         files::replace(&list, text.as_bytes())?;
-        fs::set_permissions(&list, Permissions::from_mode(0o400))
+        File::open(&list)
+            .and_then(|file| host::set_mode(&file, 0o400))
             .context("set the mode of", &list)?;
         fs::rename(&list, &path).context("publish", &path)?;
         files::sync_dir(&self.disks())

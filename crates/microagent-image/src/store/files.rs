@@ -2,9 +2,10 @@
 
 use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
+
+use microagent_host::fs::{self as host, Private};
 
 use crate::error::{IoContext, Result};
 
@@ -15,16 +16,14 @@ const ACTIVITY: &str = "activity.lock";
 pub(crate) fn make_dir(path: &Path) -> Result<()> {
     DirBuilder::new()
         .recursive(true)
-        .mode(0o700)
+        .private()
         .create(path)
         .context("create the directory", path)
 }
 
 /// Makes a rename or an unlink in `directory` last.
 pub(crate) fn sync_dir(directory: &Path) -> Result<()> {
-    File::open(directory)
-        .and_then(|directory| directory.sync_all())
-        .context("sync the directory", directory)
+    host::sync_dir(directory).context("sync the directory", directory)
 }
 
 /// The directory a file is in.
@@ -64,8 +63,7 @@ fn directory_of(path: &Path) -> &Path {
 
 /// How many bytes this user may still write to the file system of `path`; `None` where it does not say.
 pub(crate) fn free_space(path: &Path) -> Option<u64> {
-    let told = rustix::fs::statvfs(path).ok()?;
-    Some(told.f_bavail.saturating_mul(told.f_frsize))
+    host::free_bytes(path).ok()
 }
 
 /// Reads a file of at most `limit` bytes; `None` where there is none.
@@ -95,7 +93,7 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
         .create_new(true)
         .read(true)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(path)
         .context("create", path)
 }
@@ -107,7 +105,7 @@ pub(crate) fn lock_file(path: &Path) -> Result<File> {
         .truncate(false)
         .read(true)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(path)
         .context("open the lock", path)
 }
@@ -125,9 +123,8 @@ pub(crate) fn try_lock(file: &File, path: &Path) -> Result<bool> {
 pub(crate) fn remove_file(path: &Path) -> Result<Option<u64>> {
     let size = match fs::symlink_metadata(path) {
         Ok(metadata) => {
-            use std::os::unix::fs::MetadataExt;
             // What comes free: disks are sparse.
-            metadata.blocks() * 512
+            host::allocated_bytes(&metadata)
         }
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error).context("look at", path),
@@ -185,9 +182,11 @@ impl Transaction {
     pub(super) fn begin(root: &Path) -> Result<Self> {
         let activity = Activity::begin(root)?;
         let temporary = root.join("tmp");
-        let directory = tempfile::Builder::new()
-            .prefix("op-")
-            .permissions(fs::Permissions::from_mode(0o700))
+        let mut name = tempfile::Builder::new();
+        name.prefix("op-");
+        #[cfg(unix)]
+        name.permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700));
+        let directory = name
             .tempdir_in(&temporary)
             .context("create a directory in", &temporary)?;
         Ok(Self {

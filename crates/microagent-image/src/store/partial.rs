@@ -5,9 +5,10 @@
 //! wants the space.
 
 use std::fs::{self, File};
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+
+use microagent_host::fs::file_id;
 
 use super::files;
 use super::{ImageStore, Transaction};
@@ -68,7 +69,7 @@ pub(super) fn directory(root: &Path) -> PathBuf {
 fn is_at(file: &File, path: &Path) -> Result<bool> {
     let held = file.metadata().context("look at", path)?;
     match fs::symlink_metadata(path) {
-        Ok(there) => Ok((held.dev(), held.ino()) == (there.dev(), there.ino())),
+        Ok(there) => Ok(file_id(&held) == file_id(&there)),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(false),
         Err(error) => Err(error).context("look at", path),
     }

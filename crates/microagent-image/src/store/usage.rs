@@ -4,9 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::iter::Sum;
 use std::ops::AddAssign;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
+use microagent_host::fs::{FileId, allocated_bytes, file_id};
 use serde::Serialize;
 
 use super::{ImageStore, files, pieces};
@@ -30,7 +30,7 @@ impl Bytes {
     pub fn of(metadata: &fs::Metadata) -> Self {
         Self {
             apparent_bytes: metadata.len(),
-            allocated_bytes: metadata.blocks() * 512,
+            allocated_bytes: allocated_bytes(metadata),
         }
     }
 }
@@ -81,14 +81,17 @@ pub struct StoreUsage {
     pub partial_files: u64,
 }
 
+/// What a file is known by: its number, or its path where it has none.
+type Known = (Option<FileId>, Option<PathBuf>);
+
 impl ImageStore {
     /// Counts what the images take. An image whose files are damaged counts nothing.
     ///
     /// # Errors
     /// When the store cannot be read.
     pub fn usage(&self) -> Result<StoreUsage> {
-        // A file is known by its number, so that hard links count once.
-        let mut owners: BTreeMap<(u64, u64), (Bytes, BTreeSet<Digest>)> = BTreeMap::new();
+        // By its number, hard links count once.
+        let mut owners: BTreeMap<Known, (Bytes, BTreeSet<Digest>)> = BTreeMap::new();
         let mut usage = StoreUsage::default();
         let images: BTreeSet<Digest> = self.entries()?.iter().map(|e| e.manifest).collect();
         for image in images {
@@ -100,8 +103,9 @@ impl ImageStore {
             usage.images.insert(image, ImageUsage::default());
             for path in paths {
                 if let Some(metadata) = look(&path)? {
+                    let id = file_id(&metadata);
                     owners
-                        .entry((metadata.dev(), metadata.ino()))
+                        .entry((id, id.is_none().then_some(path)))
                         .or_insert_with(|| (Bytes::of(&metadata), BTreeSet::new()))
                         .1
                         .insert(image);

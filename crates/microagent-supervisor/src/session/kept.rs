@@ -22,8 +22,8 @@ const SETTLED: usize = 6 * 1024;
 
 /// Whether nothing was said over a stream that should be silent, not even its end.
 pub(super) fn is_silent(stream: &UnixStream) -> bool {
-    let flags = PollFlags::IN | PollFlags::RDHUP;
-    let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), flags)];
+    // An end can be read, too.
+    let mut ready = [PollFd::from_borrowed_fd(stream.as_fd(), PollFlags::IN)];
     matches!(poll(&mut ready, Some(&Timespec::default())), Ok(0))
 }
 

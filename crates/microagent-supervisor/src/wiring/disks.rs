@@ -2,15 +2,12 @@
 
 use std::{
     fs::{self, File},
-    os::{
-        linux::fs::MetadataExt as _,
-        unix::fs::{MetadataExt as _, OpenOptionsExt},
-    },
+    os::unix::fs::{MetadataExt as _, OpenOptionsExt},
     path::Path,
 };
 
 use microagent_protocol::{ExtraDisk, supervisor::MACHINE_LOCK};
-use rustix::fs::{FlockOperation, flock, major, minor};
+use rustix::fs::{FlockOperation, flock};
 
 use crate::Error;
 
@@ -60,7 +57,7 @@ fn take(disk: &ExtraDisk) -> Result<File, Error> {
 fn holder(file: &File) -> Option<String> {
     let meta = file.metadata().ok()?;
     let locks = fs::read_to_string("/proc/locks").ok()?;
-    let pid = find_lock(&locks, meta.st_dev(), meta.ino())?;
+    let pid = find_lock(&locks, meta.dev(), meta.ino())?;
     if pid == std::process::id() {
         return Some("this machine itself, which names it twice".to_owned());
     }
@@ -82,13 +79,28 @@ fn holder(file: &File) -> Option<String> {
 /// The process of the first lock on this file in the text of `/proc/locks`.
 fn find_lock(locks: &str, device: u64, inode: u64) -> Option<u32> {
     // 1: FLOCK  ADVISORY  WRITE 1234 fe:00:5678 0 EOF
-    let file = format!("{:02x}:{:02x}:{inode}", major(device), minor(device));
+    let (major, minor) = numbers(device);
+    let file = format!("{major:02x}:{minor:02x}:{inode}");
     locks.lines().find_map(|line| {
         let mut words = line.split_ascii_whitespace();
         let flock = words.nth(1)? == "FLOCK";
         let pid = words.nth(2)?;
         (flock && words.next()? == file).then(|| pid.parse().ok())?
     })
+}
+
+/// The two numbers of a device.
+fn numbers(device: u64) -> (u32, u32) {
+    #[cfg(target_os = "linux")]
+    {
+        (rustix::fs::major(device), rustix::fs::minor(device))
+    }
+    // Nobody asks where there is no `/proc/locks`.
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = device;
+        (0, 0)
+    }
 }
 
 /// Says what is behind a lock that cannot be had, and what to do.

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use microagent_hypervisor::vsock;
+use microagent_hypervisor::hybrid;
 use microagent_protocol::{MediationRoute, Readiness};
 
 use super::{links::Link, target};
@@ -29,7 +29,7 @@ pub(super) fn listen(uds: &Path, route: &MediationRoute) -> Result<UnixListener,
         action: "listen for a mediation route",
         source,
     };
-    let listener = vsock::listen(uds, route.port.into()).map_err(failed)?;
+    let listener = hybrid::listen(uds, route.port.into()).map_err(failed)?;
     listener.set_nonblocking(true).map_err(failed)?;
     Ok(listener)
 }

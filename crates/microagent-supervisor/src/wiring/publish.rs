@@ -6,17 +6,15 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_hypervisor::vsock;
+use microagent_host::socket::tcp_socket;
+use microagent_hypervisor::hybrid;
 use microagent_protocol::{
     FrameKind, FrameReader, PublishedPort,
     frame::write_json,
     guest::{AGENT_PORT, SessionReply, SessionRequest},
 };
-use rustix::net::{
-    AddressFamily, SocketFlags, SocketType, socket_with,
-    sockopt::{
-        set_socket_keepalive, set_socket_linger, set_socket_reuseaddr, set_socket_reuseport,
-    },
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_socket_linger, set_socket_reuseaddr, set_socket_reuseport,
 };
 
 use super::{gate::Gate, links::Link};
@@ -114,12 +112,8 @@ pub(super) fn bind_instead(
 
 /// A listener at an address that others have who share it with this user.
 fn bind_sharing(address: SocketAddr) -> io::Result<TcpListener> {
-    let family = match address {
-        SocketAddr::V4(_) => AddressFamily::INET,
-        SocketAddr::V6(_) => AddressFamily::INET6,
-    };
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(family, SocketType::STREAM, flags, None)?;
+    let socket = tcp_socket(&address)?;
+    rustix::io::ioctl_fionbio(&socket, true)?;
     set_socket_reuseaddr(&socket, true)?;
     set_socket_reuseport(&socket, true)?;
     rustix::net::bind(&socket, &address)?;
@@ -166,7 +160,7 @@ pub(super) fn carry(client: TcpStream, guest_port: u16, gate: &Gate, link: &Link
 /// Asks the guest for a connection.
 fn open(port: u16, gate: &Gate) -> io::Result<std::os::unix::net::UnixStream> {
     let vsock = gate.pass().ok_or(io::ErrorKind::NotConnected)?;
-    let guest = vsock::connect(&vsock, AGENT_PORT, Instant::now() + CONNECT_LIMIT)?;
+    let guest = hybrid::connect(&vsock, AGENT_PORT, Instant::now() + CONNECT_LIMIT)?;
     guest.set_read_timeout(Some(OPEN_LIMIT))?;
     guest.set_write_timeout(Some(OPEN_LIMIT))?;
     let request = SessionRequest::Forward { port };

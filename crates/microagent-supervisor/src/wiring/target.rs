@@ -10,8 +10,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_host::socket::unix_socket;
 use microagent_protocol::MediationTarget;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use rustix::net::SocketAddrUnix;
 
 /// Connects to `target`, each of its addresses in turn, within `limit` after its name was looked up.
 pub(super) fn connect(target: &MediationTarget, limit: Duration) -> io::Result<OwnedFd> {
@@ -41,13 +42,7 @@ pub(super) fn connect(target: &MediationTarget, limit: Duration) -> io::Result<O
 
 /// A server whose queue is full is waited for, as long as the send timeout says.
 fn connect_unix(path: &Path, limit: Duration) -> io::Result<OwnedFd> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let stream = UnixStream::from(socket);
+    let stream = UnixStream::from(unix_socket()?);
     stream.set_write_timeout(Some(limit))?;
     match rustix::net::connect(&stream, &SocketAddrUnix::new(path)?) {
         Ok(()) => {}
@@ -119,13 +114,7 @@ mod tests {
         // A queue that is full.
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
-        let socket = socket_with(
-            AddressFamily::UNIX,
-            SocketType::STREAM,
-            SocketFlags::CLOEXEC,
-            None,
-        )
-        .unwrap();
+        let socket = unix_socket().unwrap();
         rustix::net::bind(&socket, &SocketAddrUnix::new(&path).unwrap()).unwrap();
         rustix::net::listen(&socket, 0).unwrap();
         let target = MediationTarget::Unix(path);

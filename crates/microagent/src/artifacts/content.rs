@@ -9,17 +9,17 @@ use std::{
     fs::{self, File},
     hash::{BuildHasher, RandomState},
     io::{self, BufRead, Seek, SeekFrom, Write},
-    os::{fd::OwnedFd, unix::fs::PermissionsExt},
     path::{Path, PathBuf},
 };
 
 use microagent_files::{
-    CopyError, Incoming, Item, Kind, Place, Policy, Temporary, show,
+    CopyError, FolderHandle, Incoming, Item, Kind, Place, Policy, Temporary, open_folder, show,
+    sync_folder,
     tar::{Content, Entry, EntryKind, TarWriter},
 };
+use microagent_host::fs::set_mode;
 use microagent_image::Hasher;
 use microagent_protocol::{CopyPath, ItemName, Landing, Shipment};
-use rustix::fs::{CWD, Mode, OFlags, fsync, openat};
 
 use super::{ArtifactKind, ArtifactState};
 use crate::error::{IoContext as _, Result};
@@ -43,15 +43,14 @@ const PIECE: usize = 64 << 10;
 #[derive(Debug)]
 pub(super) struct Folder {
     path: PathBuf,
-    open: OwnedFd,
+    open: FolderHandle,
 }
 
 impl Folder {
     /// Opens the directory; it is made if it is missing.
     pub(super) fn make(path: &Path) -> Result<Self> {
         fs::create_dir_all(path).context("make", path)?;
-        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let open = openat(CWD, path, flags, Mode::empty()).context("open", path)?;
+        let open = open_folder(path).context("open", path)?;
         Ok(Self {
             path: path.to_owned(),
             open,
@@ -86,7 +85,7 @@ impl Taken<'_> {
             };
             let path = folder.path.join(&name);
             temporary.publish(&folder.open, name.as_bytes(), &path)?;
-            fsync(&folder.open).context("sync", &folder.path)?;
+            sync_folder(&folder.open).context("sync", &folder.path)?;
             saved_as = Some(path);
         }
         Ok(ArtifactState::Present {
@@ -307,8 +306,7 @@ impl<'f> Sink<'f> {
             return Ok(());
         };
         let mode = u32::from(mode & 0o777 | 0o600);
-        file.set_permissions(fs::Permissions::from_mode(mode))
-            .map_err(|error| written(&self.shown, error))
+        set_mode(file, mode).map_err(|error| written(&self.shown, error))
     }
 
     fn finish(self, kind: ArtifactKind, skipped: u64) -> Result<Taken<'f>, CopyError> {

@@ -1,8 +1,9 @@
 //! The own `auth.json`: written whole or not at all, for this user alone, one writer at a time. What
 //! others put into it stays.
 
-use std::{fs::File, io, os::unix::fs::OpenOptionsExt, path::Path};
+use std::{fs::File, io, path::Path};
 
+use microagent_host::fs::Private;
 use microagent_image::{RegistryScope, Secret};
 use serde_json::{Map, Value, json};
 
@@ -79,7 +80,7 @@ fn change(path: &Path, with: impl FnOnce(&mut Map<String, Value>) -> bool) -> Re
         .create(true)
         .truncate(false)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(&lock_path)
         .context("open", &lock_path)?;
     lock.lock().context("lock", &lock_path)?;

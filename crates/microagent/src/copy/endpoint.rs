@@ -1,12 +1,8 @@
 //! Where a copy comes from and goes to, as it is written.
 
-use std::{
-    ffi::{OsStr, OsString},
-    os::unix::ffi::{OsStrExt, OsStringExt},
-    path::PathBuf,
-    str::FromStr,
-};
+use std::{ffi::OsStr, path::PathBuf, str::FromStr};
 
+use microagent_host::fs::name_of;
 use microagent_protocol::{CopyPath, WorkspaceName};
 
 /// One end of a copy.
@@ -66,7 +62,7 @@ impl Endpoint {
     /// # Errors
     /// [`InvalidEndpoint`].
     pub fn parse(text: &OsStr) -> Result<Self, InvalidEndpoint> {
-        let bytes = text.as_bytes();
+        let bytes = text.as_encoded_bytes();
         let invalid = |reason: String| InvalidEndpoint {
             input: text.to_string_lossy().chars().take(200).collect(),
             reason,
@@ -83,7 +79,7 @@ impl Endpoint {
             .filter(|at| bytes[*at] == b':');
         let Some(colon) = colon else {
             let (path, ending) = ending(bytes);
-            let path = OsString::from_vec(path.to_vec()).into();
+            let path = name_of(path).into();
             return Ok(Self::Host { path, ending });
         };
         let text = text

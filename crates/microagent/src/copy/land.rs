@@ -3,15 +3,14 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::OsStr,
     fs::OpenOptions,
     io::BufRead,
-    os::unix::ffi::OsStrExt,
     path::PathBuf,
 };
 
 use microagent_ext4::{Attributes, Change, FileKind, Inode, Meta, ROOT, Volume};
 use microagent_files::{CopyError, Incoming, Item, Kind, Place, Policy, tar::Content};
+use microagent_host::fs::name_of;
 use microagent_protocol::{CopyIn, CopyReport, Landing, Shipment};
 
 use super::overlay::{Disk, DiskError, Found, OPAQUE, Overlay, UPPER};
@@ -492,6 +491,6 @@ fn refused(item: &Item, reason: &str) -> CopyError {
 
 fn shown(place: &[Vec<u8>]) -> PathBuf {
     let mut path = PathBuf::from("/");
-    path.extend(place.iter().map(|part| OsStr::from_bytes(part)));
+    path.extend(place.iter().map(|part| name_of(part)));
     path
 }

@@ -3,10 +3,10 @@
 use std::{
     io::{self, BufRead, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
     thread,
 };
 
+use microagent_host::socket::LocalStream;
 use microagent_protocol::{
     CopyEnd, CopyIn, CopyOut, CopyReport, FrameKind, FrameReader,
     frame::write_frame,
@@ -21,7 +21,7 @@ use crate::{
 
 /// Ends a source from outside.
 #[derive(Debug, Default)]
-pub(super) struct Canceller(Option<UnixStream>);
+pub(super) struct Canceller(Option<LocalStream>);
 
 impl Canceller {
     pub(super) fn cancel(&self) {
@@ -31,7 +31,7 @@ impl Canceller {
     }
 }
 
-fn hang_up(stream: &UnixStream) {
+fn hang_up(stream: &LocalStream) {
     // One that is closed already is as good.
     let _ = stream.shutdown(Shutdown::Both);
 }
@@ -40,7 +40,7 @@ fn hang_up(stream: &UnixStream) {
 #[derive(Debug)]
 pub(crate) struct LiveSource {
     subject: String,
-    stream: UnixStream,
+    stream: LocalStream,
 }
 
 impl LiveSource {
@@ -84,7 +84,7 @@ impl LiveSource {
 #[derive(Debug)]
 pub(crate) struct LiveTarget {
     subject: String,
-    stream: UnixStream,
+    stream: LocalStream,
 }
 
 impl LiveTarget {
@@ -135,7 +135,7 @@ enum Interrupted {
     Output,
 }
 
-fn send(stream: &UnixStream, input: &mut impl BufRead) -> Result<(), Interrupted> {
+fn send(stream: &LocalStream, input: &mut impl BufRead) -> Result<(), Interrupted> {
     let mut output = DataWriter::new(stream, FrameKind::Stdin);
     loop {
         let bytes = input.fill_buf().map_err(Interrupted::Input)?;

@@ -2,9 +2,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    ffi::OsStr,
     io::Write,
-    os::unix::ffi::OsStrExt,
     path::PathBuf,
 };
 
@@ -14,6 +12,7 @@ use microagent_files::{
     tar::{Entry, EntryKind, Segment, TarWriter},
     travels,
 };
+use microagent_host::fs::name_of;
 use microagent_protocol::{CopyPath, CopyReport, CopyWhat};
 
 use super::overlay::{DiskError, Found, Layer, Node, Overlay};
@@ -255,7 +254,7 @@ impl<W: Write> Packer<'_, W> {
         if below.is_empty() {
             self.shown.clone()
         } else {
-            self.shown.join(OsStr::from_bytes(below))
+            self.shown.join(name_of(below))
         }
     }
 }

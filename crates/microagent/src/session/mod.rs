@@ -5,11 +5,11 @@ mod output;
 use std::{
     io::{self, Read, Write},
     net::Shutdown,
-    os::unix::net::UnixStream,
     sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc::Sender},
     thread,
 };
 
+use microagent_host::socket::LocalStream;
 use microagent_protocol::{
     FrameError, FrameKind, FrameReader, LineReport, TtySize,
     exec::ExitReport,
@@ -66,7 +66,7 @@ impl Sinks {
 
 /// What may be done with a session.
 pub(crate) struct Session {
-    stream: Arc<Mutex<UnixStream>>,
+    stream: Arc<Mutex<LocalStream>>,
     credit: Arc<Credit>,
 }
 
@@ -156,7 +156,7 @@ pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 fn receive(
-    stream: UnixStream,
+    stream: LocalStream,
     sinks: &Sinks,
     credit: &Credit,
     sender: &Sender<Happening>,
@@ -191,7 +191,7 @@ fn receive(
     }
 }
 
-fn send_stdin(mut stdin: Box<dyn Read + Send>, stream: &Mutex<UnixStream>, credit: &Credit) {
+fn send_stdin(mut stdin: Box<dyn Read + Send>, stream: &Mutex<LocalStream>, credit: &Credit) {
     let mut chunk = vec![0_u8; STDIN_CHUNK];
     loop {
         let count = match stdin.read(&mut chunk) {
@@ -310,7 +310,7 @@ mod tests {
 
     #[test]
     fn more_input_than_the_window_flows_as_credit_comes() {
-        let (ours, theirs) = UnixStream::pair().unwrap();
+        let (ours, theirs) = LocalStream::pair().unwrap();
         let input: Vec<u8> = (0..STDIN_WINDOW * 3 + 7).map(|n| n as u8).collect();
         let credit = Arc::new(Credit::default());
         let sender = {

@@ -3,12 +3,12 @@
 use std::{
     fs,
     io::{self, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
 
+use microagent_host::fs::Private;
 use microagent_protocol::WorkspaceName;
 use serde::Serialize;
 
@@ -126,7 +126,7 @@ impl SuperviseUnit {
             .create(true)
             .write(true)
             .truncate(true)
-            .mode(0o600)
+            .private()
             .open(&temporary)
             .context("create", &temporary)?;
         file.write_all(self.text().as_bytes())

@@ -2,20 +2,18 @@
 
 use std::{
     net::Shutdown,
-    os::{fd::OwnedFd, unix::net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
+use microagent_host::{process::ProcessHandle, socket::LocalStream};
 use microagent_protocol::{
     FrameError, FrameKind, FrameReader, ShellOrigin,
     exec::{ExecRequest, ExitStatus},
     frame,
     supervisor::{Answer, Command, Event, Launched, Request, Response, Status},
 };
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
-use super::program::readable_by;
 use crate::error::{Error, Result};
 
 /// How long an answer to a control command may take.
@@ -84,7 +82,7 @@ impl Control {
     }
 
     /// A connection that has become a copy's session. Waits until the guest is ready.
-    pub(crate) fn copy(&self, command: Command) -> Result<UnixStream> {
+    pub(crate) fn copy(&self, command: Command) -> Result<LocalStream> {
         let mut stream = connect(&self.subject, &self.socket)?;
         match request(&self.subject, &mut stream, command, None)? {
             Answer::Copying => Ok(stream),
@@ -106,7 +104,7 @@ impl Control {
 #[derive(Debug)]
 pub(crate) struct Conversation {
     subject: String,
-    stream: UnixStream,
+    stream: LocalStream,
 }
 
 impl Conversation {
@@ -126,21 +124,18 @@ impl Conversation {
 pub(crate) struct Supervisor {
     subject: String,
     socket: PathBuf,
-    owner: UnixStream,
-    process: Option<OwnedFd>,
+    owner: LocalStream,
+    process: Option<ProcessHandle>,
 }
 
 /// The events of a machine, oldest first, to its end.
-pub(crate) struct Events(FrameReader<UnixStream>);
+pub(crate) struct Events(FrameReader<LocalStream>);
 
 impl Supervisor {
     /// Becomes the owner of a machine that was just launched.
     pub(crate) fn own(subject: &str, launched: &Launched) -> Result<(Self, Events)> {
-        let process = i32::try_from(launched.supervisor.pid)
-            .ok()
-            .and_then(Pid::from_raw);
         // Without a handle (it may have ended already) its end shows only on the connection.
-        let process = process.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok());
+        let process = ProcessHandle::open(launched.supervisor.pid).ok();
         let mut owner = connect(subject, &launched.socket)?;
         let command = Command::Subscribe { owner: true };
         let answer = request(subject, &mut owner, command, Some(ANSWER_LIMIT))?;
@@ -197,7 +192,7 @@ impl Supervisor {
     pub(crate) fn wait_gone(&self, limit: Duration) -> bool {
         match &self.process {
             None => true,
-            Some(process) => readable_by(process, Instant::now() + limit).unwrap_or(false),
+            Some(process) => process.ended_by(Instant::now() + limit).unwrap_or(false),
         }
     }
 }
@@ -224,11 +219,11 @@ impl Events {
 /// How a session began.
 pub(crate) enum Begun {
     /// A process runs; the stream is its session.
-    Process(UnixStream),
+    Process(LocalStream),
     /// A line runs in this shell; the stream is its session.
-    Line(UnixStream, ShellOrigin),
+    Line(LocalStream, ShellOrigin),
     /// The stream is the serial console.
-    Console(UnixStream),
+    Console(LocalStream),
     /// The process or the line never ran.
     Failed(ExitStatus),
 }
@@ -236,7 +231,7 @@ pub(crate) enum Begun {
 /// A session about to be opened.
 pub(crate) struct Opening {
     subject: String,
-    pub(crate) stream: UnixStream,
+    pub(crate) stream: LocalStream,
     command: Command,
 }
 
@@ -266,8 +261,8 @@ pub(crate) fn unexpected(subject: &str) -> Error {
     }
 }
 
-fn connect(subject: &str, socket: &Path) -> Result<UnixStream> {
-    UnixStream::connect(socket).map_err(|source| Error::SupervisorFailed {
+fn connect(subject: &str, socket: &Path) -> Result<LocalStream> {
+    LocalStream::connect(socket).map_err(|source| Error::SupervisorFailed {
         subject: subject.to_owned(),
         reason: format!("its socket {} does not answer: {source}", socket.display()),
         log: None,
@@ -276,7 +271,7 @@ fn connect(subject: &str, socket: &Path) -> Result<UnixStream> {
 
 fn request(
     subject: &str,
-    stream: &mut UnixStream,
+    stream: &mut LocalStream,
     command: Command,
     limit: Option<Duration>,
 ) -> Result<Answer> {

@@ -3,23 +3,19 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
-    os::{
-        fd::AsFd,
-        unix::{fs::OpenOptionsExt, process::CommandExt},
-    },
-    path::{Path, PathBuf},
+    path::Path,
     process::{Child, ChildStdout, Command as Process, Stdio},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
+use microagent_host::{fs::Private, process::readable_by};
 use microagent_protocol::{
     LaunchSpec,
     supervisor::{Answer, Command, HostQuery, HostReport, Launched, Request, Response},
 };
-use rustix::event::{PollFd, PollFlags, Timespec};
 
 use crate::{
-    config::{Config, SUPERVISOR_PROGRAM, SupervisorProgram},
+    config::{Config, SupervisorProgram},
     error::{Error, IoContext, Result},
     files,
 };
@@ -37,7 +33,7 @@ pub(crate) fn launch(config: &Config, spec: LaunchSpec) -> Result<Launched> {
     let log = File::options()
         .create(true)
         .append(true)
-        .mode(0o600)
+        .private()
         .open(&log_path);
     let log = log.context("open", &log_path)?;
     let request = Request::new(Command::Launch(Box::new(spec)));
@@ -59,7 +55,7 @@ pub(crate) fn host(config: &Config, query: HostQuery) -> Result<HostReport> {
         .create(true)
         .write(true)
         .truncate(true)
-        .mode(0o600)
+        .private()
         .open(&log_path);
     let log = log.context("open", &log_path)?;
     let request = Request::new(Command::Host(query));
@@ -86,23 +82,25 @@ fn ask(
     stderr: Stdio,
     log: impl Fn() -> Option<String>,
 ) -> Result<Answer> {
-    let program = program_path(&config.supervisor);
+    let start = |source| Error::SupervisorStart {
+        program: match &config.supervisor {
+            SupervisorProgram::At(path) => path.clone(),
+            SupervisorProgram::ThisProgram => "this program".into(),
+        },
+        source,
+    };
     let failed = |reason: String| Error::SupervisorFailed {
         subject: subject.to_owned(),
         reason,
         log: log(),
     };
-    let started = Process::new(&program)
-        .arg0(SUPERVISOR_PROGRAM)
-        .current_dir("/")
+    let started = supervisor(&config.supervisor)
+        .map_err(start)?
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(stderr)
         .spawn()
-        .map_err(|source| Error::SupervisorStart {
-            program: program.clone(),
-            source,
-        })?;
+        .map_err(start)?;
     let mut child = Reaped(Some(started));
     let Some((mut stdin, mut stdout)) = child.take_pipes() else {
         return Err(failed("it has no pipes".to_owned()));
@@ -131,12 +129,28 @@ fn ask(
         .map_err(|report| Error::Supervisor(Box::new(report)))
 }
 
-fn program_path(program: &SupervisorProgram) -> PathBuf {
+#[cfg(unix)]
+fn program_path(program: &SupervisorProgram) -> io::Result<std::path::PathBuf> {
     match program {
-        SupervisorProgram::At(path) => path.clone(),
+        SupervisorProgram::At(path) => Ok(path.clone()),
         // The link stays true when the file is replaced or moved meanwhile.
-        SupervisorProgram::ThisProgram => PathBuf::from("/proc/self/exe"),
+        SupervisorProgram::ThisProgram if cfg!(target_os = "linux") => Ok("/proc/self/exe".into()),
+        SupervisorProgram::ThisProgram => std::env::current_exe(),
     }
+}
+
+/// A program is a supervisor by the name it is started by.
+#[cfg(unix)]
+fn supervisor(program: &SupervisorProgram) -> io::Result<Process> {
+    let mut command = Process::new(program_path(program)?);
+    std::os::unix::process::CommandExt::arg0(&mut command, crate::config::SUPERVISOR_PROGRAM);
+    command.current_dir("/");
+    Ok(command)
+}
+
+#[cfg(not(unix))]
+fn supervisor(_program: &SupervisorProgram) -> io::Result<Process> {
+    Err(microagent_host::unsupported("supervising machines"))
 }
 
 /// A child that is waited for whatever happens, without holding anybody up.
@@ -207,27 +221,6 @@ fn read_line(stdout: &mut ChildStdout, deadline: Instant) -> io::Result<Vec<u8>>
     }
 }
 
-/// Whether `fd` has something to read (or ended) before the deadline.
-pub(crate) fn readable_by(fd: &impl AsFd, deadline: Instant) -> io::Result<bool> {
-    loop {
-        let left = deadline.saturating_duration_since(Instant::now());
-        let mut fds = [PollFd::new(fd, PollFlags::IN)];
-        match rustix::event::poll(&mut fds, Some(&timespec(left))) {
-            Ok(0) if left > Duration::ZERO => {}
-            Ok(ready) => return Ok(ready > 0),
-            Err(rustix::io::Errno::INTR) => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-}
-
-fn timespec(duration: Duration) -> Timespec {
-    Timespec {
-        tv_sec: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
-        tv_nsec: i64::from(duration.subsec_nanos()),
-    }
-}
-
 /// The last words in a log; nothing if it cannot be read, for it only adds to an error.
 fn tail(path: &Path) -> Option<String> {
     let mut log = File::open(path).ok()?;
@@ -242,7 +235,7 @@ fn tail(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
+    use std::{os::unix::fs::PermissionsExt, time::Duration};
 
     use super::*;
 

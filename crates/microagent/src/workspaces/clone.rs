@@ -3,13 +3,12 @@
 use std::{
     fs::File,
     io::{self, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::SystemTime,
 };
 
+use microagent_host::fs::{Private, next_data, reflink};
 use microagent_protocol::{ExtraDisk, WorkspaceName};
-use rustix::fs::{SeekFrom as Hole, ioctl_ficlone, seek};
 
 use super::{Workspace, launch};
 use crate::{
@@ -67,10 +66,10 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
     let mut target = File::options()
         .create_new(true)
         .write(true)
-        .mode(0o600)
+        .private()
         .open(to)
         .context("create", to)?;
-    if ioctl_ficlone(&target, &source).is_err() {
+    if !reflink(&source, &target) {
         let length = source.metadata().context("look at", from)?.len();
         target.set_len(length).context("size", to)?;
         copy_data(&mut source, &mut target, length).context("copy to", to)?;
@@ -81,13 +80,9 @@ fn copy_sparse(from: &Path, to: &Path) -> Result<()> {
 fn copy_data(source: &mut File, target: &mut File, length: u64) -> io::Result<()> {
     let mut at = 0;
     while at < length {
-        let begin = match seek(&*source, Hole::Data(at)) {
-            Ok(begin) => begin,
-            // No data until the end.
-            Err(rustix::io::Errno::NXIO) => return Ok(()),
-            Err(error) => return Err(error.into()),
+        let Some((begin, end)) = next_data(source, at, length)? else {
+            return Ok(()); // No data until the end.
         };
-        let end = seek(&*source, Hole::Hole(begin))?;
         source.seek(SeekFrom::Start(begin))?;
         target.seek(SeekFrom::Start(begin))?;
         copy_range(source, target, end - begin)?;

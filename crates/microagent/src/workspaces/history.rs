@@ -6,11 +6,11 @@
 use std::{
     fs::{File, OpenOptions},
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
-    os::unix::fs::OpenOptionsExt,
     path::Path,
     time::SystemTime,
 };
 
+use microagent_host::fs::Private;
 use microagent_protocol::{
     EndCause, State, Timestamp,
     supervisor::{Event, EventKind, MACHINE_LOCK},
@@ -180,7 +180,7 @@ fn try_bury(directory: &Path) -> Result<()> {
     let mut file = OpenOptions::new()
         .read(true)
         .append(true)
-        .mode(0o600)
+        .private()
         .open(&path)
         .context("open", &path)?;
     cut_torn_line(&mut file).context("repair", &path)?;

@@ -7,6 +7,7 @@ use std::{
     time::Duration,
 };
 
+use microagent_host::fs::file_id;
 use microagent_protocol::{
     Timestamp,
     supervisor::{Event, EventKind},
@@ -193,13 +194,12 @@ impl ConsoleFollower {
     }
 
     fn was_replaced(&self) -> Result<bool> {
-        use std::os::unix::fs::MetadataExt;
         let Some(file) = &self.file else {
             return Ok(true);
         };
         let own = file.metadata().context("look at", &self.path)?;
         match std::fs::metadata(&self.path) {
-            Ok(named) => Ok((named.dev(), named.ino()) != (own.dev(), own.ino())),
+            Ok(named) => Ok(file_id(&named) != file_id(&own)),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             Err(source) => Err(Error::Io {
                 doing: "look at",

@@ -7,11 +7,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_host::process::ProcessHandle;
 use microagent_protocol::{
     ProcessIdentity,
     supervisor::{CONTROL_SOCKET, MACHINE_LOCK},
 };
-use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -85,13 +85,12 @@ pub(crate) fn wait_gone(directory: &Path, limit: Duration) -> bool {
 /// Kills a supervisor that does not answer; its machine dies with it. Another process that has its
 /// number by now is left alone.
 pub(crate) fn kill(supervisor: &ProcessIdentity) {
-    let pid = i32::try_from(supervisor.pid).ok().and_then(Pid::from_raw);
     // The handle first: what is compared then is what is killed.
-    let Some(handle) = pid.and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).ok()) else {
+    let Ok(handle) = ProcessHandle::open(supervisor.pid) else {
         return; // Gone already.
     };
     if start_ticks(supervisor.pid) == Some(supervisor.start_ticks)
-        && let Err(error) = pidfd_send_signal(&handle, Signal::KILL)
+        && let Err(error) = handle.kill()
     {
         tracing::warn!("the supervisor {} was not killed: {error}", supervisor.pid);
     }

@@ -2,10 +2,10 @@
 
 use std::{
     fs,
-    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
 };
 
+use microagent_host::fs::allocated_bytes;
 use microagent_protocol::{
     Backend, BackendChoice, Confinement, ExtraDisk, MediationRoute, ProcessIdentity, Readiness,
     ReadinessReport, ReadinessSignal, State, Timestamp, WorkspaceName,
@@ -189,12 +189,12 @@ fn disk_use(directory: &Path, resources: Resources) -> Result<DiskUse> {
         // What is removed meanwhile takes nothing.
         total += entry
             .metadata()
-            .map_or(0, |metadata| metadata.blocks() * 512);
+            .map_or(0, |metadata| allocated_bytes(&metadata));
     }
     Ok(DiskUse {
         size_mib: resources.size_mib.0,
         scratch_bytes: fs::metadata(directory.join(SCRATCH))
-            .map_or(0, |metadata| metadata.blocks() * 512),
+            .map_or(0, |metadata| allocated_bytes(&metadata)),
         total_bytes: total,
     })
 }

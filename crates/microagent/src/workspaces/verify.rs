@@ -10,7 +10,6 @@
 use std::{
     fs::{self, File, Metadata},
     io::Read as _,
-    os::unix::fs::MetadataExt,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -189,13 +188,27 @@ struct Stamp {
 }
 
 impl Stamp {
+    #[cfg(unix)]
     fn of(metadata: &Metadata) -> Self {
+        use std::os::unix::fs::MetadataExt;
         Self {
             device: metadata.dev(),
             inode: metadata.ino(),
             size: metadata.size(),
             modified: (metadata.mtime(), metadata.mtime_nsec()),
             changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+
+    /// Without a change time no stamp is ever settled: what was hashed is hashed again.
+    #[cfg(not(unix))]
+    fn of(metadata: &Metadata) -> Self {
+        Self {
+            device: 0,
+            inode: 0,
+            size: metadata.len(),
+            modified: (0, 0),
+            changed: (-1, 0),
         }
     }
 

@@ -4,7 +4,6 @@ use std::{
     ffi::OsStr,
     fs::File,
     io::{self, IsTerminal},
-    os::fd::AsFd,
     path::PathBuf,
 };
 
@@ -115,12 +114,9 @@ fn line(exported: &Exported) -> String {
 
 /// The descriptor itself: an archive is large and needs no looking for ends of lines.
 fn standard_output() -> Result<File, Error> {
-    match io::stdout().as_fd().try_clone_to_owned() {
-        Ok(owned) => Ok(File::from(owned)),
-        Err(source) => Err(Error::Io {
-            doing: "share",
-            path: "standard output".into(),
-            source,
-        }),
-    }
+    microagent_host::stdio::duplicate(io::stdout()).map_err(|source| Error::Io {
+        doing: "share",
+        path: "standard output".into(),
+        source,
+    })
 }

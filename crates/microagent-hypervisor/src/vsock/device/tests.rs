@@ -14,8 +14,8 @@ use vhost::vhost_user::message::{
 
 use super::super::Limits;
 use super::super::packet::{Header, TYPE_STREAM, op};
-use super::super::socket::listen_private;
 use super::*;
+use crate::hybrid::listen_private;
 
 const MEMORY: u64 = 1 << 20;
 /// Where the frontend has guest address 0.

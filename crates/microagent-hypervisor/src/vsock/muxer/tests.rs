@@ -5,8 +5,8 @@ use std::os::unix::net::UnixStream;
 
 use tempfile::TempDir;
 
-use super::super::socket::listen_private;
 use super::*;
+use crate::hybrid::listen_private;
 
 const GUEST: u64 = 9;
 

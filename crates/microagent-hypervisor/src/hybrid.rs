@@ -2,14 +2,22 @@
 //!
 //! Works the same against Firecracker's vsock device. Knows nothing of the device's inside.
 
+use std::ffi::OsString;
 use std::io::{self, Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{UnixListener, UnixStream};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, socket_with};
+use microagent_host::socket::unix_socket;
+use rustix::net::{SocketAddrUnix, bind};
 
-use super::socket::{check_path, listen_private, port_path};
+/// Longest path the system takes for a Unix socket (`sun_path` less its NUL).
+const MAX_PATH: usize = if cfg!(target_os = "linux") { 107 } else { 103 };
+/// Longest suffix: `_` and a 32-bit port in decimal.
+const MAX_SUFFIX: usize = 11;
+/// Pending connections per listener.
+const BACKLOG: i32 = 128;
 
 /// `OK 4294967295\n`.
 const MAX_REPLY: usize = 14;
@@ -74,15 +82,45 @@ pub fn listen(uds: &Path, port: u32) -> io::Result<UnixListener> {
     listen_private(&port_path(uds, port))
 }
 
+/// `<uds>_<port>`: where guest connections to host port `port` arrive.
+pub(crate) fn port_path(uds: &Path, port: u32) -> PathBuf {
+    let mut path = OsString::from(uds);
+    path.push(format!("_{port}"));
+    path.into()
+}
+
+/// Refuses a path that could not carry a port suffix; better at start than at the first connection.
+pub(crate) fn check_path(path: &Path, suffixed: bool) -> io::Result<()> {
+    let limit = if suffixed {
+        MAX_PATH - MAX_SUFFIX
+    } else {
+        MAX_PATH
+    };
+    let len = path.as_os_str().len();
+    if len > limit {
+        return Err(io::Error::new(
+            io::ErrorKind::InvalidInput,
+            format!(
+                "the path has {len} bytes and a socket here takes at most {limit}: use a shorter directory"
+            ),
+        ));
+    }
+    Ok(())
+}
+
+/// Binds a listener only its owner may connect to. Nobody can connect before the mode is set.
+pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
+    check_path(path, false)?;
+    let socket = unix_socket()?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    rustix::net::listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
 /// Even connecting can wait, for a device that has stopped accepting; the send timeout bounds that too.
 fn dial(uds: &Path, deadline: Instant) -> io::Result<UnixStream> {
-    let socket = socket_with(
-        AddressFamily::UNIX,
-        SocketType::STREAM,
-        SocketFlags::CLOEXEC,
-        None,
-    )?;
-    let stream = UnixStream::from(socket);
+    let stream = UnixStream::from(unix_socket()?);
     stream.set_write_timeout(Some(left(deadline)?))?;
     match rustix::net::connect(&stream, &SocketAddrUnix::new(uds)?) {
         Ok(()) => Ok(stream),

@@ -1,0 +1,262 @@
+//! Processes: a handle on another one, groups of them, and who we are.
+
+use std::{io, process::Command, time::Instant};
+
+/// A handle on one process, never on a later one with its number.
+#[derive(Debug)]
+pub struct ProcessHandle {
+    #[cfg(target_os = "linux")]
+    fd: std::os::fd::OwnedFd,
+    #[cfg(not(target_os = "linux"))]
+    never: std::convert::Infallible,
+}
+
+#[cfg(target_os = "linux")]
+impl ProcessHandle {
+    /// Of the process that has this number now.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::NotFound`] if it is gone.
+    pub fn open(pid: u32) -> io::Result<Self> {
+        use rustix::process::{Pid, PidfdFlags, pidfd_open};
+        let pid = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let pid = pid.ok_or(io::ErrorKind::NotFound)?;
+        match pidfd_open(pid, PidfdFlags::empty()) {
+            Ok(fd) => Ok(Self { fd }),
+            Err(rustix::io::Errno::SRCH) => Err(io::ErrorKind::NotFound.into()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Waits for its end; false if it did not come in time.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn ended_by(&self, deadline: Instant) -> io::Result<bool> {
+        readable_by(&self.fd, deadline)
+    }
+
+    /// Ends it at once, without a chance to clean up.
+    ///
+    /// # Errors
+    /// The system's, if it has ended for one.
+    pub fn kill(&self) -> io::Result<()> {
+        let signal = rustix::process::Signal::KILL;
+        Ok(rustix::process::pidfd_send_signal(&self.fd, signal)?)
+    }
+
+    /// A descriptor that becomes readable when it ends.
+    #[must_use]
+    pub fn into_fd(self) -> std::os::fd::OwnedFd {
+        self.fd
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+impl ProcessHandle {
+    /// Of the process that has this number now.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::Unsupported`] on this system.
+    pub fn open(_pid: u32) -> io::Result<Self> {
+        Err(crate::unsupported("watching another process"))
+    }
+
+    /// Waits for its end; false if it did not come in time.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn ended_by(&self, _deadline: Instant) -> io::Result<bool> {
+        match self.never {}
+    }
+
+    /// Ends it at once, without a chance to clean up.
+    ///
+    /// # Errors
+    /// The system's.
+    pub fn kill(&self) -> io::Result<()> {
+        match self.never {}
+    }
+
+    /// A descriptor that becomes readable when it ends.
+    #[cfg(unix)]
+    #[must_use]
+    pub fn into_fd(self) -> std::os::fd::OwnedFd {
+        match self.never {}
+    }
+}
+
+/// Whether `fd` has something to read, or has ended, before the deadline.
+///
+/// # Errors
+/// The system's.
+#[cfg(unix)]
+pub fn readable_by(fd: &impl std::os::fd::AsFd, deadline: Instant) -> io::Result<bool> {
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use std::time::Duration;
+
+    loop {
+        let left = deadline.saturating_duration_since(Instant::now());
+        let timespec = Timespec {
+            tv_sec: i64::try_from(left.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: i64::from(left.subsec_nanos()) as _,
+        };
+        let mut fds = [PollFd::new(fd, PollFlags::IN)];
+        match poll(&mut fds, Some(&timespec)) {
+            Ok(0) if left > Duration::ZERO => {}
+            Ok(ready) => return Ok(ready > 0),
+            Err(rustix::io::Errno::INTR) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Whether a pipe has something to read before the deadline.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`]: pipes of this system cannot be waited for like that.
+#[cfg(windows)]
+pub fn readable_by(
+    _pipe: &impl std::os::windows::io::AsHandle,
+    _deadline: Instant,
+) -> io::Result<bool> {
+    Err(crate::unsupported(
+        "waiting for another program with a deadline",
+    ))
+}
+
+/// The user this process acts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct User(Option<u32>);
+
+impl User {
+    /// Now.
+    #[must_use]
+    pub fn current() -> Self {
+        #[cfg(unix)]
+        {
+            Self(Some(rustix::process::geteuid().as_raw()))
+        }
+        #[cfg(not(unix))]
+        {
+            Self(None)
+        }
+    }
+
+    /// The owner of a file; unknown where the system does not say.
+    #[must_use]
+    pub fn owner_of(metadata: &std::fs::Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            Self(Some(std::os::unix::fs::MetadataExt::uid(metadata)))
+        }
+        #[cfg(not(unix))]
+        {
+            let _ = metadata;
+            Self(None)
+        }
+    }
+
+    /// Whether it may do everything; false where there is no such user.
+    #[must_use]
+    pub fn is_root(self) -> bool {
+        self.0 == Some(0)
+    }
+
+    /// Its number, where users have numbers.
+    #[must_use]
+    pub fn number(self) -> Option<u32> {
+        self.0
+    }
+}
+
+/// Makes the program the first of a group, so that [`kill_group`] ends what it starts, too.
+pub fn in_own_group(command: &mut Command) -> &mut Command {
+    #[cfg(unix)]
+    std::os::unix::process::CommandExt::process_group(command, 0);
+    command
+}
+
+/// Ends the program `pid` and everything that is still in its group.
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::Unsupported`] where there are no groups.
+pub fn kill_group(pid: u32) -> io::Result<()> {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Pid, Signal, kill_process_group};
+        let group = i32::try_from(pid).ok().and_then(Pid::from_raw);
+        let group = group.ok_or(io::ErrorKind::NotFound)?;
+        Ok(kill_process_group(group, Signal::KILL)?)
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = pid;
+        Err(crate::unsupported("ending a group of processes"))
+    }
+}
+
+/// The release of the Linux kernel this host runs, such as `6.1.0-32-cloud-amd64`.
+///
+/// # Errors
+/// [`io::ErrorKind::Unsupported`] where the kernel is another one.
+pub fn linux_release() -> io::Result<String> {
+    #[cfg(target_os = "linux")]
+    {
+        Ok(rustix::system::uname()
+            .release()
+            .to_string_lossy()
+            .into_owned())
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        Err(crate::unsupported("taking the host's own kernel"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    #[test]
+    fn a_handle_sees_the_end_and_brings_it() {
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        let handle = ProcessHandle::open(child.id()).unwrap();
+        assert!(!handle.ended_by(Instant::now()).unwrap());
+        handle.kill().unwrap();
+        assert!(
+            handle
+                .ended_by(Instant::now() + Duration::from_secs(20))
+                .unwrap()
+        );
+        child.wait().unwrap();
+        assert!(handle.kill().is_err());
+        let gone = ProcessHandle::open(child.id()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_group_ends_with_its_children() {
+        let mut child = in_own_group(Command::new("sh").args(["-c", "sleep 60 & echo; wait"]))
+            .stdout(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let soon = || Instant::now() + Duration::from_secs(20);
+        assert!(readable_by(&output, soon()).unwrap());
+        kill_group(child.id()).unwrap();
+        child.wait().unwrap();
+        // Both ends of the pipe are closed only when both are gone.
+        let mut rest = Vec::new();
+        io::Read::read_to_end(&mut { output }, &mut rest).unwrap();
+        assert_eq!(rest, b"\n");
+    }
+
+    #[test]
+    fn we_own_what_we_make() {
+        let file = tempfile::tempfile().unwrap();
+        assert_eq!(User::owner_of(&file.metadata().unwrap()), User::current());
+    }
+}
