@@ -57,7 +57,7 @@ pub(crate) fn run(task: KernelTask) -> anyhow::Result<ExitCode> {
                         "--test",
                         "vm",
                     ])
-                    .args(["tuned::", "--", "--nocapture"])
+                    .args(["tuned::", "--", "--nocapture", "--ignored"])
                     .env(
                         "MICROAGENT_TEST_CACHE",
                         process::target_dir().join("test-cache"),

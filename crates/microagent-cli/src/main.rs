@@ -8,6 +8,8 @@ mod completion;
 #[cfg(test)]
 mod documents;
 mod each;
+#[cfg(test)]
+mod flags;
 mod options;
 mod output;
 mod progress;

@@ -183,7 +183,7 @@ fn assert_sound(root: &Path) {
 fn torture(work: &str, whole: &dyn Fn(&Path)) {
     let directory = tempfile::tempdir().unwrap();
     let root = directory.path().join("images");
-    let (mut life, mut kills) = (Duration::from_millis(10), 0);
+    let (mut life, mut kills) = (Duration::from_millis(2), 0);
     let deadline = Instant::now() + Duration::from_secs(90);
     while killed_after(&root, work, life) {
         kills += 1;

@@ -1,6 +1,6 @@
 //! OCI layers to a read-only ext4 disk, without root, staging directory or foreign tools.
 //!
-//! [`convert`] makes a *piece* of each layer, content and an index of its entries, and [`join`] merges pieces to a
+//! [`convert()`] makes a *piece* of each layer, content and an index of its entries, and [`join()`] merges pieces to a
 //! disk whose content stays in them: so images share what their layers have. [`build`] makes a disk of one file, in
 //! one pass. It inflates on one thread and hashes, parses, merges and writes on the caller's: a file's content goes from
 //! the decompressor to its final blocks as it arrives, while names and metadata grow into a tree in memory; when the

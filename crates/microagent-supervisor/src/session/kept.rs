@@ -37,13 +37,27 @@ pub(crate) struct Settled {
 
 /// The rest of a session, if all of it is there. What is not is left for whoever relays it.
 pub(crate) fn settled(guest: &mut FrameReader<UnixStream>) -> Result<Option<Settled>, FrameError> {
-    let mut bytes = [0; SETTLED];
+    match look(guest, &mut [0])? {
+        Some(1..) => all_of_it(guest),
+        _ => Ok(None),
+    }
+}
+
+/// What can be read now, without taking it; `None` if there is nothing yet.
+fn look(guest: &FrameReader<UnixStream>, bytes: &mut [u8]) -> Result<Option<usize>, FrameError> {
     let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
-    let there = match recv(guest.get_ref(), &mut bytes[..], flags) {
-        Ok((there, _)) => there,
-        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => return Ok(None),
-        Err(error) => return Err(io::Error::from(error).into()),
-    };
+    match recv(guest.get_ref(), bytes, flags) {
+        Ok((there, _)) => Ok(Some(there)),
+        Err(rustix::io::Errno::AGAIN | rustix::io::Errno::INTR) => Ok(None),
+        Err(error) => Err(io::Error::from(error).into()),
+    }
+}
+
+/// By itself, so that only a session that has said something has this much of a thread's stack.
+#[inline(never)]
+fn all_of_it(guest: &mut FrameReader<UnixStream>) -> Result<Option<Settled>, FrameError> {
+    let mut bytes = [0; SETTLED];
+    let there = look(guest, &mut bytes)?.unwrap_or(0);
     let mut rest = &bytes[..there];
     let mut frames = 0;
     while let Ok(Some((frame, after))) = Frame::split(rest) {
