@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use microagent_host::process::ProcessHandle;
 use microagent_protocol::{
     BackendChoice, EndCause, ExecRequest, ExecRole, FrameKind, FrameReader, LaunchSpec, LineReport,
     Mebibytes, NetworkMode, ShellLine, ShellStart, State,
@@ -91,10 +92,7 @@ impl Workspace {
             client.ask(Ask::Subscribe { owner }).unwrap(),
             Answer::Subscribed
         );
-        Machine {
-            launched,
-            events: client,
-        }
+        Machine::new(launched, client)
     }
 
     pub(crate) fn events(&self) -> Vec<Event> {
@@ -227,9 +225,33 @@ impl Client {
 pub(crate) struct Machine {
     pub(crate) launched: Launched,
     pub(crate) events: Client,
+    _swept: Swept,
+}
+
+/// A supervisor that a test which failed must not leave behind; its VMM dies with it.
+struct Swept(u32);
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        if std::thread::panicking()
+            && let Ok(handle) = ProcessHandle::open(self.0)
+        {
+            // It may have ended by itself.
+            let _ = handle.kill();
+        }
+    }
 }
 
 impl Machine {
+    pub(crate) fn new(launched: Launched, events: Client) -> Self {
+        let _swept = Swept(launched.supervisor.pid);
+        Self {
+            launched,
+            events,
+            _swept,
+        }
+    }
+
     pub(crate) fn client(&self) -> Client {
         Client::connect(&self.launched.socket)
     }

@@ -860,10 +860,7 @@ fn an_owner_that_lets_go_ends_the_machine_and_a_second_one_is_refused() {
     let mut watcher = machine.client();
     watcher.ask(Ask::Subscribe { owner: false }).unwrap();
     machine.events.stream().shutdown(Shutdown::Both).unwrap();
-    let mut watching = client::Machine {
-        launched: machine.launched.clone(),
-        events: watcher,
-    };
+    let mut watching = client::Machine::new(machine.launched.clone(), watcher);
     let (state, cause, _) = watching.end();
     assert_eq!((state, cause), (State::Stopped, EndCause::OwnerGone));
     gone(&workspace, &machine);
