@@ -26,10 +26,7 @@ pub(crate) fn find_program(name: &OsStr, search_path: &OsStr) -> Option<PathBuf>
         .find(|path| is_executable(path))
 }
 
-/// Whether `path` is a file this process may execute.
-pub(crate) fn is_executable(path: &Path) -> bool {
-    path.is_file() && rustix::fs::access(path, rustix::fs::Access::EXEC_OK).is_ok()
-}
+pub(crate) use microagent_host::fs::is_executable;
 
 /// Runs it for its answer, at most [`ANSWER_BYTES`] of it, within [`ANSWER_LIMIT`].
 pub(crate) fn ask(path: &Path, arguments: &[&str]) -> Result<String, Error> {

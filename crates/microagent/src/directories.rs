@@ -224,19 +224,20 @@ pub(crate) fn still(config: &Config) -> Result<Option<File>> {
     }
 }
 
+/// What is in a directory; `None` if it is not there.
+fn list(directory: &Path) -> Result<Option<fs::ReadDir>> {
+    match fs::read_dir(directory) {
+        Ok(entries) => Ok(Some(entries)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(source) => Err(source).context("list", directory),
+    }
+}
+
 /// The directories that have a workspace's name.
 pub(crate) fn named(config: &Config) -> Result<Vec<(WorkspaceName, PathBuf)>> {
     let root = config.workspaces_dir();
-    let entries = match fs::read_dir(&root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => {
-            return Err(Error::Io {
-                doing: "list",
-                path: root,
-                source,
-            });
-        }
+    let Some(entries) = list(&root)? else {
+        return Ok(Vec::new());
     };
     let mut all = Vec::new();
     for entry in entries {
@@ -301,16 +302,8 @@ pub(crate) fn sweep(config: &Config) {
 /// Finds what was left behind, and removes it unless this is only a look.
 pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
     let root = config.workspaces_dir();
-    let entries = match fs::read_dir(&root) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(source) => {
-            return Err(Error::Io {
-                doing: "list",
-                path: root,
-                source,
-            });
-        }
+    let Some(entries) = list(&root)? else {
+        return Ok(Vec::new());
     };
     let gate = gate_file(&root)?;
     if gate.try_lock().is_err() {

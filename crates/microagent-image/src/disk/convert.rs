@@ -11,12 +11,12 @@ use microagent_files::tar::Entry;
 use super::content::{Appender, BLOCK, ContentError, Extents};
 use super::ext4;
 use super::index::IndexWriter;
-use super::layer::{Entries, apply_layer, over_budget};
+use super::layer::{Entries, apply_layer, settle};
 use super::output::{FileBlocks, Output};
 use super::source::{self, LayerSource};
 use super::sums::ChunkSums;
 use super::xattr::XattrSet;
-use super::{BuildOptions, DiskError, LayerFault, hex};
+use super::{BuildOptions, DiskError, LayerFault};
 use crate::digest::Digest;
 
 /// A layer that was converted.
@@ -75,7 +75,7 @@ pub fn convert(
         let sources = vec![(layer.reader, layer.compression)];
         let (mut pieces, _thread) =
             source::start(scope, sources).map_err(output.error("start a thread for"))?;
-        apply_layer(
+        let applied = apply_layer(
             &mut pieces,
             limits,
             0,
@@ -84,24 +84,9 @@ pub fn convert(
             &mut appender,
             &mut 0,
             progress,
-        )
-        .map_err(|error| match error {
-            ContentError::Output(source) => output.error("write")(source),
-            ContentError::Fault(fault) => DiskError::Layer {
-                layer: label.clone(),
-                fault: over_budget(fault, limits),
-            },
-        })
+        );
+        settle(applied, &label, promised, limits, &output)
     })?;
-    if let Some(promised) = promised
-        && promised != digest
-    {
-        return Err(DiskError::DiffId {
-            layer: label,
-            expected: hex(&promised),
-            actual: hex(&digest),
-        });
-    }
     appender.flush().map_err(output.error("write"))?;
     let size_bytes = u64::from(appender.next_block()) * BLOCK as u64;
     drop(appender);

@@ -4,13 +4,13 @@ use std::path::Path;
 
 use super::content::{Appender, BLOCK, BlockFile, ContentError, Extents};
 use super::ext4::{self, FIRST_CONTENT_BLOCK, Headroom, LayoutError, Room};
-use super::layer::{Entries, apply_layer, over_budget};
+use super::layer::{Entries, apply_layer, settle};
 use super::limits::Limits;
 use super::output::{FileBlocks, Output, Unsynced};
 use super::source::{self, LayerSource};
 use super::sums::ChunkSums;
 use super::tree::{Target, Tree};
-use super::{BuildOptions, BuildProgress, DiskError, LayerFault, hex, identity};
+use super::{BuildOptions, BuildProgress, DiskError, LayerFault, identity};
 use microagent_files::tar::Entry;
 
 /// A disk that is complete and in place.
@@ -212,22 +212,7 @@ fn merge(
                 &mut entries,
                 &mut |bytes| progress(BuildProgress::Bytes(before + bytes)),
             );
-            let (digest, bytes) = result.map_err(|error| match error {
-                ContentError::Output(source) => output.error("write")(source),
-                ContentError::Fault(fault) => DiskError::Layer {
-                    layer: label.clone(),
-                    fault: over_budget(fault, limits),
-                },
-            })?;
-            if let Some(promised) = promised
-                && *promised != digest
-            {
-                return Err(DiskError::DiffId {
-                    layer: label.clone(),
-                    expected: hex(promised),
-                    actual: hex(&digest),
-                });
-            }
+            let (digest, bytes) = settle(result, label, *promised, limits, output)?;
             stream_bytes += bytes;
             diff_ids.push(digest);
         }

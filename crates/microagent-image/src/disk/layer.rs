@@ -5,8 +5,10 @@ use std::io;
 use microagent_files::tar::{Content, Entry, EntryKind, TarReader};
 
 use super::content::{Appender, BLOCK, ContentError, Extents, FileWriter};
-use super::error::{self, EntryFault, LayerFault};
+use super::error::{self, DiskError, EntryFault, LayerFault};
+use super::hex;
 use super::limits::Limits;
+use super::output::Output;
 use super::source::{Budget, LayerStream, OverBudget, Pieces};
 
 /// Who takes a layer's entries.
@@ -99,6 +101,31 @@ pub(super) fn apply<R: io::BufRead>(
         }
     }
     Ok(())
+}
+
+/// What [`apply_layer`] came to, as the disk's error where it failed or the layer is not the promised one.
+pub(super) fn settle(
+    applied: Result<([u8; 32], u64), ContentError>,
+    label: &str,
+    promised: Option<[u8; 32]>,
+    limits: &Limits,
+    output: &Output,
+) -> Result<([u8; 32], u64), DiskError> {
+    let (digest, bytes) = applied.map_err(|error| match error {
+        ContentError::Output(source) => output.error("write")(source),
+        ContentError::Fault(fault) => DiskError::Layer {
+            layer: label.to_owned(),
+            fault: over_budget(fault, limits),
+        },
+    })?;
+    match promised {
+        Some(promised) if promised != digest => Err(DiskError::DiffId {
+            layer: label.to_owned(),
+            expected: hex(&promised),
+            actual: hex(&digest),
+        }),
+        _ => Ok((digest, bytes)),
+    }
 }
 
 /// Puts the limit's name to what the stream could only say as an I/O error.
