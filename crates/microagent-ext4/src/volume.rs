@@ -133,6 +133,12 @@ impl Volume {
         Ok(())
     }
 
+    /// The size of the file system in bytes.
+    #[must_use]
+    pub fn size_bytes(&self) -> u64 {
+        self.superblock.blocks * self.superblock.block_size as u64
+    }
+
     pub(crate) fn superblock(&self) -> &Superblock {
         &self.superblock
     }

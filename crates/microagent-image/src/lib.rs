@@ -49,6 +49,8 @@ pub use event::ImageEvent;
 pub use export::{ExportFormat, ExportOptions, ExportTo, Exported, ExportedImage, RootDisk};
 pub use import::ImportOptions;
 pub use outdated::Freshness;
+#[doc(hidden)]
+pub use pack::fuzz_pack;
 pub use platform::Platform;
 pub use pull::{PullOptions, PullPolicy};
 pub use push::{PushOptions, Pushed};

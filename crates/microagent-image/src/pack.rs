@@ -23,6 +23,8 @@ const MAX_ENTRIES: u64 = 1 << 27;
 const MAX_DEPTH: usize = 1024;
 /// As long as a path in a layer may be.
 const MAX_PATH: usize = 4096;
+/// What a layer may hold (`Limits::max_stream_bytes`), zeros that had to be written included.
+const MAX_BYTES: u64 = 128 << 30;
 /// What overlayfs keeps beside files for itself.
 const OVERLAY: &[u8] = b"trusted.overlay.";
 /// What a layer's names begin with that hide others.
@@ -76,6 +78,7 @@ pub(crate) fn pack(
         entered: HashSet::new(),
         buffer: vec![0; PIECE],
         written: 0,
+        found: 0,
         progress,
         packed: Packed::default(),
     };
@@ -100,6 +103,8 @@ struct Packer<'a, W> {
     entered: HashSet<u32>,
     buffer: Vec<u8>,
     written: u64,
+    /// Bytes of content that lie in blocks of the disk.
+    found: u64,
     progress: &'a mut dyn FnMut(u64),
     packed: Packed,
 }
@@ -219,7 +224,19 @@ impl<W: Write> Packer<'_, W> {
         let segments = content.segments();
         let data: u64 = segments.iter().map(|(_, length)| length).sum();
         let whole = [(0, entry.size)];
+        // A block belongs to one file, in a sound file system.
+        self.found = self.found.saturating_add(data);
+        if self.found > self.volume.size_bytes() {
+            return Err(refused(
+                &entry.path,
+                "would be content that is elsewhere, too: its disk is damaged",
+            ));
+        }
         let is_sparse = data < entry.size && segments.len() <= MAX_SEGMENTS;
+        let comes = if is_sparse { data } else { entry.size };
+        if comes > MAX_BYTES.saturating_sub(self.written) {
+            return Err(refused(&entry.path, "does not fit: a layer holds 128 GiB"));
+        }
         self.put(entry, is_sparse.then_some(&segments[..]))?;
         for (offset, length) in if is_sparse { &segments[..] } else { &whole } {
             let (mut offset, mut left) = (*offset, *length);
@@ -331,4 +348,32 @@ fn refused(path: &[u8], reason: &'static str) -> PackError {
         },
         reason,
     }
+}
+
+/// Packs the root of a disk, or its directory `upper` as a layer, for fuzzing: whatever the disk says, it returns;
+/// what was packed, unless the disk is refused or it is more than `most` bytes.
+#[doc(hidden)]
+#[must_use]
+pub fn fuzz_pack(disk: std::fs::File, upper: bool, most: usize) -> Option<Vec<u8>> {
+    let volume = Volume::open(disk).ok()?;
+    let root = volume.inode(microagent_ext4::ROOT).ok()?;
+    let mut packed = vec![0; most];
+    let mut left = &mut packed[..];
+    if upper {
+        let without: &[&[u8]] = &[b"etc/hosts"];
+        let upper = volume.lookup(&root, b"upper").ok()??;
+        pack(
+            &volume,
+            &upper,
+            Shape::Upper { without },
+            &mut left,
+            &mut |_| {},
+        )
+        .ok()?;
+    } else {
+        pack(&volume, &root, Shape::Root, &mut left, &mut |_| {}).ok()?;
+    }
+    let length = most - left.len();
+    packed.truncate(length);
+    Some(packed)
 }

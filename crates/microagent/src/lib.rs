@@ -106,7 +106,7 @@ pub use microagent_protocol::{
 };
 pub use options::{HostFile, KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
 pub use registries::{CredentialKind, Identity, Login, LoginOptions, Logout, Registries};
-pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult};
+pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult, TagMove};
 pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};
 pub use supervise::{
     HealthCheck, HealthProbe, InvalidRestartPolicy, RestartPolicy, SuperviseEnd, SuperviseEvent,

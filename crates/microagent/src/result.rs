@@ -22,6 +22,15 @@ pub struct ImageInfo {
     pub platform: String,
 }
 
+/// A tag that stands for another image than when its registry was asked before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TagMove {
+    /// The digest that it stood for.
+    pub from: String,
+    /// The digest that it stands for now.
+    pub to: String,
+}
+
 /// The kernel that booted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KernelInfo {
@@ -53,6 +62,9 @@ pub struct RunResult {
     pub state_dir: PathBuf,
     /// The image that ran.
     pub image: ImageInfo,
+    /// Set where its tag was found to have moved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag_moved: Option<TagMove>,
     /// The kernel that booted.
     pub kernel: KernelInfo,
     /// What ran the machine.
@@ -167,6 +179,10 @@ mod tests {
                 digest: "sha256:00".into(),
                 platform: "linux/amd64".into(),
             },
+            tag_moved: Some(TagMove {
+                from: "sha256:11".into(),
+                to: "sha256:00".into(),
+            }),
             kernel: KernelInfo {
                 id: "6.1.0-1".into(),
                 release: "6.1.0".into(),
@@ -225,6 +241,7 @@ mod tests {
                 "digest": "sha256:00",
                 "platform": "linux/amd64",
             },
+            "tag_moved": { "from": "sha256:11", "to": "sha256:00" },
             "kernel": { "id": "6.1.0-1", "release": "6.1.0", "sha256": "11" },
             "backend": "qemu-tcg",
             "resources": { "memory_mib": 512, "cpu_count": 2, "size_mib": 1024 },

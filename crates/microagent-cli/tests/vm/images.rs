@@ -13,15 +13,15 @@ const ARCHITECTURE: &str = if cfg!(target_arch = "aarch64") {
     "amd64"
 };
 
-/// A layout in `dir` with the busybox image for this host under `tiny:1`, beside one for another.
-fn layout(dir: &std::path::Path) -> (Layout, String) {
+/// A layout in `dir` with the busybox image for this host under `tiny:1`, beside one for another. It says `word`.
+fn layout(dir: &std::path::Path, word: &str) -> (Layout, String) {
     let busybox = std::fs::read(testkit::busybox_tar()).unwrap();
     let image = |architecture: &str| {
         TinyImage::new(architecture)
             .layer(busybox.clone(), Packing::Gzip)
-            .config(serde_json::json!({ "Cmd": ["/bin/echo", "from", architecture] }))
+            .config(serde_json::json!({ "Cmd": ["/bin/echo", word, architecture] }))
     };
-    let mut layout = Layout::create(&dir.join("layout")).unwrap();
+    let mut layout = Layout::create(&dir.join(word)).unwrap();
     let (digest, _) = layout
         .add("tiny:1", &[image("s390x"), image(ARCHITECTURE)])
         .unwrap();
@@ -31,7 +31,7 @@ fn layout(dir: &std::path::Path) -> (Layout, String) {
 #[test]
 fn an_image_is_pulled_run_listed_and_removed() {
     let dir = tempfile::tempdir().unwrap();
-    let (layout, digest) = layout(dir.path());
+    let (layout, digest) = layout(dir.path(), "from");
     let registry = Registry::start().unwrap();
     registry.push(layout.path(), "tiny:1").unwrap();
     let reference = registry.reference("tiny:1");
@@ -56,10 +56,25 @@ fn an_image_is_pulled_run_listed_and_removed() {
     assert_eq!(inspected["platform"]["architecture"], ARCHITECTURE);
     assert_eq!(inspected["image"]["cmd"][2], ARCHITECTURE);
 
+    // The tag moves, and the result says so.
+    let (second, _) = crate::images::layout(dir.path(), "moved");
+    registry.push(second.path(), "tiny:1").unwrap();
+    let moved = sandbox
+        .run(["--json", "--pull", "always", &reference])
+        .run()
+        .success()
+        .parsed();
+    let expected = serde_json::json!({
+        "from": inspected["digest"],
+        "to": moved["image"]["digest"],
+    });
+    assert_eq!(moved["tag_moved"], expected, "{moved}");
+    assert_ne!(expected["from"], expected["to"], "{moved}");
+
     // What is here is run without the registry.
     drop(registry);
     let offline = sandbox.run(["--pull", "never", &reference]).run().success();
-    assert_eq!(offline.out(), first.out());
+    assert_eq!(offline.out(), format!("moved {ARCHITECTURE}\n"));
     let always = sandbox
         .run(["--pull", "always", &reference])
         .run()
@@ -82,7 +97,7 @@ fn an_image_is_pulled_run_listed_and_removed() {
 #[test]
 fn a_damaged_layer_is_named_and_nothing_is_kept() {
     let dir = tempfile::tempdir().unwrap();
-    let (layout, _) = layout(dir.path());
+    let (layout, _) = layout(dir.path(), "from");
     let registry = Registry::start().unwrap();
     registry.push(layout.path(), "tiny:1").unwrap();
     let index: serde_json::Value =

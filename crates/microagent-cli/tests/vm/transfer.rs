@@ -79,6 +79,9 @@ fn what_a_guest_did_leaves_as_an_image_and_boots_again() {
     let committed = sandbox.microagent(commit).json().run().success().parsed();
     assert_eq!(committed["pushed"]["digest"], committed["image"]["digest"]);
     assert_eq!(committed["workspace"], "worker");
+    // What it is made of is kept for it, without a name.
+    let base = ["images", "rm", Sandbox::BUSYBOX];
+    drop(sandbox.microagent(base).run().success());
     let again = ["commit", "worker", "again:1", "--message", "did it"];
     let again = sandbox.microagent(again).json().run().success().parsed();
     assert_eq!(again["image"]["digest"], committed["image"]["digest"]);

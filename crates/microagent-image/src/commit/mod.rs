@@ -22,7 +22,7 @@ use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::import::{LayerOut, manifest_json};
-use crate::manifest::{Compression, MAX_LAYER, MAX_LAYERS, OCI_MANIFEST};
+use crate::manifest::{Compression, MAX_LAYER, MAX_LAYERS, Manifest, OCI_MANIFEST};
 use crate::pack::{self, PackError, Packed, Shape};
 use crate::reference::Reference;
 use crate::store::{self, Entry, ImageRecord, ImageStore, files};
@@ -189,19 +189,23 @@ impl ImageStore {
     }
 
     /// The base of a commit, whole, and its configuration as stored.
-    fn base_of(&self, base: Digest) -> Result<(ImageRecord, Vec<u8>)> {
+    fn base_of(&self, base: Digest) -> Result<(Manifest, Vec<u8>)> {
         let gone = || ImageError::BaseGone { digest: base };
-        let record = self.by_digest(base)?.ok_or_else(gone)?;
-        let whole = record
+        // A workspace's image is kept with or without a name.
+        if !self.blob_path(base).exists() {
+            return Err(gone());
+        }
+        let manifest = self.manifest(base)?;
+        let whole = manifest
             .layers
             .iter()
             .all(|layer| self.has_blob(layer.digest, layer.size));
-        if !whole {
+        if !whole || !self.blob_path(manifest.config.digest).exists() {
             return Err(gone());
         }
-        let config = self.blob_bytes(record.config, MAX_CONFIG)?;
+        let config = self.blob_bytes(manifest.config.digest, MAX_CONFIG)?;
         ImageConfig::parse(&config)?;
-        Ok((record, config))
+        Ok((manifest, config))
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, BufReader};
+use std::io::{self, BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
 use microagent_disk::DiskList;
@@ -17,6 +17,7 @@ use super::convert::Piece;
 use super::ext4::{self, FIRST_CONTENT_BLOCK};
 use super::flat::layout_error;
 use super::index::IndexReader;
+use super::limits::Limits;
 use super::output::{FileBlocks, Output};
 use super::sums::ChunkSums;
 use super::tree::{Target, Tree};
@@ -57,15 +58,7 @@ pub fn join(
             layer: label.clone(),
             fault,
         };
-        let limit = |what, field, limit| {
-            let entry = String::new();
-            refuse(LayerFault::Limit {
-                what,
-                field,
-                limit,
-                entry,
-            })
-        };
+        let limit = |what, field, limit| refuse(over(what, field, limit));
         stream_bytes = stream_bytes.saturating_add(piece.stream_bytes);
         if stream_bytes > limits.max_stream_bytes {
             let most = limits.max_stream_bytes;
@@ -77,7 +70,6 @@ pub fn join(
             let most = limits.max_disk_bytes;
             return Err(limit("bytes on the disk", "max_disk_bytes", most));
         };
-        tree.begin_layer();
         let unreadable = |source| DiskError::Piece {
             path: piece.index.clone(),
             source,
@@ -85,20 +77,11 @@ pub fn join(
         let index = File::open(&piece.index).map_err(unreadable)?;
         let index = BufReader::with_capacity(256 << 10, index);
         let mut reader = IndexReader::new(index, limits, blocks).map_err(unreadable)?;
-        while let Some((entry, extents)) = reader.next_entry().map_err(unreadable)? {
-            entries += 1;
-            if entries > limits.max_entries {
-                return Err(limit("entries", "max_entries", limits.max_entries));
-            }
-            // They end before `next`, which is a block number.
-            let extents = extents.moved(base).unwrap_or(Extents::None);
-            let target = tree.locate(&entry.path).map_err(refuse)?;
-            if !matches!(target, Target::Place(_)) {
-                tree.release(&extents);
-            }
-            tree.insert(target, &entry, extents).map_err(refuse)?;
+        match merge(&mut reader, &mut tree, base, &mut entries, limits) {
+            Ok(()) => base = next,
+            Err(MergeError::Index(source)) => return Err(unreadable(source)),
+            Err(MergeError::Fault(fault)) => return Err(refuse(fault)),
         }
-        base = next;
     }
     let diff_ids: Vec<[u8; 32]> = layers
         .iter()
@@ -148,6 +131,54 @@ pub fn join(
         entries: tree.len(),
         uuid: identity.uuid,
     })
+}
+
+/// What keeps a layer from being merged.
+pub(super) enum MergeError {
+    /// Its index cannot be read.
+    Index(io::Error),
+    /// It is no layer that could lie there.
+    Fault(LayerFault),
+}
+
+impl From<LayerFault> for MergeError {
+    fn from(fault: LayerFault) -> Self {
+        Self::Fault(fault)
+    }
+}
+
+/// Puts a layer's entries over what is in the tree; its content begins at block `base`, and ends at a block number.
+pub(super) fn merge<R: BufRead>(
+    index: &mut IndexReader<'_, R>,
+    tree: &mut Tree<'_>,
+    base: u32,
+    entries: &mut u64,
+    limits: &Limits,
+) -> Result<(), MergeError> {
+    tree.begin_layer();
+    while let Some((entry, extents)) = index.next_entry().map_err(MergeError::Index)? {
+        *entries += 1;
+        if *entries > limits.max_entries {
+            return Err(over("entries", "max_entries", limits.max_entries).into());
+        }
+        let extents = extents.moved(base).unwrap_or(Extents::None);
+        let target = tree.locate(&entry.path)?;
+        if !matches!(target, Target::Place(_)) {
+            tree.release(&extents);
+        }
+        tree.insert(target, &entry, extents)?;
+    }
+    Ok(())
+}
+
+fn over(what: &'static str, field: &'static str, limit: u64) -> LayerFault {
+    let entry = String::new();
+    LayerFault::Limit {
+        what,
+        field,
+        limit,
+        entry,
+    }
 }
 
 /// The front's file: what comes behind the pieces on the disk comes behind the first blocks here.

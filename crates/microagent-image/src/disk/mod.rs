@@ -15,6 +15,7 @@ mod convert;
 mod error;
 mod ext4;
 mod flat;
+mod fuzz;
 mod index;
 mod join;
 mod layer;
@@ -26,25 +27,19 @@ mod sums;
 mod tree;
 mod xattr;
 
-use std::io;
-
-use microagent_files::tar::TarReader;
 use sha2::{Digest, Sha256};
 
-use self::content::{Appender, BlockFile, ContentError};
 pub use self::convert::{Piece, convert};
 pub use self::error::{DiskError, EntryFault, LayerFault};
 pub use self::ext4::Headroom;
-use self::ext4::{FIRST_CONTENT_BLOCK, Identity, LayoutError};
-use self::flat::OntoTree;
+use self::ext4::Identity;
 pub use self::flat::{BuiltDisk, build, build_sized, build_writable};
+pub use self::fuzz::{fuzz_index, fuzz_layer, fuzz_layers};
 pub use self::join::{JoinedDisk, join};
-use self::layer::apply;
 pub use self::limits::Limits;
 pub use self::scratch::create_scratch;
 pub use self::source::{Compression, LayerSource};
 pub use self::sums::{CHUNK_BYTES, ChunkSums};
-use self::tree::Tree;
 pub(crate) use self::xattr::acl_from_disk;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
@@ -75,62 +70,6 @@ pub enum BuildProgress<'a> {
     Bytes(u64),
     /// All layers are merged; metadata is written and the disk hashed.
     Finishing,
-}
-
-/// Drives reader, merge and writer with one uncompressed layer under tight limits, for fuzzing: whatever the bytes
-/// are, it returns.
-///
-/// # Errors
-/// What [`build`] would say about the layer.
-#[doc(hidden)]
-pub fn fuzz_layer(data: &[u8]) -> Result<(), LayerFault> {
-    // The same bytes twice: as a first layer, and over themselves.
-    fuzz_layers(&[data, data]).map(drop)
-}
-
-/// Drives reader, merge and writer with uncompressed layers under tight limits, for fuzzing. Gives the names in
-/// the merged tree, each with its kind (`d`, `f`, `l` or `?`) and a number that names of one file share.
-///
-/// # Errors
-/// What [`build`] would say about a layer.
-#[doc(hidden)]
-pub fn fuzz_layers(layers: &[&[u8]]) -> Result<Vec<(Vec<u8>, char, u32)>, LayerFault> {
-    struct Nowhere;
-    impl BlockFile for Nowhere {
-        fn write_blocks(&mut self, _block: u32, _bytes: &[u8]) -> io::Result<()> {
-            Ok(())
-        }
-    }
-    let limits = Limits::tight();
-    let mut nowhere = Nowhere;
-    let mut appender = Appender::new(&mut nowhere, FIRST_CONTENT_BLOCK, limits.max_disk_bytes);
-    let mut tree = Tree::new(&limits);
-    let mut entries = 0;
-    for layer in layers {
-        tree.begin_layer();
-        let mut reader = TarReader::new(*layer, limits.tar());
-        match apply(
-            &mut reader,
-            &limits,
-            &mut OntoTree::new(&mut tree),
-            &mut appender,
-            &mut entries,
-            &mut |_| {},
-        ) {
-            Ok(()) => {}
-            Err(ContentError::Fault(fault)) => return Err(fault),
-            Err(ContentError::Output(error)) => return Err(error.into()),
-        }
-    }
-    let names = tree.names();
-    let identity = Identity {
-        uuid: [1; 16],
-        label: [0; 16],
-    };
-    match ext4::write(&mut tree, &mut appender, &identity, None) {
-        Ok(_) | Err(LayoutError::Full | LayoutError::Impossible(_)) => Ok(names),
-        Err(LayoutError::Output(error)) => Err(error.into()),
-    }
 }
 
 /// The file system's UUID is a digest of what is in it (RFC 9562 version 8).

@@ -313,13 +313,6 @@ impl ImageStore {
         }
     }
 
-    /// The image with this manifest, under whatever name.
-    pub(crate) fn by_digest(&self, manifest: Digest) -> Result<Option<ImageRecord>> {
-        let entries = self.entries()?;
-        let entry = entries.iter().find(|entry| entry.manifest == manifest);
-        entry.map(|entry| self.record(entry)).transpose()
-    }
-
     fn find_in(&self, name: &str, entries: &[Entry]) -> Result<Vec<Entry>> {
         let select = |matches: &dyn Fn(&Entry) -> bool| -> Vec<Entry> {
             entries

@@ -278,6 +278,11 @@ impl ImageStore {
             // Where a manifest is damaged its layers cannot be told from others: keep everything.
             live.extend(self.files_of(entry.manifest)?);
         }
+        for image in needed {
+            // Also without a name: a workspace can be committed, which takes all of it. One that is damaged is of
+            // no use for that, and its disk stays by its name.
+            live.extend(self.files_of(*image).unwrap_or_default());
+        }
         // What was made from an older disk of an image still needs that one.
         let is_needed = |path: &Path| image_of(path).is_some_and(|image| needed.contains(&image));
         let mut of_gone = BTreeSet::new();

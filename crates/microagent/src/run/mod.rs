@@ -208,7 +208,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         kernel,
         phases,
     } = &prepared;
-    let (image, kernel, name) = (&image.info, &kernel.info, &plan.name);
+    let (kernel, name) = (&kernel.info, &plan.name);
     Outcome {
         driven,
         config,

@@ -8,14 +8,14 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport},
 };
 
-use super::{drive::Driven, phases::Phases};
+use super::{drive::Driven, phases::Phases, prepare::PreparedImage};
 use crate::{
     artifacts::Artifact,
     command::SHELL,
     config::Config,
     error::{Error, Result},
     options::RunOptions,
-    result::{ImageInfo, KernelInfo, RunResult, exit_code, start_failure_kind},
+    result::{KernelInfo, RunResult, exit_code, start_failure_kind},
     session::{Sinks, lock},
 };
 
@@ -25,7 +25,7 @@ pub(crate) struct Outcome<'a> {
     pub(crate) config: &'a Config,
     pub(crate) options: &'a RunOptions,
     pub(crate) name: &'a WorkspaceName,
-    pub(crate) image: &'a ImageInfo,
+    pub(crate) image: &'a PreparedImage,
     pub(crate) kernel: &'a KernelInfo,
     pub(crate) argv: Vec<String>,
     pub(crate) artifacts: Vec<Artifact>,
@@ -65,7 +65,8 @@ impl Outcome<'_> {
         Ok(RunResult {
             workspace: self.name.to_string(),
             state_dir: self.config.state_dir.clone(),
-            image: self.image.clone(),
+            image: self.image.info.clone(),
+            tag_moved: self.image.tag_moved.clone(),
             kernel: self.kernel.clone(),
             resources: self.options.resources(),
             network: self.options.network,

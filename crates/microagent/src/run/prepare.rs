@@ -1,8 +1,12 @@
 //! What a run needs before it has a machine: the image's disk and the kernel.
 
-use std::{path::PathBuf, sync::Arc, time::Instant};
+use std::{
+    path::PathBuf,
+    sync::{Arc, Mutex, PoisonError},
+    time::Instant,
+};
 
-use microagent_image::{BaseDisk, ImageConfig, ImageStore, Platform, Reference};
+use microagent_image::{BaseDisk, ImageConfig, ImageEvent, ImageStore, Platform, Reference};
 use microagent_kernel::{GUEST_BINARY, KernelRecord, KernelSource, KernelStore};
 
 use super::phases::Phases;
@@ -13,12 +17,13 @@ use crate::{
     images,
     io::EventSink,
     options::{KernelChoice, RunOptions},
-    result::{ImageInfo, KernelInfo},
+    result::{ImageInfo, KernelInfo, TagMove},
 };
 
 /// An image ready to boot from.
 pub(crate) struct PreparedImage {
     pub(crate) info: ImageInfo,
+    pub(crate) tag_moved: Option<TagMove>,
     pub(crate) config: ImageConfig,
     /// Keeps the disk from being removed for as long as the run lives.
     pub(crate) disk: BaseDisk,
@@ -78,7 +83,14 @@ fn image(
     }
     let store = ImageStore::open(config.images_dir())?;
     let listener = Arc::clone(events);
-    let progress = move |event| listener(RunEvent::Image(event));
+    let moved = Mutex::new(None);
+    let progress = |event| {
+        if let ImageEvent::TagMoved { from, to, .. } = &event {
+            let (from, to) = (from.to_string(), to.to_string());
+            *moved.lock().unwrap_or_else(PoisonError::into_inner) = Some(TagMove { from, to });
+        }
+        listener(RunEvent::Image(event));
+    };
     let pull = images::pull_options(config, platform)?;
     let pull = match &options.verify_key {
         Some(key) => pull.verify_key(key.clone()),
@@ -97,6 +109,7 @@ fn image(
     events(RunEvent::ImageReady(info.clone()));
     Ok(PreparedImage {
         info,
+        tag_moved: moved.into_inner().unwrap_or_else(PoisonError::into_inner),
         config: image_config,
         disk,
     })

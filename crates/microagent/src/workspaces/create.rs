@@ -23,7 +23,7 @@ use crate::{
     event::RunEvent,
     io::{Parts as IoParts, RunIo},
     options::{Resources, RunOptions},
-    result::{ImageInfo, KernelInfo, Phase},
+    result::{ImageInfo, KernelInfo, Phase, TagMove},
     run::{
         Plan,
         prepare::{self, Prepared},
@@ -140,6 +140,9 @@ pub struct Created {
     pub directory: PathBuf,
     /// Its image.
     pub image: ImageInfo,
+    /// Set where the image's tag was found to have moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag_moved: Option<TagMove>,
     /// Its kernel.
     pub kernel: KernelInfo,
     /// What its machine is given.
@@ -246,6 +249,7 @@ pub(crate) fn create(config: &Config, options: &CreateOptions, io: RunIo) -> Res
         workspace: plan.name,
         directory: path,
         image: manifest.image,
+        tag_moved: prepared.image.tag_moved,
         kernel: manifest.kernel,
         resources: manifest.resources,
         command: manifest
@@ -270,10 +274,12 @@ pub(crate) fn launch(config: &Config, options: &RunOptions, io: RunIo) -> Result
     if let Some(timeout) = timeout {
         start = start.timeout(timeout);
     }
-    workspace.start(
-        &start,
-        RunIo::captured().on_event(move |event| events(event)),
-    )
+    let io = RunIo::captured().on_event(move |event| events(event));
+    let started = workspace.start(&start, io)?;
+    Ok(Started {
+        tag_moved: created.tag_moved,
+        ..started
+    })
 }
 
 /// What a workspace is made of, as it is recorded.

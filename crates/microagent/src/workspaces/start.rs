@@ -18,6 +18,7 @@ use crate::{
     error::{Error, Result},
     io::{Parts, RunIo},
     options::{Profile, Resources},
+    result::TagMove,
 };
 
 /// How long the answer to a question about a running machine may take.
@@ -100,6 +101,9 @@ pub struct Started {
     pub readiness: ReadinessReport,
     /// From the call to the guest's readiness, in milliseconds.
     pub ms: u64,
+    /// Set by [`launch`](crate::Microagent::launch) where the image's tag was found to have moved.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tag_moved: Option<TagMove>,
 }
 
 impl Workspace<'_> {
@@ -159,6 +163,7 @@ impl Workspace<'_> {
             resources,
             readiness,
             ms,
+            tag_moved: None,
         })
     }
 
