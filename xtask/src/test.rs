@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     io::{BufRead as _, BufReader},
     process::{Command, Stdio},
     time::Instant,
@@ -13,6 +14,9 @@ use crate::{debian, fuzz, packages, process, targets};
 
 /// Tests that boot machines or start servers run few at a time: they share the host's cores.
 const THREADS: &str = "2";
+
+/// Names the file in which tests note what they could not run here (`testkit`'s `skips`).
+const SKIPS: &str = "MICROAGENT_TEST_SKIPS";
 
 type Stage = fn(&mut Tally) -> anyhow::Result<()>;
 
@@ -74,6 +78,8 @@ pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
     packages::install(&[packages::RUN, packages::TEST, packages::TARGETS], yes)?;
     debian::rootfs_tar()?;
 
+    let noted = process::target_dir().join("not-run.txt");
+    fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
     let mut tally = Tally::default();
     let mut lines = Vec::new();
     for (name, stage) in STAGES {
@@ -92,17 +98,26 @@ pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
         }
     }
 
+    tally.noted(
+        &fs::read_to_string(&noted).with_context(|| format!("cannot read {}", noted.display()))?,
+    )?;
     println!("\n{}", lines.join("\n"));
     println!("wall time {:>7.1} s\n", start.elapsed().as_secs_f64());
     for reason in &tally.skips {
         println!("skipped: {reason}");
     }
+    for reason in &tally.parts {
+        println!("not run in part: {reason}");
+    }
     for reason in &tally.broken {
         println!("failed: {reason}");
     }
     println!(
-        "{} passed, {} failed, {} skipped",
-        tally.passed, tally.failed, tally.skipped
+        "{} passed ({} of them without a part), {} failed, {} skipped",
+        tally.passed,
+        tally.parts.len(),
+        tally.failed,
+        tally.skipped
     );
     if tally.broken.is_empty() && tally.failed == 0 {
         Ok(())
@@ -117,6 +132,8 @@ struct Tally {
     failed: u64,
     skipped: u64,
     skips: BTreeSet<String>,
+    /// What tests that passed did not run.
+    parts: BTreeSet<String>,
     broken: Vec<String>,
 }
 
@@ -141,6 +158,22 @@ impl Tally {
             self.skips.insert(format!("{name}{reason}"));
         }
     }
+
+    /// Counts what tests noted: one that stopped has not passed, whatever the runner says.
+    fn noted(&mut self, notes: &str) -> anyhow::Result<()> {
+        for note in notes.lines() {
+            if let Some(test) = note.strip_prefix("test ") {
+                self.skips.insert(test.to_owned());
+                self.skipped += 1;
+                self.passed = self.passed.saturating_sub(1);
+            } else if let Some(part) = note.strip_prefix("part ") {
+                self.parts.insert(part.to_owned());
+            } else {
+                bail!("{note:?} is no note of a test");
+            }
+        }
+        Ok(())
+    }
 }
 
 fn tests(tally: &mut Tally, selection: &[&str]) -> anyhow::Result<()> {
@@ -153,6 +186,7 @@ fn tests(tally: &mut Tally, selection: &[&str]) -> anyhow::Result<()> {
             "MICROAGENT_TEST_CACHE",
             process::target_dir().join("test-cache"),
         )
+        .env(SKIPS, process::target_dir().join("not-run.txt"))
         .stdout(Stdio::piped());
     println!("$ {}", process::shown(&command));
     run_tests(tally, &mut command)
@@ -187,5 +221,18 @@ mod tests {
             tally.skips.first().map(String::as_str),
             Some("soak, takes an hour")
         );
+    }
+
+    #[test]
+    fn a_test_that_stopped_has_not_passed() {
+        let mut tally = Tally::default();
+        tally.line("test result: ok. 3 passed; 0 failed; 0 ignored; 0 measured");
+        tally
+            .noted("test boots, no KVM\npart fetches, IPv6: no way out\n")
+            .unwrap();
+        assert_eq!((tally.passed, tally.skipped), (2, 1));
+        assert!(tally.skips.contains("boots, no KVM"));
+        assert!(tally.parts.contains("fetches, IPv6: no way out"));
+        assert!(tally.noted("nonsense\n").is_err());
     }
 }

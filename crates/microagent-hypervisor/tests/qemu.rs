@@ -153,7 +153,7 @@ fn a_guest_on_a_tap_in_its_monitors_namespaces_reaches_the_outside() {
     let machine = match driver.launch_qemu(&guest.spec) {
         Ok(machine) => machine,
         Err(error @ Error::Unsupported(_)) => {
-            println!("not run: {error}");
+            testkit::skip_test(error);
             return;
         }
         Err(error) => panic!("{error}"),
@@ -238,9 +238,9 @@ fn qemu_is_confined_as_it_is_said() {
             assert!(fs::symlink_metadata(&path).is_err(), "{path}");
         }
     } else {
-        println!(
-            "not run: this host gives no namespaces: {:?}",
-            confinement.missing
+        testkit::skip_part(
+            "namespaces",
+            format_args!("this host gives none: {:?}", confinement.missing),
         );
     }
     for (layer, name) in [

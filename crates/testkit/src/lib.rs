@@ -15,6 +15,7 @@ mod leftovers;
 mod pty;
 pub mod registry;
 mod sandbox;
+mod skips;
 pub mod transcript;
 
 pub use command::{Finished, Invocation, Running, sha256};
@@ -22,6 +23,7 @@ pub use fixture::{busybox_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
 pub use sandbox::Sandbox;
+pub use skips::{skip_part, skip_test};
 
 use std::{
     path::PathBuf,
@@ -29,7 +31,16 @@ use std::{
 };
 
 /// Asks `done` again and again until it gives something, or panics after `limit`.
-pub fn eventually<T>(limit: Duration, what: &str, mut done: impl FnMut() -> Option<T>) -> T {
+pub fn eventually<T>(limit: Duration, what: &str, done: impl FnMut() -> Option<T>) -> T {
+    eventually_or(limit, || what.to_owned(), done)
+}
+
+/// The same, for a description that is made when it has not happened.
+pub fn eventually_or<T>(
+    limit: Duration,
+    what: impl Fn() -> String,
+    mut done: impl FnMut() -> Option<T>,
+) -> T {
     let start = Instant::now();
     loop {
         if let Some(value) = done() {
@@ -37,7 +48,8 @@ pub fn eventually<T>(limit: Duration, what: &str, mut done: impl FnMut() -> Opti
         }
         assert!(
             start.elapsed() < limit,
-            "{what} did not happen within {limit:?}"
+            "{} did not happen within {limit:?}",
+            what()
         );
         std::thread::sleep(Duration::from_millis(20));
     }

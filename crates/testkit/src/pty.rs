@@ -15,7 +15,7 @@ use rustix::{
     termios::{Termios, Winsize, tcgetattr, tcsetwinsize},
 };
 
-use crate::{command::Reaped, eventually};
+use crate::{command::Reaped, eventually, eventually_or};
 
 /// A command that runs on a terminal, and the other end of that terminal.
 #[derive(Debug)]
@@ -105,9 +105,9 @@ impl Terminal {
 
     /// Waits until the screen shows `text`; gives everything shown so far.
     pub fn wait_for(&self, text: &str) -> String {
-        eventually(
+        eventually_or(
             Duration::from_secs(60),
-            &format!("{text:?} on the terminal; so far: {:?}", self.screen()),
+            || format!("{text:?} on the terminal, which shows {:?},", self.screen()),
             || {
                 let screen = self.screen();
                 screen.contains(text).then_some(screen)
@@ -117,9 +117,14 @@ impl Terminal {
 
     /// Waits until the last thing on the screen is `text`, such as a prompt.
     pub fn wait_for_last(&self, text: &str) {
-        eventually(
+        eventually_or(
             Duration::from_secs(60),
-            &format!("{text:?} at the end of the terminal"),
+            || {
+                format!(
+                    "{text:?} at the end of the terminal, which shows {:?},",
+                    self.screen()
+                )
+            },
             || {
                 // A line editor may ask for the cursor's position after its prompt.
                 let screen = self.screen();

@@ -187,7 +187,9 @@ fn names_are_asked_of_the_hosts_resolver() {
         direct.send_to(&query, (resolver, 53)).is_ok() && direct.recv(&mut [0; 512]).is_ok()
     });
     if !heard {
-        println!("not run: this host's own resolver ({resolver:?}) does not answer");
+        testkit::skip_test(format_args!(
+            "this host's own resolver ({resolver:?}) does not answer"
+        ));
         return;
     }
     let mut udp = GUEST_PORT.to_be_bytes().to_vec();
