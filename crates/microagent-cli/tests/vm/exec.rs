@@ -490,8 +490,10 @@ fn lines_have_limits(workspace: &Workspace) {
 fn the_serial_console_is_read_and_typed_into(workspace: &Workspace) {
     let mut console = workspace.connect(["--serial"]).on_terminal(24, 80);
     console.wait_for("Attached");
-    // Held open: what is typed into a terminal that nobody has open is nobody's.
-    let script = "exec 3<>/dev/ttyS0; echo rea''dy >&3; read l <&3; echo \"got-$l.\" >&3";
+    // Held open: what is typed into a terminal that nobody has open is nobody's. By a child: a
+    // session leader makes it its own terminal, whose last output the kernel drops when it ends.
+    let script =
+        "{ exec 3<>/dev/ttyS0; echo rea''dy >&3; read l <&3; echo \"got-$l.\" >&3; } & wait $!";
     let reader = workspace.script([], script).start();
     console.wait_for("ready");
     console.type_text("some words\r");
