@@ -196,6 +196,60 @@ pub fn kill_group(pid: u32) -> io::Result<()> {
     }
 }
 
+/// When the process that has this number now was started, in clock ticks since the host's boot
+/// (field 22 of `/proc/<pid>/stat`, proc(5)): with [`boot_id`], it is told from all others that
+/// ever had the number.
+///
+/// # Errors
+/// [`io::ErrorKind::NotFound`] if it is gone, [`io::ErrorKind::Unsupported`] where the system does
+/// not say.
+pub fn start_ticks(pid: u32) -> io::Result<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let path = format!("/proc/{pid}/stat");
+        let stat = std::fs::read(&path)?;
+        field_22(&stat).ok_or_else(|| {
+            let what = format!("{path} has no start time");
+            io::Error::new(io::ErrorKind::InvalidData, what)
+        })
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = pid;
+        Err(crate::unsupported("telling when a process was started"))
+    }
+}
+
+#[cfg(target_os = "linux")]
+fn field_22(stat: &[u8]) -> Option<u64> {
+    // The name in parentheses may hold anything; field 3 follows the last one.
+    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
+    let fields = std::str::from_utf8(&stat[name_end + 1..]).ok()?;
+    fields.split_ascii_whitespace().nth(22 - 3)?.parse().ok()
+}
+
+/// Which boot of the host this is.
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::Unsupported`] where it does not say.
+pub fn boot_id() -> io::Result<String> {
+    #[cfg(target_os = "linux")]
+    {
+        let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?;
+        match id.trim() {
+            "" => Err(io::Error::new(
+                io::ErrorKind::InvalidData,
+                "this host gives its boot no name",
+            )),
+            id => Ok(id.to_owned()),
+        }
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        Err(crate::unsupported("telling one boot from another"))
+    }
+}
+
 /// The release of the Linux kernel this host runs, such as `6.1.0-32-cloud-amd64`.
 ///
 /// # Errors
@@ -252,6 +306,21 @@ mod tests {
         let mut rest = Vec::new();
         io::Read::read_to_end(&mut { output }, &mut rest).unwrap();
         assert_eq!(rest, b"\n");
+    }
+
+    #[test]
+    fn a_process_is_told_by_when_it_was_started() {
+        let own = start_ticks(std::process::id()).unwrap();
+        let mut child = Command::new("sleep").arg("60").spawn().unwrap();
+        assert!(start_ticks(child.id()).unwrap() >= own);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let gone = start_ticks(child.id()).unwrap_err();
+        assert_eq!(gone.kind(), io::ErrorKind::NotFound);
+        assert_eq!(boot_id().unwrap().len(), 36);
+        let awkward = format!("7 (a) b) R {} 4711 0", "0 ".repeat(18).trim());
+        assert_eq!(field_22(awkward.as_bytes()), Some(4711));
+        assert_eq!(field_22(b"7 (a) R"), None);
     }
 
     #[test]

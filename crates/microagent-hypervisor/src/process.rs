@@ -6,7 +6,7 @@ mod birth;
 use std::{
     collections::VecDeque,
     ffi::OsString,
-    fs, io,
+    io,
     os::{
         fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
         unix::{net::UnixStream, process::CommandExt},
@@ -18,6 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_host::process::{boot_id, start_ticks};
 use microagent_protocol::{Confinement, ConfinementMode, ProcessIdentity};
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
@@ -514,31 +515,13 @@ pub(crate) fn readable_within(fd: BorrowedFd<'_>, limit: Duration) -> io::Result
     }
 }
 
-/// This host's boot.
-pub(crate) fn boot_id() -> io::Result<String> {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned())
-}
-
 /// The identity of a process that cannot be reaped meanwhile.
 fn identity_of(pid: u32) -> io::Result<ProcessIdentity> {
-    let stat = fs::read(format!("/proc/{pid}/stat"))?;
     Ok(ProcessIdentity {
         pid,
-        start_ticks: start_ticks(&stat)
-            .ok_or_else(|| io::Error::other(format!("/proc/{pid}/stat has no start time")))?,
+        start_ticks: start_ticks(pid)?,
         boot_id: boot_id()?,
     })
-}
-
-/// Field 22. The second field, the name, may hold spaces and parentheses.
-fn start_ticks(stat: &[u8]) -> Option<u64> {
-    let name_end = stat.iter().rposition(|byte| *byte == b')')?;
-    std::str::from_utf8(&stat[name_end + 1..])
-        .ok()?
-        .split_ascii_whitespace()
-        .nth(19)?
-        .parse()
-        .ok()
 }
 
 /// Text of another program without what could steer a terminal.
@@ -558,14 +541,6 @@ pub(crate) fn printable(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_name_cannot_forge_a_start_time() {
-        let stat = b"7 (a) b (c) S 1 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1 1";
-        assert_eq!(start_ticks(stat), Some(4242));
-        assert_eq!(start_ticks(b"7 (a"), None);
-        assert_eq!(start_ticks(b""), None);
-    }
 
     #[test]
     fn words_cannot_steer_a_terminal() {

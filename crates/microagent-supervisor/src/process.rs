@@ -8,27 +8,17 @@ use std::{
     path::Path,
 };
 
-use microagent_host::process::ProcessHandle;
+use microagent_host::process::{ProcessHandle, boot_id, start_ticks};
 use microagent_protocol::ProcessIdentity;
 
 use crate::{Error, files};
 
 /// Which process `pid` is, told from all others before and after it.
 pub(crate) fn identity(pid: u32) -> Result<ProcessIdentity, Error> {
-    let path = format!("/proc/{pid}/stat");
-    let stat = std::fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    let boot = "/proc/sys/kernel/random/boot_id";
-    let boot_id = std::fs::read_to_string(boot).map_err(Error::file("read", boot))?;
-    // The name in parentheses may hold anything; field 3 follows the last one.
-    let start_ticks = stat
-        .rsplit_once(')')
-        .and_then(|(_, rest)| rest.split_ascii_whitespace().nth(22 - 3))
-        .and_then(|field| field.parse().ok())
-        .ok_or_else(|| Error::file("understand", &path)(io::ErrorKind::InvalidData.into()))?;
     Ok(ProcessIdentity {
         pid,
-        start_ticks,
-        boot_id: boot_id.trim().to_owned(),
+        start_ticks: start_ticks(pid).map_err(Error::system("tell which process that is"))?,
+        boot_id: boot_id().map_err(Error::system("tell which boot this is"))?,
     })
 }
 

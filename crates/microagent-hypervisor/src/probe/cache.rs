@@ -10,13 +10,11 @@ use std::{
     time::Instant,
 };
 
+use microagent_host::process::boot_id;
 use microagent_protocol::supervisor::{HostCheck, ProbeGuest, Verdict};
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    process::boot_id,
-    qemu::{QemuBinary, QemuVersion},
-};
+use crate::qemu::{QemuBinary, QemuVersion};
 
 const FILE_NAME: &str = "host-probe.json";
 /// Changes whenever a verdict could come out differently, or its form does.

@@ -5,7 +5,7 @@
 //! later boot they are hashed before they count for anything, and made again if a crash took a part of them.
 //! What a workspace is made of is synced when the workspace is made ([`ImageStore::settle`]).
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::path::Path;
 
 use super::{BaseDisk, ImageStore};
@@ -15,9 +15,7 @@ use crate::error::{IoContext, Result};
 
 /// The host's present boot; `None` where it does not say, and then everything is synced at once.
 pub(super) fn this_boot() -> Option<String> {
-    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
-    let id = id.trim();
-    (!id.is_empty()).then(|| id.to_owned())
+    microagent_host::process::boot_id().ok()
 }
 
 /// What a note is to say of files that were just written: synced here where no boot could be told from another.

@@ -7,7 +7,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_host::process::ProcessHandle;
+use microagent_host::process::{ProcessHandle, start_ticks};
 use microagent_protocol::{
     ProcessIdentity,
     supervisor::{CONTROL_SOCKET, MACHINE_LOCK},
@@ -89,18 +89,12 @@ pub(crate) fn kill(supervisor: &ProcessIdentity) {
     let Ok(handle) = ProcessHandle::open(supervisor.pid) else {
         return; // Gone already.
     };
-    if start_ticks(supervisor.pid) == Some(supervisor.start_ticks)
+    // The lock says already that the boot is this one.
+    if start_ticks(supervisor.pid).is_ok_and(|ticks| ticks == supervisor.start_ticks)
         && let Err(error) = handle.kill()
     {
         tracing::warn!("the supervisor {} was not killed: {error}", supervisor.pid);
     }
-}
-
-/// Field 22 of `/proc/<pid>/stat` (proc(5)). The lock says already that the boot is this one.
-fn start_ticks(pid: u32) -> Option<u64> {
-    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-    let (_, fields) = stat.rsplit_once(')')?;
-    fields.split_whitespace().nth(19)?.parse().ok()
 }
 
 /// The directory of sockets that a supervisor left behind which was killed.
