@@ -6,6 +6,7 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum, 
 
 use crate::{
     commands, completion,
+    observe::Observer,
     output::{self, Screen},
     refusals, surroundings,
 };
@@ -68,9 +69,12 @@ pub(crate) struct Globals {
     /// No colours; also when NO_COLOR is set
     #[arg(long, global = true)]
     pub(crate) no_color: bool,
-    /// Tell on standard error what is being done
+    /// Tell on standard error what is being done; MICROAGENT_LOG says of what and how much
     #[arg(long, global = true)]
     pub(crate) verbose: bool,
+    /// Write where the time went here, to be opened in a trace viewer (Chrome's trace events)
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trace_out: Option<PathBuf>,
     /// Where images, kernels and workspaces are [default: $MICROAGENT_HOME, or ~/.microagent]
     #[arg(long, global = true, value_name = "DIR")]
     pub(crate) state_dir: Option<PathBuf>,
@@ -247,57 +251,69 @@ pub(crate) fn main() -> ExitCode {
         Err(error) => return usage_error(&error),
     };
     let screen = Screen::new(&cli.globals);
-    output::trace(&cli.globals);
-    let globals = &cli.globals;
-    let (code, outcome) = match cli.command {
-        Command::Run(args) => return commands::run::run(*args, globals, &screen),
-        Command::Exec(args) => return commands::exec::run(&args, globals, &screen),
-        Command::Connect(args) => return commands::connect::run(&args, globals, &screen),
-        Command::Create(args) => commands::create::run(*args, globals, &screen),
-        Command::Start(args) => commands::start::run(&args, globals, &screen),
-        Command::Halt(args) => commands::halt::run(&args, globals, &screen),
-        Command::Stop(args) => commands::stop::run(&args, globals, &screen),
-        Command::Kill(args) => commands::kill::run(&args, globals, &screen),
-        Command::Pause(args) => commands::pause::run(&args, globals, &screen),
-        Command::Resume(args) => commands::resume::run(&args, globals, &screen),
-        Command::Quarantine(args) => commands::quarantine::run(&args, globals, &screen),
-        Command::Delete(args) => commands::delete::run(&args, globals, &screen),
-        Command::Apply(args) => commands::apply::run(&args, globals, &screen),
-        Command::Clone(args) => commands::clone::run(&args, globals, &screen),
-        Command::Commit(args) => commands::commit::run(args, globals, &screen),
-        Command::Status(args) => commands::status::run(&args, globals, &screen),
-        Command::Inspect(args) => commands::status::inspect(&args, globals, &screen),
-        Command::List(args) => commands::list::run(&args, globals, &screen),
-        Command::Ps(args) => commands::list::ps(&args, globals, &screen),
-        Command::Logs(args) => commands::logs::run(&args, globals, &screen),
-        Command::Events(args) => commands::events::run(&args, globals, &screen),
-        Command::Result(args) => commands::result::run(&args, globals, &screen),
-        Command::Wait(args) => commands::wait::run(&args, globals, &screen),
-        Command::Stats(args) => commands::stats::run(&args, globals, &screen),
-        Command::Metrics(args) => commands::metrics::run(&args, globals, &screen),
-        Command::Perf { command } => commands::perf::run(&command, globals, &screen),
-        Command::Network(args) => commands::network::run(&args, globals, &screen),
-        Command::Profiles => commands::profiles::run(&screen),
-        Command::Gc(args) => commands::gc::run(&args, globals, &screen),
-        Command::Prune(args) => commands::prune::run(&args, globals, &screen),
-        Command::Df => commands::df::run(globals, &screen),
-        Command::Host(args) => commands::host::run(&args, globals, &screen),
-        Command::Contract => commands::contract::run(&screen),
-        Command::Doctor(args) => commands::doctor::run(&args, globals, &screen),
-        Command::Images { command } => commands::images::run(command, globals, &screen),
-        Command::Rootfs { command } => commands::rootfs::run(command, globals, &screen),
-        Command::Kernel { command } => commands::kernel::run(command, globals, &screen),
-        Command::Artifacts { command } => commands::artifacts::run(&command, globals, &screen),
-        Command::Cp(args) => commands::cp::run(&args, globals, &screen),
-        Command::Supervise(args) => commands::supervise::run(&args, globals, &screen),
-        Command::Spec { command } => commands::spec::run(&command, &screen),
+    let failure = ExitCode::from(cli.command.failure());
+    let ended = Observer::begin(&cli.globals).and_then(|observer| {
+        let code = answer(cli.command, &cli.globals, &screen);
+        observer.end()?;
+        Ok(code)
+    });
+    ended.unwrap_or_else(|error| {
+        screen.error(&error.report());
+        failure
+    })
+}
+
+/// Runs a command, and gives its exit code.
+fn answer(command: Command, globals: &Globals, screen: &Screen) -> ExitCode {
+    let (code, outcome) = match command {
+        Command::Run(args) => return commands::run::run(*args, globals, screen),
+        Command::Exec(args) => return commands::exec::run(&args, globals, screen),
+        Command::Connect(args) => return commands::connect::run(&args, globals, screen),
+        Command::Create(args) => commands::create::run(*args, globals, screen),
+        Command::Start(args) => commands::start::run(&args, globals, screen),
+        Command::Halt(args) => commands::halt::run(&args, globals, screen),
+        Command::Stop(args) => commands::stop::run(&args, globals, screen),
+        Command::Kill(args) => commands::kill::run(&args, globals, screen),
+        Command::Pause(args) => commands::pause::run(&args, globals, screen),
+        Command::Resume(args) => commands::resume::run(&args, globals, screen),
+        Command::Quarantine(args) => commands::quarantine::run(&args, globals, screen),
+        Command::Delete(args) => commands::delete::run(&args, globals, screen),
+        Command::Apply(args) => commands::apply::run(&args, globals, screen),
+        Command::Clone(args) => commands::clone::run(&args, globals, screen),
+        Command::Commit(args) => commands::commit::run(args, globals, screen),
+        Command::Status(args) => commands::status::run(&args, globals, screen),
+        Command::Inspect(args) => commands::status::inspect(&args, globals, screen),
+        Command::List(args) => commands::list::run(&args, globals, screen),
+        Command::Ps(args) => commands::list::ps(&args, globals, screen),
+        Command::Logs(args) => commands::logs::run(&args, globals, screen),
+        Command::Events(args) => commands::events::run(&args, globals, screen),
+        Command::Result(args) => commands::result::run(&args, globals, screen),
+        Command::Wait(args) => commands::wait::run(&args, globals, screen),
+        Command::Stats(args) => commands::stats::run(&args, globals, screen),
+        Command::Metrics(args) => commands::metrics::run(&args, globals, screen),
+        Command::Perf { command } => commands::perf::run(&command, globals, screen),
+        Command::Network(args) => commands::network::run(&args, globals, screen),
+        Command::Profiles => commands::profiles::run(screen),
+        Command::Gc(args) => commands::gc::run(&args, globals, screen),
+        Command::Prune(args) => commands::prune::run(&args, globals, screen),
+        Command::Df => commands::df::run(globals, screen),
+        Command::Host(args) => commands::host::run(&args, globals, screen),
+        Command::Contract => commands::contract::run(screen),
+        Command::Doctor(args) => commands::doctor::run(&args, globals, screen),
+        Command::Images { command } => commands::images::run(command, globals, screen),
+        Command::Rootfs { command } => commands::rootfs::run(command, globals, screen),
+        Command::Kernel { command } => commands::kernel::run(command, globals, screen),
+        Command::Artifacts { command } => commands::artifacts::run(&command, globals, screen),
+        Command::Cp(args) => commands::cp::run(&args, globals, screen),
+        Command::Supervise(args) => commands::supervise::run(&args, globals, screen),
+        Command::Spec { command } => commands::spec::run(&command, screen),
         Command::Complete(args) => Ok(completion::run(args, globals)),
         Command::Completions(args) => commands::completions::run(&args),
-        Command::Man(args) => commands::man::run(&args, &screen),
-        Command::Login(args) => commands::login::run(&args, globals, &screen),
-        Command::Logout(args) => commands::logout::run(&args, globals, &screen),
-        Command::Whoami(args) => commands::whoami::run(&args, globals, &screen),
-        Command::Version => commands::version::run(&screen),
+        Command::Man(args) => commands::man::run(&args, screen),
+        Command::Login(args) => commands::login::run(&args, globals, screen),
+        Command::Logout(args) => commands::logout::run(&args, globals, screen),
+        Command::Whoami(args) => commands::whoami::run(&args, globals, screen),
+        Command::Version => commands::version::run(screen),
     }
     .map_or_else(|error| (EXIT_FAILURE, Some(error)), |code| (code, None));
     if let Some(error) = outcome {
@@ -320,6 +336,14 @@ pub(crate) fn parse<T: Into<std::ffi::OsString> + Clone>(
 }
 
 impl Command {
+    /// The exit code that says that microagent itself failed.
+    fn failure(&self) -> u8 {
+        match self {
+            Self::Run(_) | Self::Exec(_) | Self::Connect(_) => microagent::EXIT_FAILED,
+            _ => EXIT_FAILURE,
+        }
+    }
+
     /// Checks what one option alone does not show.
     fn settle(&mut self, globals: &mut Globals) -> Result<(), clap::Error> {
         match self {

@@ -186,6 +186,7 @@ fn library() -> BTreeSet<String> {
         Workspace::status,
         Workspace::history,
         Workspace::console,
+        Workspace::supervisor_log,
         Workspace::result,
         Workspace::require_result,
         Workspace::wait,

@@ -10,6 +10,7 @@ mod documents;
 mod each;
 #[cfg(test)]
 mod flags;
+mod observe;
 mod options;
 mod output;
 mod progress;

@@ -183,20 +183,6 @@ pub(crate) fn to_stderr(text: &str) {
     let _ = io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Tells on standard error what is being done, if that was asked for.
-pub(crate) fn trace(globals: &Globals) {
-    if !globals.verbose {
-        return;
-    }
-    let subscriber = tracing_subscriber::fmt()
-        .with_max_level(tracing::Level::DEBUG)
-        .with_writer(io::stderr)
-        .with_ansi(io::stderr().is_terminal() && !globals.no_color && !surroundings::no_color())
-        .finish();
-    // Set once, first thing: nobody can have set another.
-    let _ = tracing::subscriber::set_global_default(subscriber);
-}
-
 /// Rows under headings, in columns as wide as they need to be.
 pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
     let width = |column: usize| {

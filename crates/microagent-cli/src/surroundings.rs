@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use microagent::{Config, Error, ProxyOptions, SupervisorProgram};
+use microagent::{Config, Error, LogFilter, ProxyOptions, SupervisorProgram};
 
 use crate::cli::Globals;
 
@@ -20,6 +20,20 @@ fn variable(name: &str) -> Option<OsString> {
 /// The form of results by environment.
 pub(crate) fn output_variable() -> Option<String> {
     variable("MICROAGENT_OUTPUT")?.into_string().ok()
+}
+
+/// Which messages are to be told, by environment.
+pub(crate) fn log_filter() -> Result<Option<LogFilter>, Error> {
+    let Some(text) = variable("MICROAGENT_LOG") else {
+        return Ok(None);
+    };
+    let filter = text.to_string_lossy().parse();
+    filter
+        .map(Some)
+        .map_err(|error: microagent::InvalidLogFilter| Error::Invalid {
+            option: "MICROAGENT_LOG",
+            reason: error.to_string(),
+        })
 }
 
 /// Whether colours are unwanted by environment.
@@ -54,6 +68,9 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
             },
         )?;
         config = config.confinement(mode);
+    }
+    if let Some(filter) = log_filter()? {
+        config = config.log(filter);
     }
     for registry in insecure {
         config = config.insecure_registry(registry);
@@ -91,12 +108,13 @@ pub(crate) fn this_program() -> Result<PathBuf, Error> {
 }
 
 /// What a unit needs of this environment: where programs are, and which files of credentials and
-/// which supervisor were meant.
+/// which supervisor were meant, and what is to be told.
 pub(crate) fn unit_environment() -> Vec<(String, String)> {
     [
         "PATH",
         "MICROAGENT_SUPERVISOR",
         "MICROAGENT_CONFINEMENT",
+        "MICROAGENT_LOG",
         "DOCKER_CONFIG",
     ]
     .into_iter()

@@ -222,6 +222,7 @@ impl ImageStore {
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
         let name = reference.to_string();
+        let _span = tracing::info_span!("pull", image = name).entered();
         let client = Client::new(
             reference,
             place,
@@ -440,6 +441,8 @@ impl Layers<'_> {
 
     /// Downloads one layer; `None` if another pull brought it meanwhile.
     fn one(&self, at: usize, layer: &Layer, failed: &AtomicBool) -> Result<Option<StagedBlob>> {
+        let _span =
+            tracing::info_span!("download", layer = %layer.digest, bytes = layer.size).entered();
         let mut partial = self.store.partial(self.transaction, layer.digest, &|| {
             (self.events)(ImageEvent::Waiting {
                 digest: layer.digest,

@@ -68,6 +68,7 @@ impl KernelStore {
         source: &KernelSource,
         progress: &mut ProgressSink<'_>,
     ) -> Result<KernelRecord> {
+        let _span = tracing::info_span!("kernel install").entered();
         // Nobody waits for a compiler: only what is made is stored under the lock.
         let built = match source {
             KernelSource::Build(options) => Some(build::for_this_host(options, progress)?),

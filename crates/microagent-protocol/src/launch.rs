@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     confinement::ConfinementMode,
     exec::ExecRequest,
+    log::LogFilter,
     name::WorkspaceName,
     units::{Mebibytes, VcpuCount},
     wiring::{DeclaredArtifact, ExtraDisk, MediationRoute, PublishedPort},
@@ -284,4 +285,7 @@ pub struct LaunchSpec {
     pub capture_limit: u32,
     /// The most bytes of console log kept (one older file of the same size beside it).
     pub console_limit: u32,
+    /// What the supervisor writes into its log: messages from `info` on unless told otherwise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub log: Option<LogFilter>,
 }

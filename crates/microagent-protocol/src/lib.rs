@@ -16,6 +16,7 @@ pub mod frame;
 pub mod guest;
 pub mod identity;
 pub mod launch;
+pub mod log;
 pub mod name;
 pub mod output;
 pub mod readiness;
@@ -40,6 +41,7 @@ pub use exec::{EnvVar, ExecRequest, ExecRole, ExitStatus, StartFailure, TtySize}
 pub use frame::{Frame, FrameError, FrameKind, FrameReader};
 pub use identity::ProcessIdentity;
 pub use launch::{Backend, BackendChoice, Capabilities, LaunchSpec, NetworkMode, NetworkProvider};
+pub use log::{InvalidLogFilter, LogFilter, LogLevel};
 pub use name::WorkspaceName;
 pub use output::CapturedOutput;
 pub use readiness::{Readiness, ReadinessReport, ReadinessSignal};

@@ -122,10 +122,10 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
             let logged = || -> Result<(File, File), Error> {
                 let output = process::take_stdout()?;
                 let lock = files::lock_machine(&spec.directory)?;
-                let log = spec.directory.join("supervisor.log");
-                log::bound(&log).map_err(Error::file("bound", &log))?;
-                process::redirect_stdio(&log)?;
-                log::start();
+                let path = spec.directory.join("supervisor.log");
+                process::redirect_stdio(&path)?;
+                let log = log::open(&path).map_err(Error::file("open", &path))?;
+                log::start(log, spec.log.clone());
                 Ok((output, lock))
             };
             match logged() {

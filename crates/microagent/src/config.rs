@@ -8,7 +8,7 @@ use std::{
 };
 
 use microagent_image::ProxyOptions;
-use microagent_protocol::ConfinementMode;
+use microagent_protocol::{ConfinementMode, LogFilter};
 
 use crate::error::Error;
 
@@ -122,6 +122,8 @@ pub struct Config {
     pub capture_limit: u32,
     /// The most bytes of console log kept (and as much again in one older file).
     pub console_limit: u32,
+    /// What supervisors write into their logs: messages from `info` on unless told otherwise.
+    pub log: Option<LogFilter>,
 }
 
 impl Config {
@@ -146,6 +148,7 @@ impl Config {
             confinement: ConfinementMode::Auto,
             capture_limit: 1024 * 1024,
             console_limit: 1024 * 1024,
+            log: None,
         }
     }
 
@@ -202,6 +205,13 @@ impl Config {
     #[must_use]
     pub fn capture_limit(mut self, bytes: u32) -> Self {
         self.capture_limit = bytes;
+        self
+    }
+
+    /// The same with supervisors that write these messages into their logs.
+    #[must_use]
+    pub fn log(mut self, filter: LogFilter) -> Self {
+        self.log = Some(filter);
         self
     }
 

@@ -49,6 +49,7 @@ pub mod signal;
 mod spec;
 mod supervise;
 mod supervisor;
+pub mod trace;
 mod usage;
 mod wiring;
 mod workspaces;
@@ -92,9 +93,10 @@ pub use microagent_kernel::{
 pub use microagent_protocol::{
     Backend, BackendChoice, Capabilities, CapturedOutput, Confinement, ConfinementLayer,
     ConfinementMode, DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk, GuestPath,
-    InvalidWiring, ItemName, MachineStats, Mebibytes, MediationRoute, MediationTarget, NetworkMode,
-    NetworkProvider, ProcessIdentity, PublishedPort, Readiness, ReadinessReport, ReadinessSignal,
-    ShellFate, ShellOrigin, StartFailure, State, Timestamp, TtySize, VcpuCount, WorkspaceName,
+    InvalidLogFilter, InvalidWiring, ItemName, LogFilter, LogLevel, MachineStats, Mebibytes,
+    MediationRoute, MediationTarget, NetworkMode, NetworkProvider, ProcessIdentity, PublishedPort,
+    Readiness, ReadinessReport, ReadinessSignal, ShellFate, ShellOrigin, StartFailure, State,
+    Timestamp, TtySize, VcpuCount, WorkspaceName,
     confinement::{InvalidConfinementMode, MissingLayer},
     copy::{CopyReport, FileMode, InvalidMode, InvalidOwner, Owner},
     exec::InvalidEnvVar,

@@ -19,12 +19,16 @@ use crate::{
 const PACE: Duration = Duration::from_millis(100);
 
 /// What a workspace's guest wrote to its console: the kernel's messages and the agent's. What the
-/// workload wrote is in `result`.
+/// workload wrote is in `result`. With --supervisor: what the host's side of the machine wrote down,
+/// as much of it as MICROAGENT_LOG said when the machine was started (else from `info` on).
 #[derive(Debug, Args)]
 pub(crate) struct LogsArgs {
     /// The workspace
     #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
+    /// The supervisor's log instead of the console's
+    #[arg(long)]
+    supervisor: bool,
     /// Go on until its machine has ended
     #[arg(long, short)]
     follow: bool,
@@ -58,7 +62,11 @@ pub(crate) fn run(args: &LogsArgs, globals: &Globals, screen: &Screen) -> Result
     if let Some(since) = args.since {
         options = options.since(since.into());
     }
-    let (bytes, mut follower) = workspace.console(&options)?;
+    let (bytes, mut follower) = if args.supervisor {
+        workspace.supervisor_log(&options)?
+    } else {
+        workspace.console(&options)?
+    };
     let text = lines(&bytes);
     let value = json!({ "workspace": workspace.name(), "logs": text });
     screen.result(&value, |_| text.clone());

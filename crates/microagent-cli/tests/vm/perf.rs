@@ -14,6 +14,25 @@ fn p50(report: &Value, name: &str) -> f64 {
     found.unwrap()["summary"]["p50"].as_f64().unwrap()
 }
 
+/// The names of the phases in a trace, and how long each took, in milliseconds.
+fn phases(trace: &Path) -> Vec<(String, f64)> {
+    let trace: Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    let events = trace["traceEvents"].as_array().unwrap().iter();
+    let whole = events.filter(|event| event["ph"] == "X");
+    let phase = |event: &Value| {
+        let name = event["name"].as_str().unwrap().to_owned();
+        (name, event["dur"].as_f64().unwrap() / 1000.0)
+    };
+    whole.map(phase).collect()
+}
+
+/// Which of `wanted` is not among `phases`.
+fn missing<'a>(phases: &[(String, f64)], wanted: &[&'a str]) -> Vec<&'a str> {
+    let is_there = |name: &str| phases.iter().any(|(phase, _)| phase == name);
+    let wanted = wanted.iter().filter(|name| !is_there(name));
+    wanted.copied().collect()
+}
+
 /// Writes the report at `from` to `to` as if everything had taken `part` of it.
 fn scale(from: &Path, to: &Path, part: f64) {
     let mut report: Value = serde_json::from_slice(&std::fs::read(from).unwrap()).unwrap();
@@ -55,13 +74,23 @@ fn a_boot_is_made_of_its_parts() {
     let total = p50(&report, "total");
     assert!((sum - total).abs() < 0.01 * total, "{sum} {total}");
     assert!(p50(&report, "kernel") > 0.0 && p50(&report, "teardown") > 0.0);
-    // A command that fails measures nothing.
+    // A command that fails measures nothing. Where the time went is told all the same.
+    let directory = tempfile::tempdir().unwrap();
+    let trace = directory.path().join("trace.json");
     let failed = sandbox
         .microagent(["perf", "boot", "-n", "1", "--warm-up", "0"])
+        .args(["--trace-out", trace.to_str().unwrap()])
         .args([Sandbox::BUSYBOX, "false"])
         .run()
         .exited(1);
     assert!(failed.err().contains("false: it exited with 1"), "{failed}");
+    let phases = phases(&trace);
+    let ours = ["run", "image", "kernel", "workspace", "spawn", "machine"];
+    let machines = ["vmm", "agent", "workload", "teardown"];
+    let missing = missing(&phases, &[&ours[..], &machines[..]].concat());
+    assert!(missing.is_empty(), "{missing:?} of {phases:?}");
+    let took = |name: &str| phases.iter().find(|(phase, _)| phase == name).unwrap().1;
+    assert!(took("agent") > 0.0 && took("machine") < took("run"));
     sandbox.leftovers().none(&[]);
 }
 
@@ -75,7 +104,33 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
         .microagent(["create", "measured", Sandbox::BUSYBOX])
         .run()
         .success();
-    sandbox.microagent(["start", "measured"]).run().success();
+    let trace = directory.path().join("trace.json");
+    sandbox
+        .microagent(["start", "measured", "--trace-out", trace.to_str().unwrap()])
+        .env("MICROAGENT_LOG", "warn,microagent_hypervisor=debug")
+        .run()
+        .success();
+    let traced = phases(&trace);
+    let wanted = ["start", "verify", "spawn", "vmm", "kernel", "agent"];
+    assert!(missing(&traced, &wanted).is_empty(), "{traced:?}");
+    // What was wanted of it is in the supervisor's own log, and nothing else.
+    let log = |words: &[&str]| {
+        let logs = sandbox.microagent(["logs", "--supervisor", "measured"]);
+        logs.words(words).run().success().out()
+    };
+    let all = log(&[]);
+    assert!(all.contains(" DEBUG microagent_hypervisor::"), "{all}");
+    assert!(!all.contains(" INFO "), "{all}");
+    assert_eq!(log(&["--tail", "1"]).lines().count(), 1);
+    assert_eq!(log(&["--since", "2100-01-01T00:00:00Z"]), "");
+    let nowhere = ["--trace-out", "/no/such/directory/trace.json", "list"];
+    sandbox.microagent(nowhere).run().exited(1);
+    let odd = sandbox.microagent(["list"]).env("MICROAGENT_LOG", "loud");
+    let odd = odd.run().exited(1).err();
+    assert!(
+        odd.contains("MICROAGENT_LOG") && odd.contains("loud"),
+        "{odd}"
+    );
     let exec = |words: &[&str]| {
         sandbox
             .microagent(["perf", "exec", "-n", "5", "--warm-up", "2"])

@@ -113,6 +113,7 @@ impl ImageStore {
         options: &ImportOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<ImageRecord> {
+        let _span = tracing::info_span!("import", path = %path.display()).entered();
         // What comes in stays until its disk is there.
         let _hold = self.hold()?;
         let import = Import::new(self, path, options, events);

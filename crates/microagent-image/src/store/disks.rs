@@ -211,6 +211,7 @@ impl ImageStore {
         layers: Vec<LayerSource>,
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<StagedDisk> {
+        let _span = tracing::info_span!("build", image = name).entered();
         let front = transaction.path(&file_name(digest, FRONT));
         let failed = |source| ImageError::Disk {
             image: name.to_owned(),
@@ -242,6 +243,7 @@ impl ImageStore {
         pieces: &[(String, Piece)],
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<StagedDisk> {
+        let _span = tracing::info_span!("disk", image = name).entered();
         let front = transaction.path(&file_name(digest, FRONT));
         events(ImageEvent::BuildingDisk {
             reference: name.to_owned(),

@@ -298,6 +298,7 @@ fn convert(
     name: &str,
     came: &dyn Fn(u64),
 ) -> Result<(Piece, ChunkSums)> {
+    let _span = tracing::info_span!("convert", image, layer = name).entered();
     let at = |what: &str| transaction.path(&format!("{name}.{what}"));
     let mut told = 0;
     let mut progress = |bytes| {

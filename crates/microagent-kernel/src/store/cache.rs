@@ -48,6 +48,7 @@ impl KernelStore {
         if let Some(found) = cached(&path)? {
             return Ok(found);
         }
+        let _span = tracing::info_span!("initramfs", kernel = record.id).entered();
         let _lock = self.lock(|| {})?;
         if let Some(found) = cached(&path)? {
             return Ok(found);

@@ -73,6 +73,7 @@ impl Workspace {
             ephemeral: false,
             capture_limit: 1024,
             console_limit: 65_536,
+            log: None,
         };
         Self { root, spec }
     }

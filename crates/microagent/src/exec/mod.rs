@@ -112,6 +112,7 @@ fn shell(target: &Target, options: ShellOptions, io: RunIo) -> Result<ShellEnd> 
 }
 
 fn attend_exec<'a>(target: &'a Target, options: &ExecOptions, io: RunIo) -> Result<Facts<'a>> {
+    let _span = tracing::info_span!("exec", workspace = target.name).entered();
     options.check()?;
     let mut request = ExecRequest {
         role: ExecRole::Command,

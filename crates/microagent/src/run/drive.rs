@@ -27,6 +27,7 @@ use crate::{
     options::HostFile,
     session::{Session, Sinks},
     supervisor::client::Supervisor,
+    trace::MachinePhases,
 };
 
 const SIGKILL: u8 = 9;
@@ -95,6 +96,7 @@ pub(crate) struct Drive<'a> {
     begun: Instant,
     over: Option<Instant>,
     deadline: Option<(Instant, Overdue)>,
+    phases: MachinePhases,
 }
 
 #[derive(Clone, Copy)]
@@ -129,6 +131,7 @@ impl<'a> Drive<'a> {
             begun: Instant::now(),
             over: None,
             deadline: None,
+            phases: MachinePhases::of(supervisor.name()),
         }
     }
 
@@ -291,6 +294,7 @@ impl<'a> Drive<'a> {
 
     fn machine(&mut self, event: Event) {
         self.seen.state = Some(event.state);
+        self.phases.see(&event);
         match &event.kind {
             EventKind::Starting { backend, .. } => self.seen.backend = Some(*backend),
             EventKind::PortsPublished { ports } => self.seen.ports.clone_from(ports),

@@ -130,6 +130,7 @@ fn check_hostname(hostname: &str) -> Result<()> {
 pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<RunResult> {
     let begun = Instant::now();
     let plan = Plan::new(config, options)?;
+    let _span = tracing::info_span!("run", workspace = %plan.name).entered();
     let Parts {
         stdin,
         stdout,
@@ -156,6 +157,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let setups = files.into_iter().chain(scripts).collect::<Result<_>>()?;
 
     let making = Instant::now();
+    let span = tracing::info_span!("workspace").entered();
     let directory = Directory::create(config, &plan.name)?;
     events(RunEvent::Workspace {
         name: plan.name.to_string(),
@@ -167,6 +169,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     workspaces::fill(&directory, &manifest)?;
     let runtime = RuntimeDirectory::make(config)?;
     prepared.phases.add("workspace", making.elapsed());
+    drop(span);
 
     let how = Launch {
         resources: plan.resources,
@@ -180,11 +183,14 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let sinks = Sinks::new(stdout, stderr, config.capture_limit);
     // What is to outlive the machine has to be written out by it.
     let clean = options.keep || options.wiring.writes_outside() || !options.outputs.is_empty();
-    let driven = Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
-        .run(&receiver, setups, workload, stdin);
+    let driven = tracing::info_span!("machine").in_scope(|| {
+        Drive::new(config, &supervisor, &events, &sender, &sinks, clean)
+            .run(&receiver, setups, workload, stdin)
+    });
     drop(supervisor);
     drop(runtime);
     let collecting = Instant::now();
+    let span = tracing::info_span!("artifacts").entered();
     let artifacts = match driven.started_at {
         Some(_) => artifacts::at_end(
             config,
@@ -195,6 +201,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
         None => Vec::new(),
     };
     let collected = (!artifacts.is_empty()).then(|| collecting.elapsed());
+    drop(span);
     if options.keep {
         if driven.started_at.is_some() {
             launch::setup_is_done(directory.path())?;

@@ -72,6 +72,7 @@ fn image(
     reference: &Reference,
     events: &EventSink,
 ) -> Result<PreparedImage> {
+    let _span = tracing::info_span!("image", %reference).entered();
     let platform = options.platform.clone().unwrap_or_else(Platform::host);
     // Before anything is downloaded: the guest's kernel is the host's kind, and emulates no other.
     if !Platform::host().runs(&platform) {
@@ -121,6 +122,7 @@ pub(crate) fn kernel(
     choice: &KernelChoice,
     events: &EventSink,
 ) -> Result<PreparedKernel> {
+    let _span = tracing::info_span!("kernel").entered();
     let store = KernelStore::open(&config.state_dir)?;
     let mut progress = |event| events(RunEvent::Kernel(event));
     let record = match choice {

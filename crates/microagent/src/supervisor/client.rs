@@ -156,6 +156,11 @@ impl Supervisor {
         Ok((supervisor, Events(FrameReader::new(copy))))
     }
 
+    /// The workspace whose machine it has.
+    pub(crate) fn name(&self) -> &str {
+        &self.subject
+    }
+
     /// The way to it for whoever does not own it.
     pub(crate) fn control(&self) -> Control {
         Control::new(&self.subject, self.socket.clone())

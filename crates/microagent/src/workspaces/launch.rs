@@ -24,6 +24,7 @@ use crate::{
         client::{Control, Events},
         program,
     },
+    trace::MachinePhases,
 };
 
 /// Says that the setup commands have run. It is made last and never changed.
@@ -78,6 +79,7 @@ pub(crate) fn spec(
         ephemeral: manifest.ephemeral,
         capture_limit: config.capture_limit,
         console_limit: config.console_limit,
+        log: config.log.clone(),
     })
 }
 
@@ -95,7 +97,8 @@ pub(crate) fn launch(
     };
     record.write(directory)?;
     let spec = spec(config, manifest, directory, runtime.path(), launch)?;
-    let launched = program::launch(config, spec)?;
+    let span = tracing::info_span!("spawn");
+    let launched = span.in_scope(|| program::launch(config, spec))?;
     record.supervisor = Some(launched.supervisor.clone());
     record.write(directory)?;
     Ok(launched)
@@ -148,12 +151,15 @@ fn until_ready(
         reason,
         console,
     };
+    let _span = tracing::info_span!("machine").entered();
+    let mut phases = MachinePhases::of(&manifest.name);
     let mut events = Vec::new();
     loop {
         let event = machine
             .next()
             .map_err(|error| Error::connection(manifest.name.as_str(), &error))?
             .ok_or_else(|| never("its supervisor is gone".to_owned(), None))?;
+        phases.see(&event);
         listener(RunEvent::Machine(event.clone()));
         let (ready, ended) = match &event.kind {
             EventKind::GuestReady { .. } => (true, None),
@@ -190,6 +196,7 @@ pub(crate) fn set_up(
     output: Box<dyn std::io::Write + Send>,
     listener: &EventSink,
 ) -> Result<()> {
+    let _span = tracing::info_span!("setup").entered();
     let how = Launch {
         resources: manifest.resources,
         workload: None,

@@ -1,4 +1,4 @@
-//! What a workspace's guest wrote to its console.
+//! What a workspace's guest wrote to its console, and what its supervisors wrote into their log.
 
 use std::{
     fs::File,
@@ -19,10 +19,10 @@ use crate::error::{Error, IoContext, Result};
 /// The console's log; a full one is renamed to the same with `.1`.
 const LOG: &str = "console.log";
 
-/// The full one before it.
-const OLDER: &str = "console.log.1";
+/// The log of the supervisors; a full one is renamed likewise.
+const SUPERVISOR_LOG: &str = "supervisor.log";
 
-/// Which part of a console's log is wanted.
+/// Which part of a log is wanted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[must_use]
 pub struct ConsoleOptions {
@@ -57,10 +57,7 @@ impl Workspace<'_> {
     /// # Errors
     /// When a file that is there cannot be read.
     pub fn console(&self, options: &ConsoleOptions) -> Result<(Vec<u8>, ConsoleFollower)> {
-        let mut bytes = Vec::new();
-        read_into(&self.directory.join(OLDER), &mut bytes)?;
-        let mut follower = ConsoleFollower::new(self.directory.join(LOG));
-        bytes.append(&mut follower.read_new()?);
+        let (mut bytes, follower) = whole(self.directory.join(LOG))?;
         if let Some(since) = options.since {
             let boots = boots(&self.history()?.events);
             bytes.drain(..written_before(&bytes, &boots, since));
@@ -70,6 +67,46 @@ impl Workspace<'_> {
         }
         Ok((bytes, follower))
     }
+
+    /// What the supervisors of its machines wrote down: the newest lines, at most 1 MiB of them, each
+    /// with its time. What they write is in [`crate::Config::log`].
+    ///
+    /// # Errors
+    /// When a file that is there cannot be read.
+    pub fn supervisor_log(&self, options: &ConsoleOptions) -> Result<(Vec<u8>, ConsoleFollower)> {
+        let (mut bytes, follower) = whole(self.directory.join(SUPERVISOR_LOG))?;
+        if let Some(since) = options.since {
+            bytes.drain(..stamped_before(&bytes, since));
+        }
+        if let Some(lines) = options.tail {
+            bytes.drain(..before_last(&bytes, lines));
+        }
+        Ok((bytes, follower))
+    }
+}
+
+/// All that is kept of a log, and a way to follow it.
+fn whole(path: PathBuf) -> Result<(Vec<u8>, ConsoleFollower)> {
+    let mut bytes = Vec::new();
+    read_into(&path.with_added_extension("1"), &mut bytes)?;
+    let mut follower = ConsoleFollower::new(path);
+    bytes.append(&mut follower.read_new()?);
+    Ok((bytes, follower))
+}
+
+/// How many bytes come before the first line that says it is of `since` or later.
+fn stamped_before(bytes: &[u8], since: Timestamp) -> usize {
+    let mut at = 0;
+    for line in bytes.split_inclusive(|byte| *byte == b'\n') {
+        let stamp = line.split(|byte| *byte == b' ').next().unwrap_or_default();
+        let time = std::str::from_utf8(stamp).ok();
+        let time = time.and_then(|text| humantime::parse_rfc3339(text).ok());
+        if time.is_some_and(|time| time >= since.0) {
+            return at;
+        }
+        at += line.len();
+    }
+    bytes.len()
 }
 
 /// When each machine of a history was started.
@@ -151,7 +188,7 @@ fn read_into(path: &Path, bytes: &mut Vec<u8>) -> Result<()> {
     }
 }
 
-/// Reads what is added to a console's log, through its rotations.
+/// Reads what is added to a log, through its rotations.
 #[derive(Debug)]
 pub struct ConsoleFollower {
     path: PathBuf,
@@ -247,6 +284,22 @@ mod tests {
         assert_eq!(since(1099, &boots), "[  100.000000] y\n");
         assert_eq!(since(1200, &boots), "");
         assert_eq!(since(0, &[]), "", "nothing says when it was");
+    }
+
+    #[test]
+    fn a_supervisors_lines_have_their_times() {
+        let log = "no stamp\n2026-01-31T12:00:00.000Z INFO a: b\n\
+                   2026-01-31T12:00:01.000Z WARN c: d\ne\n";
+        let since = |text: &str| {
+            let time = Timestamp(humantime::parse_rfc3339(text).unwrap());
+            &log[stamped_before(log.as_bytes(), time)..]
+        };
+        assert_eq!(since("2026-01-31T12:00:00Z"), &log[9..]);
+        assert_eq!(
+            since("2026-01-31T12:00:00.5Z"),
+            &log[log.find("2026-01-31T12:00:01").unwrap()..]
+        );
+        assert_eq!(since("2027-01-01T00:00:00Z"), "");
     }
 
     #[test]

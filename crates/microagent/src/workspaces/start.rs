@@ -117,11 +117,13 @@ impl Workspace<'_> {
     /// recorded, and whatever keeps a machine from booting.
     pub fn start(&mut self, options: &StartOptions, io: RunIo) -> Result<Started> {
         let begun = Instant::now();
+        let _span = tracing::info_span!("start", workspace = %self.name()).entered();
         let Parts { stderr, events, .. } = io.into_parts();
         let _held = self.hold()?;
         self.refresh()?;
         self.must_be_at_rest("started")?;
-        let verification = verify::verify(self.config, &self.manifest, options.verify);
+        let verification = tracing::info_span!("verify")
+            .in_scope(|| verify::verify(self.config, &self.manifest, options.verify));
         if !verification.ok {
             return Err(Error::Diverged {
                 name: self.name().to_string(),
