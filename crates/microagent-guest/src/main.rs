@@ -11,11 +11,13 @@ mod control;
 mod copy;
 mod error;
 mod exec;
+mod measure;
 mod power;
 mod reaper;
 mod vsock;
 
 use std::{
+    io::{self, Write as _},
     process::{ExitCode, id},
     sync::{Arc, mpsc},
 };
@@ -36,10 +38,7 @@ const MOST_FILES: u64 = 512 * 1024;
 fn main() -> ExitCode {
     let kernel_ms = clock::uptime_ms();
     if id() != 1 {
-        console::say(format_args!(
-            "this is the guest agent; it runs as PID 1 of a microVM"
-        ));
-        return ExitCode::FAILURE;
+        return beside_the_agent();
     }
     power::end_on_panic();
     reaper::hold_signals();
@@ -47,6 +46,21 @@ fn main() -> ExitCode {
         Ok(never) => match never {},
         Err(failure) => power::give_up(&failure),
     }
+}
+
+/// What this program does when it is not the agent itself.
+fn beside_the_agent() -> ExitCode {
+    let arguments = std::env::args_os().skip(1);
+    let arguments = arguments.map(|it| it.to_string_lossy().into_owned());
+    match measure::run(arguments) {
+        Some(Ok(())) => return ExitCode::SUCCESS,
+        // There is nowhere else to tell it.
+        Some(Err(error)) => drop(writeln!(io::stderr(), "{error}")),
+        None => console::say(format_args!(
+            "this is the guest agent; it runs as PID 1 of a microVM"
+        )),
+    }
+    ExitCode::FAILURE
 }
 
 fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {

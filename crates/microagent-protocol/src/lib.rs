@@ -17,6 +17,7 @@ pub mod guest;
 pub mod identity;
 pub mod launch;
 pub mod log;
+pub mod measure;
 pub mod name;
 pub mod output;
 pub mod readiness;

@@ -248,6 +248,14 @@ pub enum Error {
         /// How long it was waited for.
         limit: Duration,
     },
+    /// A benchmark came to nothing.
+    #[error("The workspace {workspace} could not be measured: {reason}.")]
+    NotMeasured {
+        /// The workspace, which is gone again.
+        workspace: String,
+        /// What went wrong.
+        reason: String,
+    },
     /// A setup command failed.
     #[error("The setup command {command:?} failed: {outcome}; the command itself was not run.")]
     SetupFailed {
@@ -421,6 +429,9 @@ impl Error {
             Self::NotReady { workspace, .. } => report.remedy(format!(
                 "Try again; `microagent status {workspace}` says how it is."
             )),
+            Self::NotMeasured { .. } => report.remedy(
+                "Try again; it takes a scratch disk with room, and a host that does not do too much else.",
+            ),
             Self::Image(error) => match image_remedy(error) {
                 Some(remedy) => report.remedy(remedy),
                 None => report,
@@ -473,6 +484,7 @@ impl Error {
             Self::CopyLost { .. }
             | Self::NeverStarted { .. }
             | Self::NotReady { .. }
+            | Self::NotMeasured { .. }
             | Self::TimedOut { .. }
             | Self::Cancelled { .. } => ErrorKind::Transient,
             Self::SupervisorFailed { .. } => ErrorKind::Internal,

@@ -211,3 +211,77 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
     assert!(p50(&report, "vmm_cpu") < 90.0, "{finished}");
     sandbox.leftovers().none(&[]);
 }
+
+#[test]
+fn disks_and_ways_are_measured_in_an_image_without_programs() {
+    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
+    let directory = tempfile::tempdir().unwrap();
+    let file = |name: &str| directory.path().join(name).to_str().unwrap().to_owned();
+    std::fs::write(file("hello"), "no program").unwrap();
+    let archive = file("nothing.tar");
+    let packed = std::process::Command::new("tar")
+        .args(["-C", &file(""), "-cf", &archive, "hello"])
+        .status();
+    assert!(packed.unwrap().success());
+    let trace = file("trace.json");
+    let import = ["images", "import", "--name", "nothing:1"];
+    let import = sandbox.microagent(import);
+    import
+        .args(["--trace-out", &trace, &archive])
+        .run()
+        .success();
+    let traced = phases(Path::new(&trace));
+    let wanted = ["import", "convert", "disk"];
+    assert!(missing(&traced, &wanted).is_empty(), "{traced:?}");
+    let measure = |what: &str, words: &[&str]| {
+        let once = sandbox.microagent(["--json", "perf", what, "-n", "1", "--warm-up", "0"]);
+        let report = once.words(words).args(["nothing:1"]).run().success();
+        let report = report.parsed();
+        assert_eq!(report["benchmark"], what);
+        let series = report["series"].as_array().unwrap();
+        let names = series.iter().map(|one| one["name"].as_str().unwrap());
+        let names = names.collect::<Vec<_>>().join(" ");
+        assert!(
+            series
+                .iter()
+                .all(|one| one["samples"][0].as_f64().unwrap() > 0.0)
+        );
+        names
+    };
+    let (saved, plot) = (file("disk.json"), file("disk.svg"));
+    let names = measure(
+        "disk",
+        &[
+            "--size",
+            "4",
+            "--memory",
+            "300",
+            "--network",
+            "isolated",
+            "--save",
+            &saved,
+            "--plot",
+            &plot,
+        ],
+    );
+    assert_eq!(
+        names,
+        "scratch_write scratch_read scratch_random_write scratch_random_read scratch_sync \
+         base_read base_random_read"
+    );
+    assert!(Path::new(&saved).exists() && Path::new(&plot).exists());
+    assert_eq!(
+        measure("net", &[]),
+        "user_round_trip user_into_guest user_out_of_guest \
+         published_round_trip published_into_guest published_out_of_guest"
+    );
+    assert_eq!(
+        measure("vsock", &["--network", "isolated"]),
+        "round_trip into_guest out_of_guest"
+    );
+    // What the scratch disk has no room for is not begun.
+    let full = ["perf", "disk", "--size", "100G", "nothing:1"];
+    let full = sandbox.microagent(full).run().exited(1);
+    assert!(full.err().contains("--size"), "{full}");
+    sandbox.leftovers().none(&[]);
+}

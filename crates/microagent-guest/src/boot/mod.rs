@@ -1,7 +1,7 @@
 //! From the initramfs to a machine that serves sessions, step by step. It
 //! knows the order; each step knows its own business.
 
-mod disks;
+pub(crate) mod disks;
 mod identity;
 mod modules;
 mod mounts;

@@ -10,7 +10,7 @@ use crate::{
     error::Result,
     io::RunIo,
     options::RunOptions,
-    workspaces::{CreateOptions, StartOptions, Workspaces},
+    workspaces::{CreateOptions, StartOptions, Workspace, Workspaces},
 };
 
 /// How long a machine is left alone before it is looked at: what it took to boot goes meanwhile.
@@ -23,31 +23,42 @@ pub(super) fn with<T>(
     run: &RunOptions,
     look: impl FnOnce([ProcessIdentity; 2]) -> Result<T>,
 ) -> Result<(T, Subject)> {
+    machine(config, run, |workspace| {
+        thread::sleep(SETTLING);
+        let (state, live) = workspace.live_status()?;
+        let gone = || workspace.in_state(state, "looked at");
+        let live = live.ok_or_else(gone)?;
+        let vmm = live.vmm.ok_or_else(gone)?;
+        look([live.supervisor, vmm])
+    })
+}
+
+/// Boots a machine like that of `run`, without its command, for as long as `work` needs it.
+pub(super) fn machine<T>(
+    config: &Config,
+    run: &RunOptions,
+    work: impl FnOnce(&Workspace<'_>) -> Result<T>,
+) -> Result<(T, Subject)> {
     let workspaces = Workspaces::new(config);
     let mut idle = run.clone();
     idle.command.clear();
     let created = workspaces.create(&CreateOptions::new(idle), RunIo::captured())?;
     let name = created.workspace.to_string();
-    let looked = started(&workspaces, &name, look);
+    let worked = started(&workspaces, &name, work);
     let removed = workspaces.remove(&name, true);
     // What went wrong first is what is worth telling.
-    let looked = looked?;
+    let worked = worked?;
     removed?;
-    Ok(looked)
+    Ok(worked)
 }
 
 fn started<T>(
     workspaces: &Workspaces<'_>,
     name: &str,
-    look: impl FnOnce([ProcessIdentity; 2]) -> Result<T>,
+    work: impl FnOnce(&Workspace<'_>) -> Result<T>,
 ) -> Result<(T, Subject)> {
     let mut workspace = workspaces.open(name)?;
     workspace.start(&StartOptions::new(), RunIo::captured())?;
-    thread::sleep(SETTLING);
-    let (state, live) = workspace.live_status()?;
-    let gone = || workspace.in_state(state, "looked at");
-    let live = live.ok_or_else(gone)?;
-    let vmm = live.vmm.ok_or_else(gone)?;
-    let looked = look([live.supervisor, vmm])?;
-    Ok((looked, Subject::of(&workspace, Vec::new())?))
+    let worked = work(&workspace)?;
+    Ok((worked, Subject::of(&workspace, Vec::new())?))
 }

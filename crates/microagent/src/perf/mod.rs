@@ -4,10 +4,14 @@
 //! [`PerfReport`]: the samples, what they say, and of what they are made. A report can be saved and a
 //! later one compared with it.
 
+mod agent;
 mod boot;
+mod disk;
 mod exec;
 mod footprint;
 mod idle;
+mod link;
+mod peer;
 mod plot;
 mod report;
 mod stats;
@@ -19,8 +23,10 @@ use microagent_protocol::supervisor::ErrorReport;
 
 pub use self::{
     boot::BootOptions,
+    disk::DiskOptions,
     exec::ExecBenchmark,
     footprint::FootprintOptions,
+    link::{NetOptions, VsockOptions},
     plot::{InvalidPicture, Picture, html, svg},
     report::{Benchmark, Change, Comparison, PerfReport, PerfVerdict, Series, Subject, Unit},
     stats::Summary,
@@ -122,6 +128,41 @@ impl<'a> Perf<'a> {
     /// As [`footprint`](Self::footprint).
     pub fn steady(&self, options: &SteadyOptions) -> Result<PerfReport> {
         steady::measure(self.config, options)
+    }
+
+    /// Boots a machine that does nothing else, and has its agent read and write the scratch disk and read
+    /// the base disk, past the guest's page cache: `scratch_write`, `scratch_read` and `base_read` from end to
+    /// end, `scratch_random_write`, `scratch_random_read` and `base_random_read` of 4 KiB somewhere, and
+    /// `scratch_sync` of 4 KiB that are on stable storage. What the host keeps in its own memory counts as the
+    /// disk.
+    ///
+    /// # Errors
+    /// Those of [`crate::Workspaces::create`] and [`crate::Workspace::start`], and
+    /// [`Error::NotMeasured`] for a scratch disk without room, say.
+    pub fn disk(&self, options: &DiskOptions) -> Result<PerfReport> {
+        disk::measure(self.config, options)
+    }
+
+    /// Boots a machine that does nothing else, and measures the way from its agent to this program and
+    /// back: `user_…` through its network to an address of this host, and `published_…` through a
+    /// published port. Each is a `round_trip` of 64 bytes, and 16 MiB `into_guest` and `out_of_guest`.
+    ///
+    /// For that it listens at this host's address towards the rest of the network, and talks to nobody who does
+    /// not know a token of this measurement.
+    ///
+    /// # Errors
+    /// As [`disk`](Self::disk).
+    pub fn net(&self, options: &NetOptions) -> Result<PerfReport> {
+        link::net(self.config, options)
+    }
+
+    /// As [`net`](Self::net), by the guest's vsock: through the device and the supervisor, as a mediation
+    /// route goes.
+    ///
+    /// # Errors
+    /// As [`disk`](Self::disk).
+    pub fn vsock(&self, options: &VsockOptions) -> Result<PerfReport> {
+        link::vsock(self.config, options)
     }
 }
 

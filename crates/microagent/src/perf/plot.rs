@@ -252,6 +252,7 @@ fn amount(value: f64, unit: Unit) -> String {
         Unit::Bytes => format!("{:.1} MiB", value / f64::from(1 << 20)),
         Unit::PerSecond => format!("{value:.1} /s"),
         Unit::Percent => format!("{value:.2} %"),
+        Unit::MebibytesPerSecond => format!("{value:.1} MiB/s"),
     }
 }
 

@@ -32,6 +32,12 @@ pub enum Benchmark {
     Footprint,
     /// What a machine that does nothing goes on doing.
     Steady,
+    /// Disks, seen from inside.
+    Disk,
+    /// The way to the guest by its network and by a published port.
+    Net,
+    /// The way to the guest by its vsock.
+    Vsock,
 }
 
 impl std::fmt::Display for Benchmark {
@@ -41,6 +47,9 @@ impl std::fmt::Display for Benchmark {
             Self::Exec => "exec",
             Self::Footprint => "footprint",
             Self::Steady => "steady",
+            Self::Disk => "disk",
+            Self::Net => "net",
+            Self::Vsock => "vsock",
         })
     }
 }
@@ -57,6 +66,16 @@ pub enum Unit {
     PerSecond,
     /// Of one processor, in percent.
     Percent,
+    /// MiB in a second: the one of which more is better.
+    MebibytesPerSecond,
+}
+
+impl Unit {
+    /// Whether more of it is better.
+    #[must_use]
+    pub const fn more_is_better(self) -> bool {
+        matches!(self, Self::MebibytesPerSecond)
+    }
 }
 
 /// What was measured.
@@ -134,7 +153,7 @@ pub struct PerfReport {
     pub warm_up: u32,
     /// How often it was measured.
     pub iterations: u32,
-    /// What was measured; less is better in all of them.
+    /// What was measured; less is better unless the unit says otherwise.
     pub series: Vec<Series>,
 }
 
@@ -312,14 +331,25 @@ pub struct Change {
 }
 
 impl Change {
-    /// The medians and the least of both must agree: what else the host does makes a median longer, and
-    /// hardly ever the least.
+    /// The medians and the best of both must agree: what else the host does makes a median worse, and
+    /// hardly ever the best.
     fn new(before: &Series, now: &Series, tolerance: f64) -> Self {
         let (b, n) = (&before.summary, &now.summary);
         let more = |before: f64, now: f64| now > before * (1.0 + tolerance);
-        let verdict = if more(b.p50, n.p50) && more(b.min, n.min) {
+        let (worse, better) = match now.unit.more_is_better() {
+            false => (
+                more(b.p50, n.p50) && more(b.min, n.min),
+                more(n.p50, b.p50) && more(n.min, b.min),
+            ),
+            // Of rates the largest is the best; one that shrinks takes longer.
+            true => (
+                more(n.p50, b.p50) && more(n.max, b.max),
+                more(b.p50, n.p50) && more(b.max, n.max),
+            ),
+        };
+        let verdict = if worse {
             PerfVerdict::Worse
-        } else if more(n.p50, b.p50) && more(n.min, b.min) {
+        } else if better {
             PerfVerdict::Better
         } else {
             PerfVerdict::Same

@@ -134,3 +134,24 @@ fn rounds_are_bounded_and_warm_up_does_not_count() {
         assert_eq!(rounds.check().is_ok(), good);
     }
 }
+
+#[test]
+fn of_rates_more_is_better() {
+    let rate = |samples: &[f64]| {
+        let series = Series::new("way", Unit::MebibytesPerSecond, false, samples.to_vec());
+        let mut report = report(Benchmark::Net, &[("total", false, &[1.0])]);
+        report.series = series.into_iter().collect();
+        report
+    };
+    let before = rate(&[90.0, 100.0, 110.0]);
+    for (samples, verdict) in [
+        (&[45.0, 50.0, 55.0][..], PerfVerdict::Worse),
+        (&[180.0, 200.0, 220.0], PerfVerdict::Better),
+        // The best is as good as it was: the host did something else meanwhile.
+        (&[20.0, 30.0, 110.0], PerfVerdict::Same),
+        (&[95.0, 101.0, 108.0], PerfVerdict::Same),
+    ] {
+        let compared = rate(samples).compare(&before, 0.1).unwrap();
+        assert_eq!(compared.verdict, verdict, "{samples:?}");
+    }
+}

@@ -4,7 +4,7 @@ use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, ExecOptions, Microagent, perf::ExecBenchmark};
 
-use super::shared::{EXIT_CODES, MeasureArgs};
+use super::shared::{CommandArgs, EXIT_CODES, MeasureArgs};
 use crate::{cli::Globals, completion, output::Screen, surroundings};
 
 /// Runs a command again and again in a workspace that runs.
@@ -17,20 +17,15 @@ pub(crate) struct ExecArgs {
     /// The workspace
     #[arg(value_name = "WORKSPACE", add = ArgValueCompleter::new(completion::workspaces))]
     name: String,
-    /// The command and its arguments; it must end with code 0
-    #[arg(
-        value_name = "COMMAND",
-        default_value = "true",
-        trailing_var_arg = true
-    )]
-    command: Vec<String>,
+    #[command(flatten)]
+    run: CommandArgs,
     #[command(flatten)]
     measure: MeasureArgs,
 }
 
 pub(super) fn run(args: &ExecArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
-    let mut options = ExecBenchmark::new(&args.name, ExecOptions::new(&args.command));
+    let mut options = ExecBenchmark::new(&args.name, ExecOptions::new(&args.run.command));
     options.rounds = args.measure.rounds(options.rounds);
     args.measure
         .finish(screen, || microagent.perf().exec(&options))

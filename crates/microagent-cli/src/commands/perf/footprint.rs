@@ -1,11 +1,10 @@
 //! `microagent perf footprint`.
 
 use clap::Args;
-use clap_complete::engine::ArgValueCompleter;
 use microagent::{Error, Microagent, perf::FootprintOptions};
 
 use super::shared::{EXIT_CODES, MachineArgs, MeasureArgs};
-use crate::{cli::Globals, completion, output::Screen, surroundings};
+use crate::{cli::Globals, output::Screen, surroundings};
 
 /// Boots machines that do nothing, one after the other, and looks at what each takes on the host a
 /// second later.
@@ -15,9 +14,6 @@ use crate::{cli::Globals, completion, output::Screen, surroundings};
 #[derive(Debug, Args)]
 #[command(after_help = EXIT_CODES)]
 pub(crate) struct FootprintArgs {
-    /// The image
-    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(completion::images))]
-    image: String,
     #[command(flatten)]
     machine: MachineArgs,
     #[command(flatten)]
@@ -26,7 +22,7 @@ pub(crate) struct FootprintArgs {
 
 pub(super) fn run(args: &FootprintArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
-    let mut options = FootprintOptions::new(args.machine.run_options(&args.image));
+    let mut options = FootprintOptions::new(args.machine.run_options());
     options.rounds = args.measure.rounds(options.rounds);
     args.measure
         .finish(screen, || microagent.perf().footprint(&options))

@@ -54,9 +54,24 @@ pub(super) struct MeasureArgs {
     tolerance: f64,
 }
 
+/// What is run.
+#[derive(Debug, Args)]
+pub(super) struct CommandArgs {
+    /// The command and its arguments; it must end with code 0
+    #[arg(
+        value_name = "COMMAND",
+        default_value = "true",
+        trailing_var_arg = true
+    )]
+    pub(super) command: Vec<String>,
+}
+
 /// What is booted.
 #[derive(Debug, Args)]
 pub(super) struct MachineArgs {
+    /// The image
+    #[arg(value_name = "IMAGE", add = ArgValueCompleter::new(completion::images))]
+    image: String,
     /// Memory: MiB, or a number with M or G
     #[arg(long, short, value_name = "SIZE")]
     memory: Option<Mebibytes>,
@@ -75,8 +90,8 @@ pub(super) struct MachineArgs {
 }
 
 impl MachineArgs {
-    pub(super) fn run_options(&self, image: &str) -> RunOptions {
-        let mut options = RunOptions::new(image).backend(self.backend);
+    pub(super) fn run_options(&self) -> RunOptions {
+        let mut options = RunOptions::new(&self.image).backend(self.backend);
         if let Some(memory) = self.memory {
             options = options.memory(memory);
         }
@@ -184,6 +199,7 @@ fn amount(value: f64, unit: Unit) -> String {
         Unit::Bytes => size(value as u64),
         Unit::PerSecond => format!("{value:.1} /s"),
         Unit::Percent => format!("{value:.2} %"),
+        Unit::MebibytesPerSecond => format!("{value:.1} MiB/s"),
     }
 }
 
