@@ -13,8 +13,8 @@ use std::{
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bench_check, bench_exec, bench_image, bench_net, bench_pull, bench_run, bench_workspace,
-    debian, install, packages, process,
+    bench_check, bench_density, bench_exec, bench_image, bench_net, bench_pull, bench_run,
+    bench_workspace, debian, install, packages, process,
 };
 
 /// One measured figure.
@@ -61,6 +61,8 @@ pub(crate) struct Bench {
     microagent: PathBuf,
     dir: PathBuf,
     pub(crate) runs: usize,
+    /// How many machines at once, if that was said.
+    pub(crate) machines: Option<usize>,
 }
 
 impl Bench {
@@ -109,6 +111,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("pull-1gb", bench_pull::pull),
     ("pull-100000-files", bench_pull::pull_many_files),
     ("published-port-vs-hostfwd", bench_net::published),
+    ("density", bench_density::density),
     ("boots-under-load", bench_run::boots_under_load),
 ];
 
@@ -117,6 +120,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
 pub(crate) fn run(
     filter: &str,
     runs: usize,
+    machines: Option<usize>,
     save: Option<&Path>,
     check: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
@@ -136,6 +140,7 @@ pub(crate) fn run(
         microagent: install::release_binary()?,
         dir: process::target_dir().join("bench"),
         runs: runs.max(1),
+        machines,
     };
     fs::create_dir_all(&bench.dir)?;
     prepare(&bench)?;

@@ -94,7 +94,7 @@ pub(crate) fn idle(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
 }
 
 /// How often the threads of a process have gone to sleep.
-fn waits_of(pid: u32) -> anyhow::Result<u64> {
+pub(crate) fn waits_of(pid: u32) -> anyhow::Result<u64> {
     let mut waits = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {
         let status = fs::read_to_string(thread?.path().join("status"))?;
@@ -112,7 +112,7 @@ fn waits_of(pid: u32) -> anyhow::Result<u64> {
 }
 
 /// Processor time a process has spent, in hundredths of a second.
-fn processor_ticks(pid: u32) -> anyhow::Result<u64> {
+pub(crate) fn processor_ticks(pid: u32) -> anyhow::Result<u64> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
     // The name before it may hold anything but ends with the last parenthesis.
     let fields = stat.rsplit_once(") ").context("an odd stat file")?.1;

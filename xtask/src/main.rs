@@ -4,6 +4,7 @@
 
 mod bench;
 mod bench_check;
+mod bench_density;
 mod bench_exec;
 mod bench_image;
 mod bench_net;
@@ -59,6 +60,9 @@ enum Task {
         /// How many runs of each.
         #[arg(long, default_value_t = 9)]
         runs: usize,
+        /// How many machines for `density`; 20 by default, fewer where memory is short.
+        #[arg(long)]
+        machines: Option<usize>,
         /// Save ratios and sizes in this file, beside those of other benchmarks in it.
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
@@ -123,11 +127,12 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Bench {
             filter,
             runs,
+            machines,
             save,
             check,
         } => {
             let filter = filter.as_deref().unwrap_or_default();
-            return bench::run(filter, runs, save.as_deref(), check.as_deref());
+            return bench::run(filter, runs, machines, save.as_deref(), check.as_deref());
         }
         Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
         Task::Conformance {

@@ -77,6 +77,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
     };
     control::send(&ready).map_err(failed("report to the host"))?;
     booted.old_root.empty();
+    boot::timer::stop_unused();
     power::wait_and_end(
         &events,
         &power::Machine {

@@ -7,6 +7,7 @@ mod modules;
 mod mounts;
 mod network;
 mod root;
+pub(crate) mod timer;
 
 use std::{
     os::unix::fs::DirBuilderExt,
