@@ -101,7 +101,7 @@ pub struct Started {
     pub readiness: ReadinessReport,
     /// From the call to the guest's readiness, in milliseconds.
     pub ms: u64,
-    /// Set by [`launch`](crate::Microagent::launch) where the image's tag was found to have moved.
+    /// Set by [`launch`](crate::Workspaces::launch) where the image's tag was found to have moved.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tag_moved: Option<TagMove>,
 }

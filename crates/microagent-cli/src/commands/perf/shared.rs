@@ -159,7 +159,7 @@ impl MeasureArgs {
 fn text(measured: &Measured, screen: &Screen) -> String {
     let report = &measured.report;
     let mut text = format!(
-        "{} of {} with {}, {} measured after {} that do not count\n{:<18} {:>12} {:>12} {:>12} {:>12}\n",
+        "{} of {} with {}, {} measured after {} that do not count\n{:<24} {:>12} {:>12} {:>12} {:>12}\n",
         report.benchmark,
         report.subject.image.reference,
         report.subject.kernel.release,
@@ -189,7 +189,7 @@ fn row(series: &Series) -> String {
     let summary = &series.summary;
     let [min, p50, p95, max] = [summary.min, summary.p50, summary.p95, summary.max]
         .map(|value| amount(value, series.unit));
-    format!("{name:<18} {min:>12} {p50:>12} {p95:>12} {max:>12}\n")
+    format!("{name:<24} {min:>12} {p50:>12} {p95:>12} {max:>12}\n")
 }
 
 fn amount(value: f64, unit: Unit) -> String {
@@ -217,7 +217,7 @@ fn compared(comparison: &Comparison, report: &PerfReport, screen: &Screen) -> St
             .ratio
             .map_or_else(|| "-".to_owned(), |ratio| format!("{ratio:.3}"));
         format!(
-            "{:<18} {:>12} -> {:>12}  {ratio:>6}  {}\n",
+            "{:<24} {:>12} -> {:>12}  {ratio:>6}  {}\n",
             change.name,
             amount(change.before, unit),
             amount(change.now, unit),
