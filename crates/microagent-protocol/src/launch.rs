@@ -56,6 +56,9 @@ pub struct Capabilities {
     /// That ends the connections that are open; else the machine is frozen for good, so that nothing
     /// moves on them.
     pub sever_ends_connections: bool,
+    /// Each direction of a vsock connection ends on its own; else the host's end ends both, and the
+    /// guest's is seen when it ends both.
+    pub half_close: bool,
     /// Its serial console can be attached to.
     pub console: bool,
     /// A disk of several files is read as it is; else it is made one file first, which costs the
@@ -76,6 +79,7 @@ impl Backend {
                 user_network: true,
                 sever: true,
                 sever_ends_connections: false,
+                half_close: false,
                 console: true,
                 joined_disks: false,
                 disk_serials: false,
@@ -85,6 +89,7 @@ impl Backend {
                 user_network: true,
                 sever: true,
                 sever_ends_connections: true,
+                half_close: true,
                 console: true,
                 joined_disks: true,
                 disk_serials: true,

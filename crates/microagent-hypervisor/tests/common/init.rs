@@ -105,6 +105,17 @@ fn take_address() {
     }
 }
 
+/// Reads all that a TCP server has to say.
+fn fetch(target: &str) {
+    take_address();
+    let mut page = String::new();
+    let fetched = std::net::TcpStream::connect(target).and_then(|mut stream| {
+        stream.write_all(b"GET\n")?;
+        stream.read_to_string(&mut page)
+    });
+    println!("FETCHED {fetched:?}");
+}
+
 /// struct sockaddr_vm, linux/vm_sockets.h: family, reserved, port, CID, zeros.
 fn address(cid: u32, port: u32) -> [u8; 16] {
     let mut address = [0u8; 16];
@@ -162,9 +173,13 @@ fn serve(port: u32) {
 fn resources() {
     let cpus = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
     println!("CPUS {}", cpus.lines().filter(|line| line.starts_with("processor")).count());
+    println!("MEMORY-KIB {}", memory_kib("MemTotal:"));
+}
+
+fn memory_kib(what: &str) -> u64 {
     let memory = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = memory.lines().find_map(|line| line.strip_prefix("MemTotal:")).unwrap_or_default();
-    println!("MEMORY-KIB {}", total.trim().trim_end_matches(" kB"));
+    let line = memory.lines().find_map(|line| line.strip_prefix(what)).unwrap_or_default();
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
 fn typed() {
@@ -173,15 +188,20 @@ fn typed() {
     println!("TYPED {read:?} <{}>", line.trim_end());
 }
 
-/// Counts, and tells when the network's carrier changes.
+/// Counts, and tells when the network's carrier changes, and much of the memory.
 fn beat() -> ! {
-    let mut carrier = String::new();
+    let (mut carrier, mut free) = (String::new(), 0);
     for n in 0u64.. {
         println!("BEAT {n}");
         let now = std::fs::read_to_string("/sys/class/net/eth0/carrier").unwrap_or_default();
         if now != carrier {
             carrier = now;
             println!("CARRIER {}", carrier.trim());
+        }
+        let left = memory_kib("MemFree:");
+        if left.abs_diff(free) >= 4 * 1024 {
+            free = left;
+            println!("FREE-KIB {free}");
         }
         sleep(Duration::from_millis(50));
     }
@@ -212,16 +232,9 @@ fn main() {
     println!("GUEST-IS-UP mode={mode} uptime={}", uptime.split(' ').next().unwrap());
     match mode.as_str() {
         "hello" => {}
-        fetch if fetch.starts_with("fetch ") => {
+        target if target.starts_with("fetch ") => {
             interfaces();
-            take_address();
-            let target = fetch.strip_prefix("fetch ").unwrap();
-            let mut page = String::new();
-            let fetched = std::net::TcpStream::connect(target).and_then(|mut stream| {
-                stream.write_all(b"GET\n")?;
-                stream.read_to_string(&mut page)
-            });
-            println!("FETCHED {fetched:?}");
+            fetch(target.strip_prefix("fetch ").unwrap());
         }
         "disks" => {
             disks();
@@ -232,10 +245,13 @@ fn main() {
             interfaces();
             beat();
         }
-        "conform" => {
+        conform if conform.starts_with("conform") => {
             resources();
             disks();
             interfaces();
+            if let Some(target) = conform.strip_prefix("conform ") {
+                fetch(target);
+            }
             serve(1024);
             let stream = vsock(1023);
             std::thread::spawn(move || echo(stream));

@@ -2,8 +2,8 @@
 
 use std::{
     fs,
-    io::{Read, Write},
-    net::Shutdown,
+    io::{BufRead, BufReader, Read, Write},
+    net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, UdpSocket},
     os::unix::net::{UnixListener, UnixStream},
     thread,
     time::{Duration, Instant},
@@ -22,8 +22,12 @@ use crate::{
 };
 
 /// The guest's port that echoes, and the host's that the guest connects to.
-const GUEST_PORT: u32 = 1024;
-const HOST_PORT: u32 = 1023;
+pub(crate) const GUEST_PORT: u32 = 1024;
+pub(crate) const HOST_PORT: u32 = 1023;
+
+/// What the host's server says, more than fits into one packet.
+const PAGE: &[u8] = b"0123456789abcdef";
+const PAGES: usize = 1000;
 
 /// A guest port where nobody listens.
 const DEAF_PORT: u32 = 1999;
@@ -31,8 +35,13 @@ const DEAF_PORT: u32 = 1999;
 /// One machine with everything, from its launch to its kill.
 pub(crate) fn whole(subject: &Subject) {
     let can = subject.driver.capabilities();
+    let outside = Outside::open();
+    let mode = match can.user_network {
+        true => format!("conform {}", outside.address),
+        false => "conform".to_owned(),
+    };
     let mut guest = subject
-        .guest("conform")
+        .guest(&mode)
         .with_joined_disk("base")
         .with_disk("scratch", false)
         .with_disk("extra-1", false);
@@ -45,6 +54,7 @@ pub(crate) fn whole(subject: &Subject) {
     let pid = machine.vmm().pid;
     assert!(alive(pid));
     assert_eq!(machine.wait(Duration::ZERO).unwrap(), None);
+    println!("held back by: {}", machine.confinement());
     let console = guest.wait_for("READY");
 
     // A disk of several files is made one where that is needed, and nowhere else.
@@ -53,7 +63,7 @@ pub(crate) fn whole(subject: &Subject) {
     assert_eq!(made.count() == 0, can.joined_disks);
     resources(subject, &console);
     disks(subject, &guest, &console);
-    network(&guest, &console);
+    network(&guest, &outside, &console);
     connections(subject, &*machine, &hello);
     serial(subject, &guest, &*machine);
     freezes(subject, &guest, &*machine);
@@ -125,17 +135,53 @@ fn disks(subject: &Subject, guest: &Guest, console: &str) {
     }
 }
 
-fn network(guest: &Guest, console: &str) {
+/// What a guest that has a network can reach: a server of this host, at its outer address.
+struct Outside {
+    address: SocketAddr,
+}
+
+impl Outside {
+    fn open() -> Self {
+        let server = TcpListener::bind((outer_address(), 0)).unwrap();
+        let address = server.local_addr().unwrap();
+        // It ends with the test program.
+        thread::spawn(move || {
+            for stream in server.incoming().flatten() {
+                let mut stream = BufReader::new(stream);
+                let mut asked = String::new();
+                if stream.read_line(&mut asked).is_ok() {
+                    let _ = stream.get_ref().write_all(&PAGE.repeat(PAGES));
+                }
+            }
+        });
+        Self { address }
+    }
+}
+
+/// This host's address on its way out.
+fn outer_address() -> IpAddr {
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+    // Nothing is sent.
+    socket
+        .connect((Ipv4Addr::new(203, 0, 113, 1), 9))
+        .expect("a route out");
+    socket.local_addr().unwrap().ip()
+}
+
+fn network(guest: &Guest, outside: &Outside, console: &str) {
     assert!(console.contains("NET lo"), "{console}");
     let connected = guest.spec.network == NetworkMode::User;
     assert_eq!(console.contains("NET eth0"), connected, "{console}");
     if connected {
         guest.wait_for("CARRIER 1");
+        let fetched = format!("Ok({})", PAGE.len() * PAGES);
+        assert_eq!(value(console, "FETCHED"), fetched, "{}", outside.address);
     }
 }
 
-/// Both ways, each half ended on its own.
+/// Both ways, and each half ended on its own where that is declared.
 fn connections(subject: &Subject, machine: &dyn Machine, hello: &UnixListener) {
+    let halves = subject.driver.capabilities().half_close;
     let (from_guest, _) = hello.accept().unwrap();
     let to_guest = connect(subject, machine).unwrap();
     for stream in [from_guest, to_guest] {
@@ -145,12 +191,28 @@ fn connections(subject: &Subject, machine: &dyn Machine, hello: &UnixListener) {
         let expected = sent.clone();
         let sending = thread::spawn(move || {
             writer.write_all(&sent).unwrap();
-            writer.shutdown(Shutdown::Write).unwrap();
+            if halves {
+                writer.shutdown(Shutdown::Write).unwrap();
+            }
         });
-        let mut back = Vec::new();
-        (&stream).read_to_end(&mut back).unwrap();
+        let mut back = vec![0; expected.len()];
+        (&stream).read_exact(&mut back).unwrap();
+        assert!(back == expected);
         sending.join().unwrap();
-        assert!(back == expected, "{} bytes came back", back.len());
+        // The other half ends after this one, or with it.
+        stream.shutdown(Shutdown::Write).unwrap();
+        assert_eq!((&stream).read(&mut back).unwrap(), 0);
+    }
+    if !halves {
+        let mut stream = connect(subject, machine).unwrap();
+        stream.write_all(b"lost").unwrap();
+        stream.shutdown(Shutdown::Write).unwrap();
+        stream.set_read_timeout(Some(subject.patience)).unwrap();
+        let back = stream.read(&mut [0; 8]);
+        assert!(
+            matches!(back, Ok(0)),
+            "it can, and does not say so: {back:?}"
+        );
     }
     let deadline = Instant::now() + subject.patience;
     assert!(vsock::connect(machine.vsock(), DEAF_PORT, deadline).is_err());
@@ -187,6 +249,12 @@ fn last_beat(console: &str) -> u64 {
         .lines()
         .filter_map(|line| line.strip_prefix("BEAT "));
     beats.filter_map(|beat| beat.parse().ok()).max().unwrap()
+}
+
+/// That the guest runs, whatever it said before.
+pub(crate) fn beats_on(guest: &Guest) {
+    guest.wait_for("BEAT ");
+    guest.wait_for(&format!("BEAT {}\n", last_beat(&guest.console()) + 2));
 }
 
 fn freezes(subject: &Subject, guest: &Guest, machine: &dyn Machine) {
@@ -242,7 +310,7 @@ fn severs(subject: &Subject, guest: &Guest, machine: &dyn Machine) {
     if guest.spec.network == NetworkMode::User {
         guest.wait_for("CARRIER 0");
     }
-    guest.wait_for(&format!("BEAT {}\n", last_beat(&guest.console()) + 2));
+    beats_on(guest);
 }
 
 /// A guest that prints more than the log takes, has no network, and resets its machine.

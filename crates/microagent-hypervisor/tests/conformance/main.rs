@@ -11,6 +11,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod firecracker;
 mod life;
 mod refusals;
 mod subject;
@@ -34,6 +35,12 @@ const PARTS: &[(&str, Part)] = &[
     ),
 ];
 
+/// What Firecracker's own type has beyond the contract.
+const FIRECRACKER_PARTS: &[(&str, Part)] = &[(
+    "a_machine_is_squeezed_snapshotted_and_restored",
+    firecracker::whole,
+)];
+
 fn main() {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let wanted = std::env::var("MICROAGENT_CONFORMANCE_BACKEND").ok();
@@ -52,8 +59,13 @@ fn main() {
         {
             continue;
         }
+        let more: &[(&str, Part)] = match backend {
+            Backend::Firecracker => FIRECRACKER_PARTS,
+            _ => &[],
+        };
         let parts = PARTS
             .iter()
+            .chain(more)
             .map(|(part, test)| (format!("{backend}::{part}"), test));
         let parts: Vec<_> = parts
             .filter(|(name, _)| is_asked_for(&arguments, name))

@@ -5,6 +5,7 @@ use std::{path::PathBuf, time::Duration};
 use microagent_hypervisor::{
     Hypervisor, Machine,
     firecracker::{Firecracker, FirecrackerBinary},
+    network::Passt,
     probe::{Depth, ProbeHost, probe},
     qemu::{Accelerator, Qemu, QemuBinary},
 };
@@ -80,10 +81,7 @@ impl Subject {
             .map_err(|error| format!("/dev/kvm cannot be opened: {error}"))?;
         let path = std::env::var_os("PATH").unwrap_or_default();
         let driver: Box<dyn Hypervisor> = if backend == Backend::Firecracker {
-            let given = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
-            let binary = FirecrackerBinary::find(given.as_deref(), &path, None)
-                .map_err(|error| error.to_string())?;
-            Box::new(Firecracker::new(binary))
+            Box::new(firecracker()?)
         } else {
             let binary = QemuBinary::find(&path).map_err(|error| error.to_string())?;
             Box::new(Qemu::new(binary, Accelerator::Kvm).plain())
@@ -96,6 +94,12 @@ impl Subject {
             // Such a kernel runs in an emulator of instructions.
             patience: Duration::from_secs(180),
         })
+    }
+
+    /// The driver of Firecracker in its own type, which has more.
+    pub(crate) fn firecracker(&self) -> Firecracker {
+        assert_eq!(self.driver.backend(), Backend::Firecracker);
+        firecracker().unwrap_or_else(|error| panic!("{error}"))
     }
 
     /// A guest that does what `mode` says.
@@ -115,4 +119,13 @@ impl Subject {
             .launch(&guest.spec)
             .unwrap_or_else(|error| panic!("{error}"))
     }
+}
+
+/// As it is found here.
+fn firecracker() -> Result<Firecracker, String> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let given = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
+    let binary = FirecrackerBinary::find(given.as_deref(), &path, None)
+        .map_err(|error| error.to_string())?;
+    Ok(Firecracker::new(binary).passt(Passt::find(&path).ok()))
 }

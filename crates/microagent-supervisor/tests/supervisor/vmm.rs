@@ -86,6 +86,7 @@ impl Hypervisor for Scripted {
             user_network: true,
             sever: true,
             sever_ends_connections: true,
+            half_close: true,
             ..Capabilities::default()
         }
     }
