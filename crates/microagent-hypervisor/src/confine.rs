@@ -3,6 +3,7 @@
 
 pub(crate) mod cgroup;
 pub(crate) mod jail;
+pub(crate) mod jailer;
 mod landlock;
 mod measure;
 
@@ -21,6 +22,7 @@ use rustix::{
 use self::{
     cgroup::{Group, Limits},
     jail::{Failed, Jail, Step},
+    jailer::{Anchor, Jailer},
 };
 use crate::Error;
 
@@ -48,6 +50,10 @@ pub(crate) struct Terms {
     pub filters_calls: bool,
     /// What it may take of the host.
     pub limits: Limits,
+    /// How a jailer starts it, which gives it a user of its own.
+    pub jailer: Option<Jailer>,
+    /// Why there is no jailer, where there should be one.
+    pub no_jailer: Option<String>,
 }
 
 /// What was done about the terms; the rest is measured.
@@ -56,6 +62,8 @@ pub(crate) struct Applied {
     mode: ConfinementMode,
     /// Why there is no jail, where there is none.
     no_jail: Option<String>,
+    /// Whether a jailer started it; if it should have, why not.
+    jailer: Result<bool, String>,
     with_users: bool,
     landlock: Option<i32>,
     tcp: bool,
@@ -88,6 +96,8 @@ impl Applied {
     }
 }
 
+/// The most descriptors a VMM may have open.
+pub(crate) const MOST_FILES: u64 = 1024;
 pub(crate) const NO_LANDLOCK: &str = "this kernel has no Landlock";
 const HOST_NETWORK: &str =
     "its network is QEMU's own, which makes the host's connections itself; install passt";
@@ -95,24 +105,41 @@ const HOST_NETWORK: &str =
 /// A prepared confinement, with or without a jail.
 pub(crate) struct Seal {
     pub jail: Option<Jail>,
+    /// What a jailed VMM is bound to this process by.
+    pub anchor: Option<Anchor>,
     ruleset: Option<OwnedFd>,
     bare: bool,
     pub applied: Applied,
 }
 
-/// A way to start a VMM: in a jail with or without a user namespace, or in none.
-pub(crate) type Way = Option<bool>;
+/// A way to start a VMM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// By a jailer.
+    Jailer,
+    /// In a jail of our own, with or without a user namespace.
+    Jail { with_users: bool },
+    /// In none.
+    Bare,
+}
 
 /// The ways there are, the tightest first. Each is prepared only when the one before it failed.
 pub(crate) fn ways(terms: &Terms) -> Vec<Way> {
     if terms.mode == ConfinementMode::Off {
-        vec![None]
-    } else if rustix::process::geteuid().is_root() {
-        // Root needs no user namespace for the others, where it may have none.
-        vec![Some(true), Some(false), None]
-    } else {
-        vec![Some(true), None]
+        return vec![Way::Bare];
     }
+    let mut ways = Vec::new();
+    // Who requires every layer gets those that cannot be had with a jailer: see `measure`.
+    if terms.jailer.is_some() && terms.mode != ConfinementMode::Required {
+        ways.push(Way::Jailer);
+    }
+    ways.push(Way::Jail { with_users: true });
+    if rustix::process::geteuid().is_root() {
+        // Root needs no user namespace for the others, where it may have none.
+        ways.push(Way::Jail { with_users: false });
+    }
+    ways.push(Way::Bare);
+    ways
 }
 
 impl Seal {
@@ -124,13 +151,36 @@ impl Seal {
         if terms.mode == ConfinementMode::Off {
             return Ok(Self::new(terms, None, None));
         }
-        let jail = way
-            .map(|with_users| Jail::plan(&terms.reach, with_users))
-            .transpose()
-            .map_err(|error| fail("root", error))?;
-        let ruleset = landlock::ruleset(&terms.reach)
-            .map_err(|error| fail("Landlock rules", io::Error::other(error)))?;
-        Ok(Self::new(terms, jail, ruleset))
+        let (jail, anchor) = match way {
+            Way::Bare => (None, None),
+            Way::Jail { with_users } => {
+                let jail = Jail::plan(&terms.reach, with_users);
+                (Some(jail.map_err(|error| fail("root", error))?), None)
+            }
+            Way::Jailer => {
+                let anchor = Anchor::cast().map_err(|error| fail("anchor", error))?;
+                let jail = anchor
+                    .users()
+                    .and_then(|users| Jail::plan_below(&terms.reach, terms.jailer.as_ref(), users));
+                (
+                    Some(jail.map_err(|error| fail("root", error))?),
+                    Some(anchor),
+                )
+            }
+        };
+        // A process under Landlock may not change its root, which is what a jailer does.
+        let ruleset = match way {
+            Way::Jailer => None,
+            _ => landlock::ruleset(&terms.reach)
+                .map_err(|error| fail("Landlock rules", io::Error::other(error)))?,
+        };
+        let mut seal = Self::new(terms, jail, ruleset);
+        seal.applied.jailer = match &terms.no_jailer {
+            None => Ok(anchor.is_some()),
+            Some(why) => Err(why.clone()),
+        };
+        seal.anchor = anchor;
+        Ok(seal)
     }
 
     fn new(terms: &Terms, jail: Option<Jail>, ruleset: Option<(OwnedFd, i32)>) -> Self {
@@ -141,6 +191,7 @@ impl Seal {
             applied: Applied {
                 mode: terms.mode,
                 no_jail: bare.then(|| off.to_owned()),
+                jailer: Ok(false),
                 with_users: jail.as_ref().is_some_and(Jail::has_users),
                 landlock: version,
                 tcp: terms.reach.tcp,
@@ -149,13 +200,21 @@ impl Seal {
                 limits: Err(off.to_owned()),
             },
             jail,
+            anchor: None,
             ruleset,
             bare,
         }
     }
 
     /// Remembers why no tighter way was gone; refuses this one where everything is required.
-    pub(crate) fn settle(&mut self, no_jail: Option<String>) -> Result<(), Error> {
+    pub(crate) fn settle(
+        &mut self,
+        no_jail: Option<String>,
+        no_jailer: Option<String>,
+    ) -> Result<(), Error> {
+        if let Some(why) = no_jailer {
+            self.applied.jailer = Err(why);
+        }
         if self.jail.is_none() && !self.bare {
             self.applied.no_jail = no_jail;
         }
@@ -180,14 +239,17 @@ impl Seal {
         if self.bare {
             return Ok(());
         }
-        for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, 1024)] {
+        for (resource, most) in [(Resource::Core, 0), (Resource::Nofile, MOST_FILES)] {
             let limit = Rlimit {
                 current: Some(most),
                 maximum: Some(most),
             };
             setrlimit(resource, limit).map_err(|errno| (Step::Limits, errno))?;
         }
-        drop_capabilities().map_err(|errno| (Step::Privileges, errno))?;
+        // A jailer needs them, and gives them up with its user.
+        if self.anchor.is_none() {
+            drop_capabilities().map_err(|errno| (Step::Privileges, errno))?;
+        }
         rustix::thread::set_no_new_privs(true).map_err(|errno| (Step::Privileges, errno))?;
         match &self.ruleset {
             Some(ruleset) => restrict(ruleset).map_err(|errno| (Step::Landlock, errno)),
@@ -205,6 +267,16 @@ fn restrict(ruleset: &OwnedFd) -> Result<(), Errno> {
         Ok(())
     } else {
         Err(last_errno())
+    }
+}
+
+/// Closes every descriptor.
+#[allow(unsafe_code)]
+fn close_all() -> Result<(), Errno> {
+    // SAFETY: the process that calls it uses none of its descriptors any more.
+    match unsafe { libc::syscall(libc::SYS_close_range, 0, libc::c_uint::MAX, 0) } {
+        0 => Ok(()),
+        _ => Err(last_errno()),
     }
 }
 

@@ -12,6 +12,8 @@ mod boot_file;
 mod confine;
 #[cfg(target_os = "linux")]
 mod console;
+#[cfg(target_os = "linux")]
+mod driven;
 mod error;
 #[cfg(target_os = "linux")]
 pub mod firecracker;
@@ -40,5 +42,7 @@ pub use machine::{
     SerialPort, SerialStream, VsockSpec,
 };
 pub use microagent_protocol::Capabilities;
+#[cfg(target_os = "linux")]
+pub use program::Version;
 #[cfg(target_os = "linux")]
 pub use tsc::measure_tsc_khz;

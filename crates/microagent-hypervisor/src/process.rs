@@ -2,6 +2,7 @@
 //! watched through a pidfd, its last words kept. Knows no VMM by name.
 
 mod birth;
+mod pump;
 
 use std::{
     collections::VecDeque,
@@ -18,26 +19,32 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_host::process::{boot_id, start_ticks};
-use microagent_protocol::{Confinement, ConfinementMode, ProcessIdentity};
+use microagent_host::process::{boot_id, readable_by, start_ticks};
+use microagent_protocol::{
+    Confinement, ConfinementLayer, ConfinementMode, MissingLayer, ProcessIdentity,
+};
 use rustix::{
-    event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
     process::{Signal, WaitId, WaitIdOptions, pidfd_send_signal, waitid},
 };
 
-use self::birth::{Birth, Born};
+use self::birth::{Birth, Born, Words};
+pub(crate) use self::birth::{clone, leave};
+use self::pump::{Console, pump};
 use crate::{
     Error, Exit, SerialPort,
-    confine::{self, Applied, Seal, Terms, cgroup::Group, last_errno},
+    confine::{self, Applied, Seal, Terms, Way, cgroup::Group, jailer::Anchor, last_errno},
     console::{Listeners, RotatingLog},
 };
 
-/// The most of the VMM's own words that are kept: the last ones.
-const WORDS_LIMIT: usize = 8 * 1024;
-
 /// How long a killed process may take to be gone.
 const REAP_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long a VMM that runs may take to put its filter of system calls on.
+const FILTER_LIMIT: Duration = Duration::from_secs(1);
+
+/// As good as no limit, and no overflow.
+const FOREVER: Duration = Duration::from_secs(100 * 365 * 24 * 60 * 60);
 
 /// What to start.
 pub(crate) struct Plan {
@@ -68,6 +75,7 @@ pub(crate) struct Vmm {
     mode: ConfinementMode,
     /// Gone after it.
     _group: Option<Group>,
+    _anchor: Option<Anchor>,
     pidfd: Arc<OwnedFd>,
     exit: Mutex<Option<Exit>>,
     words: Arc<Mutex<VecDeque<u8>>>,
@@ -103,7 +111,8 @@ impl Vmm {
                     }
                 };
                 let pidfd = Arc::clone(&child.pidfd);
-                let born = Ok((child.identity, child.applied, child.group, pidfd));
+                let kept = (child.group, child.anchor);
+                let born = Ok((child.identity, child.applied, kept, pidfd));
                 if send.send(born).is_ok() {
                     let mut console = Console {
                         stream: console,
@@ -119,16 +128,18 @@ impl Vmm {
                 context: "start the thread that keeps the VMM".to_owned(),
                 source,
             })?;
-        let (identity, applied, group, pidfd) = receive.recv().map_err(|_| Error::VmmStart {
-            program: program.clone(),
-            reason: "the thread that starts it ended".to_owned(),
-        })??;
+        let (identity, applied, (group, anchor), pidfd) =
+            receive.recv().map_err(|_| Error::VmmStart {
+                program: program.clone(),
+                reason: "the thread that starts it ended".to_owned(),
+            })??;
         Ok(Self {
             program,
             identity,
             applied,
             mode,
             _group: group,
+            _anchor: anchor,
             pidfd,
             exit: Mutex::new(None),
             words,
@@ -152,9 +163,20 @@ impl Vmm {
         if self.mode != ConfinementMode::Required {
             return Ok(());
         }
-        match self.confinement().shortfall() {
-            Some(missing) => Err(Error::Confinement { missing }),
-            None => Ok(()),
+        let deadline = Instant::now() + FILTER_LIMIT;
+        loop {
+            let found = self.confinement();
+            let Some(missing) = found.shortfall() else {
+                return Ok(());
+            };
+            // Firecracker puts its filter on just after it said that the machine runs.
+            let only_filter = |gap: &MissingLayer| {
+                !gap.layer.is_required() || gap.layer == ConfinementLayer::SystemCalls
+            };
+            let may_come = found.missing.iter().all(only_filter) && Instant::now() < deadline;
+            if !may_come || self.wait(Duration::from_millis(5))?.is_some() {
+                return Err(Error::Confinement { missing });
+            }
         }
     }
 
@@ -197,7 +219,8 @@ impl Vmm {
         if known.is_some() {
             return Ok(known);
         }
-        let ended = readable_within(self.pidfd.as_fd(), limit).map_err(|source| Error::Io {
+        let deadline = Instant::now() + limit.min(FOREVER);
+        let ended = readable_by(&self.pidfd, deadline).map_err(|source| Error::Io {
             context: format!("wait for {}", self.program.display()),
             source,
         })?;
@@ -266,6 +289,7 @@ struct Child {
     identity: ProcessIdentity,
     applied: Applied,
     group: Option<Group>,
+    anchor: Option<Anchor>,
     pidfd: Arc<OwnedFd>,
     stderr: OwnedFd,
 }
@@ -290,9 +314,13 @@ fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
     };
     let keep: Vec<RawFd> = plan.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let stdio = [input, output, stderr_write];
-    let mut birth = Birth::new(&plan.program, &plan.arguments, stdio, keep).map_err(system)?;
-    birth.tap = plan.tap;
-    let (born, mut seal) = bear(&birth, &plan.terms, &start_error)?;
+    let words = Words::new(&plan.program, &plan.arguments).map_err(system)?;
+    let birth = Birth {
+        stdio,
+        keep,
+        tap: plan.tap,
+    };
+    let (born, mut seal) = bear(&birth, &words, &plan.terms, &start_error)?;
     // The write ends must close here, or the keeper would never see the end.
     drop(birth);
     drop(plan.descriptors);
@@ -309,6 +337,7 @@ fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
         identity,
         applied: seal.applied,
         group,
+        anchor: seal.anchor,
         pidfd: Arc::new(born.pidfd),
         stderr: stderr.into(),
     };
@@ -318,13 +347,20 @@ fn fork(plan: Plan) -> Result<(Child, UnixStream, RotatingLog), Error> {
 /// Starts it as tightly held as this host allows, or as the terms demand.
 fn bear(
     birth: &Birth,
+    words: &Words,
     terms: &Terms,
     start_error: &dyn Fn(&dyn std::fmt::Display) -> Error,
 ) -> Result<(Born, Seal), Error> {
-    let mut why = None;
+    let (mut why, mut no_jailer) = (None, None);
     for way in confine::ways(terms) {
-        let mut seal = Seal::prepare(terms, way)?;
-        seal.settle(why.clone())?;
+        let mut seal = match Seal::prepare(terms, way) {
+            Err(error) if way == Way::Jailer => {
+                no_jailer = Some(error.to_string());
+                continue;
+            }
+            prepared => prepared?,
+        };
+        seal.settle(why.clone(), no_jailer.clone())?;
         if birth.tap.is_some()
             && !seal
                 .jail
@@ -336,12 +372,18 @@ fn bear(
                 "its network needs a network namespace, and there is none: {why}; use the network mode isolated, or the backend qemu"
             )));
         }
-        match birth.bear(&mut seal) {
+        let jailer = terms.jailer.as_ref().filter(|_| way == Way::Jailer);
+        let jailer = jailer.map(|jailer| Words::new(&jailer.program, &jailer.arguments));
+        let jailer = jailer.transpose().map_err(|error| start_error(&error))?;
+        match birth.bear(jailer.as_ref().unwrap_or(words), &mut seal) {
             Ok(born) => return Ok((born, seal)),
             Err(error) if seal.jail.is_some() && error.is_of_the_jail() => {
-                tracing::debug!(%error, "a VMM is started with less confinement");
-                // The first one is the one to mend.
-                why.get_or_insert_with(|| error.to_string());
+                tracing::debug!(%error, ?way, "a VMM is started with less confinement");
+                match way {
+                    Way::Jailer => no_jailer = Some(error.to_string()),
+                    // The first one is the one to mend.
+                    _ => drop(why.get_or_insert_with(|| error.to_string())),
+                }
             }
             Err(error) => return Err(start_error(&error)),
         }
@@ -400,119 +442,6 @@ fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
     Ok(())
-}
-
-/// The console on this side.
-struct Console<'a> {
-    stream: UnixStream,
-    log: RotatingLog,
-    listeners: &'a Listeners,
-    /// Bytes the log could not take.
-    lost: u64,
-}
-
-impl Console<'_> {
-    fn take(&mut self, bytes: &[u8]) {
-        // A full disk must not stop the guest: the bytes are lost, the count is told.
-        if let Err(error) = self.log.write(bytes) {
-            if self.lost == 0 {
-                tracing::warn!(%error, "the console log cannot be written");
-            }
-            self.lost += bytes.len() as u64;
-        }
-        self.listeners.tell(bytes);
-    }
-}
-
-/// Copies the console to the log and keeps the VMM's last words until it is gone.
-fn pump(console: &mut Console<'_>, stderr: &OwnedFd, pidfd: &OwnedFd, words: &Mutex<VecDeque<u8>>) {
-    let mut buffer = vec![0; 32 * 1024];
-    let (mut console_open, mut stderr_open) = (true, true);
-    loop {
-        let watched = [
-            Some(pidfd.as_fd()),
-            console_open.then_some(console.stream.as_fd()),
-            stderr_open.then_some(stderr.as_fd()),
-        ];
-        let [gone, console_ready, stderr_ready] = match wait_for_any(watched) {
-            Ok(ready) => ready,
-            Err(error) => {
-                // This thread's end is the VMM's too: better no machine than one nobody watches.
-                tracing::error!(%error, "the VMM cannot be watched");
-                return;
-            }
-        };
-        let console_read = console_ready.then(|| read_some(&console.stream, &mut buffer));
-        if let Some(Some(n)) = console_read {
-            console.take(&buffer[..n]);
-        }
-        let stderr_read = stderr_ready.then(|| read_some(stderr, &mut buffer));
-        if let Some(Some(n)) = stderr_read {
-            let mut words = words.lock().unwrap_or_else(PoisonError::into_inner);
-            words.extend(&buffer[..n]);
-            let surplus = words.len().saturating_sub(WORDS_LIMIT);
-            words.drain(..surplus);
-        }
-        console_open &= console_read != Some(None);
-        stderr_open &= stderr_read != Some(None);
-        let idle = !matches!(console_read, Some(Some(_))) && !matches!(stderr_read, Some(Some(_)));
-        if gone && idle {
-            break;
-        }
-    }
-    if console.lost > 0 {
-        tracing::warn!(bytes = console.lost, "console output was lost");
-    }
-}
-
-/// Reads what is there; `None` at the end, which an error is as well.
-fn read_some(fd: impl AsFd, buffer: &mut [u8]) -> Option<usize> {
-    match rustix::io::read(fd, buffer) {
-        Ok(0) => None,
-        Ok(n) => Some(n),
-        Err(Errno::INTR | Errno::AGAIN) => Some(0),
-        Err(_) => None,
-    }
-}
-
-/// Waits until one of these is readable or at its end; says which are.
-fn wait_for_any(fds: [Option<BorrowedFd<'_>>; 3]) -> io::Result<[bool; 3]> {
-    loop {
-        let mut places = Vec::with_capacity(fds.len());
-        let mut polled = Vec::with_capacity(fds.len());
-        for (place, fd) in fds.iter().enumerate() {
-            if let Some(fd) = fd {
-                places.push(place);
-                polled.push(PollFd::from_borrowed_fd(*fd, PollFlags::IN));
-            }
-        }
-        match poll(&mut polled, None) {
-            Ok(_) => {}
-            Err(Errno::INTR) => continue,
-            Err(errno) => return Err(errno.into()),
-        }
-        let mut ready = [false; 3];
-        for (place, fd) in places.into_iter().zip(&polled) {
-            ready[place] = !fd.revents().is_empty();
-        }
-        return Ok(ready);
-    }
-}
-
-/// Whether `fd` becomes readable within `limit`.
-pub(crate) fn readable_within(fd: BorrowedFd<'_>, limit: Duration) -> io::Result<bool> {
-    let deadline = Instant::now().checked_add(limit);
-    loop {
-        let left = deadline.map(|deadline| deadline.saturating_duration_since(Instant::now()));
-        let timeout = left.and_then(|left| Timespec::try_from(left).ok());
-        let mut fds = [PollFd::from_borrowed_fd(fd, PollFlags::IN)];
-        match poll(&mut fds, timeout.as_ref()) {
-            Ok(0) if left.is_some_and(|left| left.is_zero()) => return Ok(false),
-            Ok(0) | Err(Errno::INTR) => {}
-            Ok(_) => return Ok(true),
-            Err(errno) => return Err(errno.into()),
-        }
-    }
 }
 
 /// The identity of a process that cannot be reaped meanwhile.

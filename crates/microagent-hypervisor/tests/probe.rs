@@ -38,6 +38,7 @@ fn emulation_is_proved_kvm_only_by_a_guest_and_both_are_remembered() {
     let host = ProbeHost {
         search_path: &path,
         firecracker: None,
+        jailer: None,
         libexec: None,
         runtime_dir: dir.path(),
         depth: Depth::Prove,
@@ -98,6 +99,7 @@ fn without_qemu_nothing_is_chosen_and_the_package_is_named() {
     let host = ProbeHost {
         search_path: dir.path().as_os_str(),
         firecracker: None,
+        jailer: None,
         libexec: None,
         runtime_dir: dir.path(),
         depth: Depth::Prove,

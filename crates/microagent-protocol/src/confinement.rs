@@ -82,14 +82,20 @@ pub enum ConfinementLayer {
     Network,
     /// cgroup v2: limits for its memory, processors and processes.
     Limits,
+    /// A user of its own, which has no other file or process of the host; a jailer gives it one.
+    OwnUser,
 }
 
 impl ConfinementLayer {
     /// Whether [`ConfinementMode::Required`] demands it. TCP and signals are held back by the
-    /// namespaces as well, and limits are there only where somebody delegated them.
+    /// namespaces as well, limits are there only where somebody delegated them, and a user of its own
+    /// is there only instead of a user namespace and Landlock.
     #[must_use]
     pub const fn is_required(self) -> bool {
-        !matches!(self, Self::Tcp | Self::Signals | Self::Limits)
+        !matches!(
+            self,
+            Self::Tcp | Self::Signals | Self::Limits | Self::OwnUser
+        )
     }
 }
 
@@ -109,6 +115,7 @@ impl std::fmt::Display for ConfinementLayer {
             Self::HostName => "UTS namespace",
             Self::Network => "network namespace",
             Self::Limits => "cgroup limits",
+            Self::OwnUser => "a user of its own (jailer)",
         })
     }
 }

@@ -22,7 +22,7 @@ use rustix::{
     },
 };
 
-use super::Reach;
+use super::{Reach, jailer::Jailer};
 
 /// What a jailed VMM may find of its own in `/proc`: itself. The host's other processes are not there.
 const OWN_PROC: &str = "/proc/self";
@@ -116,9 +116,21 @@ pub(crate) type Failed = (Step, Errno);
 /// A planned jail.
 pub(crate) struct Jail {
     files: Vec<Placed>,
+    /// For a jailer, which makes it the root itself: where it lies.
+    below: Option<Below>,
     /// `uid_map` and `gid_map`; without a user namespace, none.
     maps: Option<[Vec<u8>; 2]>,
     network: bool,
+}
+
+/// A root for a jailer: on a file system of its own, that only the child and what it becomes see.
+struct Below {
+    /// Where that is mounted.
+    base: CString,
+    /// The directories to the root, from the top, below that; the root last.
+    path: Vec<CString>,
+    /// In this user namespace the machine's files are its user's.
+    users: OwnedFd,
 }
 
 /// A file or directory, and where it goes below the new root.
@@ -130,6 +142,8 @@ struct Placed {
     above: Vec<CString>,
     directory: bool,
     attributes: u64,
+    /// Whether it is the machine's own, and so its user's where it has one.
+    own: bool,
     /// The detached mount, between two steps of the child.
     mount: Option<OwnedFd>,
 }
@@ -159,7 +173,10 @@ impl Jail {
                 };
                 let device = path.starts_with("/dev");
                 let nodev = if device { 0 } else { libc::MOUNT_ATTR_NODEV };
-                files.push(Placed::new(path, meta.is_dir(), attributes | nodev)?);
+                let mut file = Placed::new(path, meta.is_dir(), attributes | nodev)?;
+                file.own = reach.make.contains(path) || meta.is_file();
+                file.own &= !path.starts_with("/proc") && !path.starts_with("/sys");
+                files.push(file);
             }
         }
         // Parents first, so that a child is put on what its parent shows; the same place twice is
@@ -175,9 +192,37 @@ impl Jail {
         });
         Ok(Self {
             files,
+            below: None,
             maps,
             network: !reach.host_network,
         })
+    }
+
+    /// Plans it for a jailer, which makes the devices itself.
+    pub(crate) fn plan_below(
+        reach: &Reach,
+        jailer: Option<&Jailer>,
+        users: OwnedFd,
+    ) -> io::Result<Self> {
+        let jailer = jailer.ok_or(io::ErrorKind::InvalidInput)?;
+        let mut reach = reach.clone();
+        let device = |path: &Path| path.starts_with("/dev") && path != Path::new("/dev/null");
+        reach.write.retain(|path| !device(path));
+        let mut jail = Self::plan(&reach, false)?;
+        let below = jailer.root.strip_prefix(&jailer.base);
+        let place = Placed::new(
+            &Path::new("/").join(below.map_err(io::Error::other)?),
+            true,
+            0,
+        )?;
+        let mut path = place.above;
+        path.push(place.target);
+        jail.below = Some(Below {
+            base: CString::new(jailer.base.as_os_str().as_bytes())?,
+            path,
+            users,
+        });
+        Ok(jail)
     }
 
     pub(crate) const fn has_users(&self) -> bool {
@@ -196,10 +241,15 @@ impl Jail {
             0
         };
         let network = if self.network { libc::CLONE_NEWNET } else { 0 };
+        // An anchor has that one already.
+        let processes = match self.below {
+            None => libc::CLONE_NEWPID,
+            Some(_) => 0,
+        };
         let all = users
             | network
+            | processes
             | libc::CLONE_NEWNS
-            | libc::CLONE_NEWPID
             | libc::CLONE_NEWIPC
             | libc::CLONE_NEWUTS;
         u64::from(all.cast_unsigned())
@@ -226,9 +276,12 @@ impl Jail {
         // What is mounted from here on is not to be seen outside.
         let alone = MountPropagationFlags::PRIVATE | MountPropagationFlags::REC;
         mount_change(c"/", alone).map_err(at(Step::TakeFiles))?;
+        let users = self.below.as_ref().map(|below| &below.users);
         for file in &mut self.files {
-            file.take().map_err(at(Step::TakeFiles))?;
+            file.take(users).map_err(at(Step::TakeFiles))?;
         }
+        // Whoever has no user of ours must get through as well.
+        let mask = rustix::process::umask(Mode::from(0o022));
         self.make_root().map_err(at(Step::MakeRoot))?;
         for file in &mut self.files {
             file.place().map_err(at(Step::PlaceFiles))?;
@@ -236,28 +289,47 @@ impl Jail {
         for (target, link) in DEV_LINKS {
             symlinkat(target, CWD, link).map_err(at(Step::PlaceFiles))?;
         }
-        enter_root().map_err(at(Step::EnterRoot))?;
+        rustix::process::umask(mask);
+        match self.below {
+            None => enter_root().map_err(at(Step::EnterRoot))?,
+            Some(_) => rustix::process::chdir(c"/").map_err(at(Step::EnterRoot))?,
+        }
         rustix::system::sethostname(HOST_NAME).map_err(at(Step::NameHost))
     }
 
-    /// An empty file system, for now on top of [`FOOTHOLD`], as the working directory.
+    /// An empty file system, for now on top of [`FOOTHOLD`] or where a jailer looks for it, with the
+    /// root as the working directory.
     fn make_root(&self) -> Result<(), Errno> {
+        let mut attributes = MountAttrFlags::MOUNT_ATTR_NOSUID;
+        let (place, size) = match &self.below {
+            // A jailer copies the program into it, and makes devices.
+            Some(below) => (below.base.as_c_str(), c"64m"),
+            None => {
+                attributes |= MountAttrFlags::MOUNT_ATTR_NODEV | MountAttrFlags::MOUNT_ATTR_NOEXEC;
+                (FOOTHOLD, c"1m")
+            }
+        };
         let context = fsopen(c"tmpfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
-        fsconfig_set_string(&context, c"size", c"1m")?;
+        fsconfig_set_string(&context, c"size", size)?;
         fsconfig_set_string(&context, c"mode", c"0755")?;
         fsconfig_create(&context)?;
-        let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
-            | MountAttrFlags::MOUNT_ATTR_NODEV
-            | MountAttrFlags::MOUNT_ATTR_NOEXEC;
         let root = fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)?;
         move_mount(
             &root,
             c"",
             CWD,
-            FOOTHOLD,
+            place,
             MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH,
         )?;
-        rustix::process::chdir(FOOTHOLD)?;
+        rustix::process::chdir(place)?;
+        if let Some(below) = &self.below {
+            for directory in &below.path {
+                make_directory(directory)?;
+            }
+            if let Some(root) = below.path.last() {
+                rustix::process::chdir(root.as_c_str())?;
+            }
+        }
         make_directory(c"dev")
     }
 }
@@ -289,12 +361,14 @@ impl Placed {
             above,
             directory,
             attributes,
+            own: false,
             mount: None,
         })
     }
 
     /// A copy of the mount, not yet anywhere, with less allowed than on the original.
-    fn take(&mut self) -> Result<(), Errno> {
+    /// With `users`, the machine's own belong to its user.
+    fn take(&mut self, users: Option<&OwnedFd>) -> Result<(), Errno> {
         let flags = OpenTreeFlags::OPEN_TREE_CLONE
             | OpenTreeFlags::OPEN_TREE_CLOEXEC
             | OpenTreeFlags::AT_RECURSIVE;
@@ -304,7 +378,8 @@ impl Placed {
             Err(Errno::NOENT | Errno::ACCESS | Errno::NOTDIR) => return Ok(()),
             Err(errno) => return Err(errno),
         };
-        set_attributes(mount.as_raw_fd(), c"", true, self.attributes)?;
+        let users = users.filter(|_| self.own);
+        set_attributes(mount.as_raw_fd(), c"", true, self.attributes, users)?;
         self.mount = Some(mount);
         Ok(())
     }
@@ -356,17 +431,26 @@ fn enter_root() -> Result<(), Errno> {
             | libc::MOUNT_ATTR_NOSUID
             | libc::MOUNT_ATTR_NODEV
             | libc::MOUNT_ATTR_NOEXEC,
+        None,
     )
 }
 
-/// mount_setattr(2), which adds to what a mount forbids and takes nothing away.
+/// mount_setattr(2), which adds to what a mount forbids and takes nothing away; with a user
+/// namespace, owners are seen as it maps them.
 #[allow(unsafe_code)]
-fn set_attributes(at: i32, path: &CStr, recursive: bool, attributes: u64) -> Result<(), Errno> {
+fn set_attributes(
+    at: i32,
+    path: &CStr,
+    recursive: bool,
+    attributes: u64,
+    users: Option<&OwnedFd>,
+) -> Result<(), Errno> {
+    let mapped = users.map_or(0, |_| libc::MOUNT_ATTR_IDMAP);
     let attr = libc::mount_attr {
-        attr_set: attributes,
+        attr_set: attributes | mapped,
         attr_clr: 0,
         propagation: 0,
-        userns_fd: 0,
+        userns_fd: users.map_or(0, |users| u64::from(users.as_raw_fd().cast_unsigned())),
     };
     let flags = if recursive {
         libc::AT_EMPTY_PATH | libc::AT_RECURSIVE

@@ -4,7 +4,7 @@ use std::{fs, path::PathBuf};
 
 use microagent_protocol::{Confinement, ConfinementLayer, ConfinementMode, MissingLayer};
 
-use super::{Applied, HOST_NETWORK, NO_LANDLOCK};
+use super::{Applied, HOST_NETWORK, NO_LANDLOCK, jailer::own_user};
 
 /// `SECCOMP_MODE_FILTER`, as `/proc/PID/status` has it.
 const FILTER: &str = "2";
@@ -49,9 +49,14 @@ pub(super) fn confinement(applied: &Applied, pid: u32) -> Confinement {
     );
 
     let landlock = applied.landlock.unwrap_or(0);
+    let jailed = applied.jailer == Ok(true);
     let too_old = |wanted: i32| {
         move || match (off, landlock) {
             (true, _) => "it was switched off".to_owned(),
+            (false, 0) if jailed => {
+                "a jailer changes its root, which Landlock forbids; its root has no other files"
+                    .to_owned()
+            }
             (false, 0) => NO_LANDLOCK.to_owned(),
             (false, have) => format!("this kernel has Landlock {have}; {wanted} is needed"),
         }
@@ -81,12 +86,24 @@ pub(super) fn confinement(applied: &Applied, pid: u32) -> Confinement {
     ] {
         let holds = apart(pid, name) && (layer != Layer::Mounts || own_devices(pid));
         note(layer, holds, &|| match layer {
+            Layer::Users if jailed => "its user is nobody else's instead".to_owned(),
             Layer::Users if applied.no_jail.is_none() && !applied.with_users => {
                 "this host gives its user none; root needs none for the others".to_owned()
             }
             Layer::Network if applied.host_network => HOST_NETWORK.to_owned(),
             _ => no_jail(),
         });
+    }
+    // Only a jailer gives it one; where none was asked for, none is missing.
+    let own_user = || {
+        field("Uid:")
+            .split_whitespace()
+            .all(|id| id == own_user().to_string())
+    };
+    match &applied.jailer {
+        Ok(false) => {}
+        Ok(true) => note(Layer::OwnUser, own_user(), &unseen),
+        Err(why) => note(Layer::OwnUser, false, &|| why.clone()),
     }
     let groups = fs::read_to_string(format!("/proc/{pid}/cgroup")).unwrap_or_default();
     let held = applied.limits.as_ref().is_ok_and(|name| {

@@ -7,47 +7,27 @@ use std::{
 
 use crate::{
     Error,
-    program::{ask, find_program, first_line, is_executable},
+    program::{Version, Wanted, find_program, is_executable},
 };
-
-const PROGRAM: &str = "firecracker";
 
 /// What to do where it is missing.
 pub(crate) const REMEDY: &str =
     "put a release of Firecracker 1.10 or newer on the PATH, or name it in MICROAGENT_FIRECRACKER";
 
-/// A version of Firecracker.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct FirecrackerVersion {
-    /// Major.
-    pub major: u32,
-    /// Minor.
-    pub minor: u32,
-    /// Patch.
-    pub patch: u32,
-}
-
-impl FirecrackerVersion {
-    /// The oldest with everything this driver asks for: ACPI tables that name the virtio devices,
-    /// and the entropy device in snapshots.
-    pub const OLDEST: Self = Self {
-        major: 1,
-        minor: 10,
-        patch: 0,
-    };
-}
-
-impl std::fmt::Display for FirecrackerVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.patch)
-    }
-}
+const WANTED: Wanted = Wanted {
+    program: "firecracker",
+    product: "Firecracker",
+    greeting: "Firecracker v",
+    // ACPI tables that name the virtio devices, and the entropy device in snapshots.
+    oldest: Version::new(1, 10, 0),
+    remedy: REMEDY,
+};
 
 /// A Firecracker program that answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FirecrackerBinary {
     path: PathBuf,
-    version: FirecrackerVersion,
+    version: Version,
 }
 
 impl FirecrackerBinary {
@@ -64,18 +44,11 @@ impl FirecrackerBinary {
         if let Some(path) = named {
             return Self::at(path);
         }
-        let found = find_program(OsStr::new(PROGRAM), search_path).or_else(|| {
-            let path = beside?.join(PROGRAM);
+        let found = find_program(OsStr::new(WANTED.program), search_path).or_else(|| {
+            let path = beside?.join(WANTED.program);
             is_executable(&path).then_some(path)
         });
-        match found {
-            Some(path) => Self::at(&path),
-            None => Err(Error::ProgramMissing {
-                program: PROGRAM.to_owned(),
-                searched: search_path.to_string_lossy().into_owned(),
-                remedy: REMEDY.to_owned(),
-            }),
-        }
+        Self::at(&found.ok_or_else(|| WANTED.missing(search_path))?)
     }
 
     /// Takes the program at this absolute path.
@@ -84,28 +57,9 @@ impl FirecrackerBinary {
     /// [`Error::ProgramMissing`] if it cannot be executed, [`Error::VmmStart`] if it does not
     /// answer like Firecracker, [`Error::Unsupported`] if it is too old.
     pub fn at(path: &Path) -> Result<Self, Error> {
-        if !path.is_absolute() || !is_executable(path) {
-            return Err(Error::ProgramMissing {
-                program: PROGRAM.to_owned(),
-                searched: path.display().to_string(),
-                remedy: REMEDY.to_owned(),
-            });
-        }
-        let answer = ask(path, &["--version"])?;
-        let version = parse_version(&answer).ok_or_else(|| Error::VmmStart {
-            program: path.to_owned(),
-            reason: format!("it does not tell its version: {:?}", first_line(&answer)),
-        })?;
-        if version < FirecrackerVersion::OLDEST {
-            return Err(Error::Unsupported(format!(
-                "{} is Firecracker {version}; {} or newer is needed; {REMEDY}",
-                path.display(),
-                FirecrackerVersion::OLDEST
-            )));
-        }
         Ok(Self {
             path: path.to_owned(),
-            version,
+            version: WANTED.at(path)?,
         })
     }
 
@@ -117,24 +71,9 @@ impl FirecrackerBinary {
 
     /// Its version.
     #[must_use]
-    pub const fn version(&self) -> FirecrackerVersion {
+    pub const fn version(&self) -> Version {
         self.version
     }
-}
-
-/// The version in `Firecracker v1.10.1` or `Firecracker v1.17.0-dev`.
-fn parse_version(answer: &str) -> Option<FirecrackerVersion> {
-    let words = first_line(answer).strip_prefix("Firecracker v")?;
-    let end = words
-        .find(|c: char| !c.is_ascii_digit() && c != '.')
-        .unwrap_or(words.len());
-    let mut numbers = words[..end].split('.').map(str::parse);
-    let mut next = || numbers.next()?.ok();
-    Some(FirecrackerVersion {
-        major: next()?,
-        minor: next()?,
-        patch: next()?,
-    })
 }
 
 #[cfg(test)]
@@ -150,9 +89,9 @@ mod tests {
             ),
             ("Firecracker v1.17.0-dev\n", "1.17.0"),
         ] {
-            let version = parse_version(text).unwrap();
+            let version = WANTED.version(text).unwrap();
             assert_eq!(version.to_string(), wanted);
-            assert!(version >= FirecrackerVersion::OLDEST);
+            assert!(version >= WANTED.oldest);
         }
         for text in [
             "",
@@ -160,7 +99,7 @@ mod tests {
             "Firecracker v1",
             "Firecracker vx.y.z",
         ] {
-            assert_eq!(parse_version(text), None, "{text}");
+            assert_eq!(WANTED.version(text), None, "{text}");
         }
     }
 }

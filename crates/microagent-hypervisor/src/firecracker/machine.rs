@@ -5,7 +5,7 @@ use std::{
     fs,
     io::ErrorKind,
     os::{
-        fd::BorrowedFd,
+        fd::OwnedFd,
         unix::{ffi::OsStrExt, net::UnixStream},
     },
     path::{Path, PathBuf},
@@ -13,20 +13,21 @@ use std::{
 };
 
 use microagent_disk::JoinedFile;
-use microagent_protocol::{Confinement, NetworkMode, ProcessIdentity};
+use microagent_protocol::NetworkMode;
 
 use super::{
-    FirecrackerBinary, Tuning,
+    FirecrackerBinary, JailerBinary, Tuning,
     api::{
         Api, Balloon, BootSource, CacheType, Drive, MachineConfiguration, NetworkInterface,
         VmState, Vsock,
     },
 };
 use crate::{
-    DiskForm, Error, Exit, Machine, MachineSpec, SerialPort,
+    DiskForm, Error, Exit, MachineSpec,
     boot_file::BootFile,
     confine::{Reach, Terms, cgroup::Limits},
     console::RotatingLog,
+    driven::Driven,
     network::{MAC, Network, Passt, tap::TAP},
     process::{Plan, Vmm},
 };
@@ -75,6 +76,7 @@ pub struct FirecrackerMachine {
 #[derive(Clone, Copy)]
 pub(super) struct About<'a> {
     pub(super) binary: &'a FirecrackerBinary,
+    pub(super) jailer: Option<&'a JailerBinary>,
     pub(super) tuning: &'a Tuning,
     pub(super) passt: Option<&'a Passt>,
     pub(super) limit: Duration,
@@ -131,7 +133,8 @@ impl FirecrackerMachine {
         machine.or_last_words(about.binary, |machine| {
             machine
                 .api
-                .load_snapshot(&snapshot.state, &snapshot.memory, true)
+                .load_snapshot(&snapshot.state, &snapshot.memory, true)?;
+            machine.vmm.check_confinement()
         })
     }
 
@@ -139,7 +142,31 @@ impl FirecrackerMachine {
     fn spawn(
         about: &About<'_>,
         spec: &MachineSpec,
-        descriptors: Vec<std::os::fd::OwnedFd>,
+        descriptors: Vec<OwnedFd>,
+    ) -> Result<Self, Error> {
+        let Some(jailer) = about.jailer else {
+            return Self::spawn_by(about, spec, descriptors, Ok(None));
+        };
+        if !descriptors.is_empty() {
+            let why =
+                "a jailer hands on no descriptor, and its kernel or initramfs is another user's";
+            return Self::spawn_by(about, spec, descriptors, Err(why.to_owned()));
+        }
+        match Self::spawn_by(about, spec, Vec::new(), Ok(Some(jailer))) {
+            Err(error @ Error::VmmStart { .. }) => {
+                tracing::warn!("{} does not do here: {error}", jailer.path().display());
+                Self::spawn_by(about, spec, Vec::new(), Err(error.to_string()))
+            }
+            other => other,
+        }
+    }
+
+    /// By this jailer, or without one, and perhaps why.
+    fn spawn_by(
+        about: &About<'_>,
+        spec: &MachineSpec,
+        descriptors: Vec<OwnedFd>,
+        jailer: Result<Option<&JailerBinary>, String>,
     ) -> Result<Self, Error> {
         let About {
             binary,
@@ -172,11 +199,10 @@ impl FirecrackerMachine {
             "open the console log {}",
             spec.console.log.display()
         )))?;
-        let arguments: Vec<OsString> = [
+        let id = instance_id(&spec.name);
+        let mut arguments: Vec<OsString> = [
             "--api-sock".into(),
             files.api.clone().into(),
-            "--id".into(),
-            instance_id(&spec.name).into(),
             // Its own words go where ours are gathered, not into the guest's console.
             "--log-path".into(),
             "/dev/stderr".into(),
@@ -184,6 +210,13 @@ impl FirecrackerMachine {
             "Warning".into(),
         ]
         .into();
+        let (jailer, no_jailer) = match jailer {
+            Ok(jailer) => (jailer, None),
+            Err(why) => (None, Some(why)),
+        };
+        let jailer = jailer.map(|jailer| jailer.starts(binary, spec, &id, &arguments));
+        let jailer = jailer.transpose()?;
+        arguments.extend(["--id".into(), id.into()]);
         tracing::debug!(program = %binary.path().display(), ?arguments, "launching Firecracker");
         let passt = about.passt.filter(|_| spec.network == NetworkMode::User);
         let (channel, tap) = match passt {
@@ -202,6 +235,8 @@ impl FirecrackerMachine {
                 // Its own filter is on unless it is told otherwise, which it is not.
                 filters_calls: true,
                 limits: Limits::of(spec),
+                jailer,
+                no_jailer,
             },
             console: console_here,
             stdio: Some(console_there),
@@ -376,17 +411,9 @@ impl FirecrackerMachine {
     }
 }
 
-impl Machine for FirecrackerMachine {
-    fn vmm(&self) -> ProcessIdentity {
-        self.vmm.identity().clone()
-    }
-
-    fn exit_fd(&self) -> BorrowedFd<'_> {
-        self.vmm.exit_fd()
-    }
-
-    fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
-        self.vmm.wait(limit)
+impl Driven for FirecrackerMachine {
+    fn process(&self) -> &Vmm {
+        &self.vmm
     }
 
     /// It ends by itself, and calmly, when the guest resets and for no other reason.
@@ -396,10 +423,6 @@ impl Machine for FirecrackerMachine {
 
     fn vsock(&self) -> &Path {
         &self.files.vsock
-    }
-
-    fn console(&self) -> Result<SerialPort, Error> {
-        self.vmm.console()
     }
 
     fn pause(&self) -> Result<(), Error> {
@@ -419,18 +442,6 @@ impl Machine for FirecrackerMachine {
         }
         remove(&self.files.vsock);
         self.pause()
-    }
-
-    fn confinement(&self) -> Confinement {
-        self.vmm.confinement()
-    }
-
-    fn words(&self) -> String {
-        self.vmm.words()
-    }
-
-    fn kill(&self) -> Result<(), Error> {
-        self.vmm.kill()
     }
 }
 
@@ -465,7 +476,6 @@ fn instance_id(name: &str) -> String {
     }
 }
 
-/// The files it may reach: its own program, KVM, and this machine's.
 /// The same machine with each disk in one file: it cannot join several.
 fn with_flat_disks(spec: &MachineSpec) -> Result<MachineSpec, Error> {
     let mut spec = spec.clone();
@@ -487,6 +497,7 @@ fn with_flat_disks(spec: &MachineSpec) -> Result<MachineSpec, Error> {
     Ok(spec)
 }
 
+/// The files it may reach: its own program, KVM, and this machine's.
 fn reach(binary: &FirecrackerBinary, tuning: &Tuning, spec: &MachineSpec) -> Reach {
     let mut read: Vec<PathBuf> = [
         // A release is static; one built against the host's libraries reads them here.

@@ -1,9 +1,10 @@
 //! Firecracker: the driver for Linux hosts with KVM. `binary` finds it and asks its version, `api`
-//! speaks its published API over `http`, `machine` is one process and the machine in it.
+//! speaks its published API over `http`, `jailer` starts it where we are root, `machine` is one process and the machine in it.
 
 mod api;
 mod binary;
 mod http;
+mod jailer;
 mod machine;
 
 use std::{path::PathBuf, time::Duration};
@@ -14,7 +15,8 @@ pub(crate) use self::binary::REMEDY;
 use self::machine::About;
 pub use self::{
     api::{CpuTemplate, HugePages, RateLimiter, TokenBucket},
-    binary::{FirecrackerBinary, FirecrackerVersion},
+    binary::FirecrackerBinary,
+    jailer::JailerBinary,
     machine::{FirecrackerMachine, Snapshot},
 };
 use crate::{
@@ -46,6 +48,7 @@ pub struct Tuning {
 #[derive(Clone, Debug)]
 pub struct Firecracker {
     binary: FirecrackerBinary,
+    jailer: Option<JailerBinary>,
     tuning: Tuning,
     passt: Option<Passt>,
     start_limit: Duration,
@@ -57,6 +60,7 @@ impl Firecracker {
     pub fn new(binary: FirecrackerBinary) -> Self {
         Self {
             binary,
+            jailer: None,
             tuning: Tuning::default(),
             passt: None,
             start_limit: START_LIMIT,
@@ -67,6 +71,14 @@ impl Firecracker {
     #[must_use]
     pub fn tuning(mut self, tuning: Tuning) -> Self {
         self.tuning = tuning;
+        self
+    }
+
+    /// The same started by its jailer where that works, and in our own jail where it does not, or
+    /// where every layer of confinement is required.
+    #[must_use]
+    pub fn jailer(mut self, jailer: Option<JailerBinary>) -> Self {
+        self.jailer = jailer;
         self
     }
 
@@ -109,6 +121,7 @@ impl Firecracker {
     fn about(&self) -> About<'_> {
         About {
             binary: &self.binary,
+            jailer: self.jailer.as_ref(),
             tuning: &self.tuning,
             passt: self.passt.as_ref(),
             limit: self.start_limit,

@@ -7,7 +7,7 @@ use std::{
     io::Read,
     net::Ipv4Addr,
     os::{
-        fd::{AsFd, AsRawFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
@@ -15,6 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use microagent_host::process::readable_by;
 use rustix::fs::{OFlags, fcntl_setfl};
 
 use super::{
@@ -23,7 +24,7 @@ use super::{
 };
 use crate::{
     Error,
-    process::{born_bound, printable, readable_within},
+    process::{born_bound, printable},
     program::find_program,
 };
 
@@ -92,8 +93,7 @@ impl Passt {
         let outcome = asked.map_err(|error| error.to_string()).and_then(|()| {
             let mut have = 0;
             while have < answer.len() {
-                let left = deadline.saturating_duration_since(Instant::now());
-                match readable_within(guest.as_fd(), left) {
+                match readable_by(&guest, deadline) {
                     Ok(true) => {}
                     Ok(false) => return Err(format!("no answer within {ANSWER_LIMIT:?}")),
                     Err(error) => return Err(error.to_string()),

@@ -33,9 +33,9 @@ const NO_IPV6: &CStr = c"/proc/sys/net/ipv6/conf/tap0/disable_ipv6";
 /// `ETH_P_ALL`, linux/if_ether.h, in network order.
 const ALL_PROTOCOLS: u16 = 0x0003_u16.to_be();
 
-/// Makes the tap in this process's network namespace, and sends a packet socket on it. Only system
-/// calls: this runs between fork and exec.
-pub(crate) fn make(channel: BorrowedFd<'_>) -> Result<(), Errno> {
+/// Makes the tap in this process's network namespace for the user `owner`, and sends a packet socket
+/// on it. Only system calls: this runs between fork and exec.
+pub(crate) fn make(channel: BorrowedFd<'_>, owner: u32) -> Result<(), Errno> {
     let tun = openat(
         CWD,
         TUN_DEVICE,
@@ -46,11 +46,7 @@ pub(crate) fn make(channel: BorrowedFd<'_>) -> Result<(), Errno> {
     request.ifr_ifru.ifru_flags = (libc::IFF_TAP | libc::IFF_NO_PI) as libc::c_short;
     control(&tun, libc::TUNSETIFF, &mut request)?;
     // Whoever has this user may take it, without any capability.
-    set(
-        &tun,
-        libc::TUNSETOWNER,
-        u64::from(rustix::process::geteuid().as_raw()),
-    )?;
+    set(&tun, libc::TUNSETOWNER, owner.into())?;
     set(&tun, libc::TUNSETPERSIST, 1)?;
     if let Ok(file) = openat(
         CWD,

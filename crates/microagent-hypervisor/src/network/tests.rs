@@ -3,12 +3,13 @@
 use std::{
     io::{Read, Write},
     net::{SocketAddrV4, TcpListener, UdpSocket},
-    os::{fd::AsFd, unix::net::UnixStream},
+    os::unix::net::UnixStream,
     time::{Duration, Instant},
 };
 
+use microagent_host::process::readable_by;
+
 use super::*;
-use crate::process::readable_within;
 
 const SOON: Duration = Duration::from_secs(10);
 const GUEST_MAC: [u8; 6] = [0x52, 0x54, 0, 0x6d, 0x61, 1];
@@ -53,7 +54,7 @@ impl Rogue {
     }
 
     fn receive(&mut self, limit: Duration) -> Option<Vec<u8>> {
-        if !readable_within(self.wire.as_fd(), limit).unwrap() {
+        if !readable_by(&self.wire, Instant::now() + limit).unwrap() {
             return None;
         }
         let mut length = [0; 4];

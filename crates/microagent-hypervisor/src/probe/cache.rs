@@ -14,11 +14,11 @@ use microagent_host::process::boot_id;
 use microagent_protocol::supervisor::{HostCheck, ProbeGuest, Verdict};
 use serde::{Deserialize, Serialize};
 
-use crate::qemu::{QemuBinary, QemuVersion};
+use crate::{program::Version, qemu::QemuBinary};
 
 const FILE_NAME: &str = "host-probe.json";
 /// Changes whenever a verdict could come out differently, or its form does.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 /// The most that is read.
 const SIZE_LIMIT: u64 = 64 * 1024;
 
@@ -77,10 +77,10 @@ struct Contents {
     #[serde(default)]
     tsc_khz: Option<u64>,
     #[serde(default)]
-    qemu: Option<(FileStamp, QemuVersion)>,
-    /// The Firecracker its verdict was proved with.
+    qemu: Option<(FileStamp, Version)>,
+    /// The Firecracker its verdict was proved with, and the jailer.
     #[serde(default)]
-    firecracker: Option<FileStamp>,
+    firecracker: Option<(FileStamp, Option<FileStamp>)>,
     /// The passt that answered.
     #[serde(default)]
     passt: Option<FileStamp>,
@@ -151,8 +151,8 @@ impl Cache {
     }
 
     /// Takes note of the Firecracker that is there; a verdict on another one holds no more.
-    pub(super) fn keep_firecracker(&mut self, path: &Path) {
-        let stamp = FileStamp::of(path);
+    pub(super) fn keep_firecracker(&mut self, path: &Path, jailer: Option<&Path>) {
+        let stamp = FileStamp::of(path).map(|stamp| (stamp, jailer.and_then(FileStamp::of)));
         if self.now.firecracker != stamp {
             self.now.verdicts.remove(super::CHECK_FIRECRACKER);
             self.now.firecracker = stamp;

@@ -19,7 +19,7 @@ use microagent_protocol::{
 use self::cache::{Cache, Kept};
 use crate::{
     Error, Hypervisor,
-    firecracker::{Firecracker, FirecrackerBinary},
+    firecracker::{Firecracker, FirecrackerBinary, JailerBinary},
     measure_tsc_khz,
     network::{self, Passt},
     qemu::{Accelerator, Qemu, QemuBinary, confinement_of_idle},
@@ -60,6 +60,8 @@ pub struct ProbeHost<'a> {
     pub search_path: &'a OsStr,
     /// Where Firecracker is, if that was said.
     pub firecracker: Option<&'a Path>,
+    /// Where its jailer is, if that was said; `off` for none.
+    pub jailer: Option<&'a Path>,
     /// A directory of programs to look for after `search_path`.
     pub libexec: Option<&'a Path>,
     /// An existing private directory (0700) with a short path for the probe's sockets.
@@ -74,7 +76,7 @@ pub struct Probed {
     /// For people and programs; a backend is chosen as [`HostQuery::backend`] asks.
     pub report: HostReport,
     binary: Option<QemuBinary>,
-    firecracker: Option<FirecrackerBinary>,
+    firecracker: Option<Firecracker>,
     passt: Option<Passt>,
     tsc_khz: Option<u64>,
 }
@@ -91,10 +93,10 @@ impl Probed {
     ) -> Result<(Box<dyn Hypervisor>, String), Error> {
         let (backend, reason) = select(choice, network, &self.report.checks)?;
         if backend == Backend::Firecracker {
-            let binary = self.firecracker.clone().ok_or_else(|| {
+            let firecracker = self.firecracker.clone().ok_or_else(|| {
                 Error::Unsupported("Firecracker was chosen, but none was found".to_owned())
             })?;
-            let firecracker = Firecracker::new(binary).passt(self.passt.clone());
+            let firecracker = firecracker.passt(self.passt.clone());
             return Ok((Box::new(firecracker), reason));
         }
         let binary = self
@@ -339,7 +341,7 @@ fn check_firecracker(
     host: &ProbeHost<'_>,
     query: &HostQuery,
     cache: &mut Cache,
-) -> (HostCheck, Option<FirecrackerBinary>) {
+) -> (HostCheck, Option<Firecracker>) {
     let since = Instant::now();
     let name = CHECK_FIRECRACKER;
     let unusable = |detail: String, remedy: String| {
@@ -348,38 +350,47 @@ fn check_firecracker(
         check
     };
     let found = FirecrackerBinary::find(host.firecracker, host.search_path, host.libexec);
-    let binary = match found {
-        Ok(binary) => binary,
+    let found = found.and_then(|binary| {
+        let jailer = JailerBinary::find(host.jailer, &binary, host.search_path)?;
+        Ok((binary, jailer))
+    });
+    let (binary, jailer) = match found {
+        Ok(found) => found,
         Err(error) => {
             let remedy = crate::firecracker::REMEDY.to_owned();
             return (unusable(error.to_string(), remedy), None);
         }
     };
-    cache.keep_firecracker(binary.path());
+    let program = binary.path().to_owned();
+    cache.keep_firecracker(&program, jailer.as_ref().map(JailerBinary::path));
+    let by = jailer.as_ref().map_or_else(String::new, |jailer| {
+        let path = jailer.path().display();
+        format!(", its jailer {} at {path}", jailer.version())
+    });
     let what = format!(
-        "Firecracker {} at {}",
+        "Firecracker {} at {}{by}",
         binary.version(),
-        binary.path().display()
+        program.display()
     );
+    let driver = Firecracker::new(binary).jailer(jailer);
     let device = match kvm::look() {
         Ok(device) => device,
         Err(kvm::Missing { reason, remedy }) => {
-            return (unusable(format!("{what}; {reason}"), remedy), Some(binary));
+            return (unusable(format!("{what}; {reason}"), remedy), Some(driver));
         }
     };
     if let Some(kept) = cache.verdict(name) {
-        return (kept.into_check(name, since), Some(binary));
+        return (kept.into_check(name, since), Some(driver));
     }
     let Some(guest) = &query.probe else {
         let detail = format!("{what}; not proved, as there is no kernel to boot yet");
         let mut check = check(name, since, Verdict::Degraded, detail);
         check.remedy = Some("install a kernel, then ask again".to_owned());
-        return (check, Some(binary));
+        return (check, Some(driver));
     };
-    let driver = Firecracker::new(binary.clone()).start_limit(KVM_LIMIT);
     let booted = boot::until_hello(
-        &driver,
-        binary.path(),
+        &driver.clone().start_limit(KVM_LIMIT),
+        &program,
         guest,
         host.runtime_dir,
         0,
@@ -399,7 +410,7 @@ fn check_firecracker(
     if lasting {
         cache.keep_verdict(name, &kept);
     }
-    (kept.into_check(name, since), Some(binary))
+    (kept.into_check(name, since), Some(driver))
 }
 
 /// What carries `user` networks: a passt that answered, or QEMU's own.

@@ -15,7 +15,9 @@ use std::{
 use rustix::{
     event::{PollFd, PollFlags, Timespec, poll},
     io::Errno,
-    process::{Pid, PidfdFlags, Signal, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid},
+    process::{
+        Gid, Pid, PidfdFlags, Signal, Uid, WaitId, WaitIdOptions, kill_process, pidfd_open, waitid,
+    },
 };
 
 use super::close_all_but;
@@ -28,10 +30,14 @@ use crate::{
     network::tap,
 };
 
-/// A program to be born.
-pub(super) struct Birth {
+/// A program and its arguments.
+pub(super) struct Words {
     program: CString,
     arguments: Vec<CString>,
+}
+
+/// A program to be born.
+pub(super) struct Birth {
     /// Its standard input, output and error.
     pub stdio: [OwnedFd; 3],
     /// Descriptors it inherits under their present numbers.
@@ -78,13 +84,8 @@ impl std::fmt::Display for Stillborn {
     }
 }
 
-impl Birth {
-    pub(super) fn new(
-        program: &Path,
-        arguments: &[impl AsRef<OsStr>],
-        stdio: [OwnedFd; 3],
-        keep: Vec<RawFd>,
-    ) -> io::Result<Self> {
+impl Words {
+    pub(super) fn new(program: &Path, arguments: &[impl AsRef<OsStr>]) -> io::Result<Self> {
         let text = |word: &OsStr| {
             CString::new(word.as_bytes())
                 .map_err(|_| io::Error::other("an argument has a NUL byte in it"))
@@ -98,34 +99,41 @@ impl Birth {
         Ok(Self {
             program,
             arguments: words,
-            stdio,
-            keep,
-            tap: None,
         })
     }
+}
 
+impl Birth {
     /// Makes the process, and returns once it executes its program. The calling thread must live
     /// as long as it: the kernel ends the child with that thread.
-    pub(super) fn bear(&self, seal: &mut Seal) -> Result<Born, Stillborn> {
+    pub(super) fn bear(&self, words: &Words, seal: &mut Seal) -> Result<Born, Stillborn> {
         let (heard, report) = io::pipe().map_err(Stillborn::System)?;
         let parent = pidfd_open(rustix::process::getpid(), PidfdFlags::empty())
             .map_err(|errno| Stillborn::System(errno.into()))?;
-        let pointers: Vec<*const libc::c_char> = self
+        let pointers: Vec<*const libc::c_char> = words
             .arguments
             .iter()
             .map(|word| word.as_ptr())
             .chain([std::ptr::null()])
             .collect();
         let flags = seal.jail.as_ref().map_or(0, Jail::flags);
+        if let Some(anchor) = &seal.anchor {
+            anchor.enter().map_err(Stillborn::Clone)?;
+        }
         let made = match flags {
             // Containers often know no clone3, and then there are no namespaces to be had either.
             0 => fork(),
             flags => clone(flags),
         };
+        if let Some(anchor) = seal.anchor.as_ref().filter(|_| !matches!(made, Ok(None)))
+            && let Err(error) = anchor.step_back()
+        {
+            tracing::error!(%error, "this thread's children are born beside a VMM");
+        }
         let Some((pid, pidfd)) = made.map_err(Stillborn::Clone)? else {
             // The child: from here on only system calls on what was made before.
             let failed = match self.prepare(seal, parent.as_fd()) {
-                Ok(()) => (Step::Exec, execute(&self.program, &pointers)),
+                Ok(()) => (Step::Exec, execute(&words.program, &pointers)),
                 Err(failed) => failed,
             };
             say(report.as_fd(), failed);
@@ -159,11 +167,18 @@ impl Birth {
             .and_then(|()| rustix::stdio::dup2_stdout(output))
             .and_then(|()| rustix::stdio::dup2_stderr(error))
             .map_err(at(Step::Prepare))?;
+        let user = seal.anchor.as_ref().map(|anchor| anchor.user);
+        if let Some(user) = user {
+            // It opens it by name, for what it has to say of itself.
+            let (owner, group) = (Uid::from_raw(user), Gid::from_raw(user));
+            rustix::fs::fchown(error, Some(owner), Some(group)).map_err(at(Step::Prepare))?;
+        }
         match &mut seal.jail {
             Some(jail) => {
                 jail.map_user()?;
                 if let Some(channel) = &self.tap {
-                    tap::make(channel.as_fd()).map_err(at(Step::Tap))?;
+                    let user = user.unwrap_or_else(|| rustix::process::geteuid().as_raw());
+                    tap::make(channel.as_fd(), user).map_err(at(Step::Tap))?;
                 }
                 jail.enter()?;
             }
@@ -195,7 +210,7 @@ pub(super) fn nothing() -> io::Result<OwnedFd> {
 
 /// clone3(2) like fork: `None` in the child, its number and pidfd in the parent.
 #[allow(unsafe_code)]
-fn clone(namespaces: u64) -> Result<Option<(u32, OwnedFd)>, Errno> {
+pub(crate) fn clone(namespaces: u64) -> Result<Option<(u32, OwnedFd)>, Errno> {
     let mut pidfd: RawFd = -1;
     // SAFETY: all-zero bytes are valid arguments: no flags, no addresses.
     let mut arguments: libc::clone_args = unsafe { std::mem::zeroed() };
@@ -277,7 +292,7 @@ fn execute(program: &CStr, arguments: &[*const libc::c_char]) -> Errno {
 
 /// Ends the child without running anything of the parent's that it has a copy of.
 #[allow(unsafe_code)]
-fn leave() -> ! {
+pub(crate) fn leave() -> ! {
     // SAFETY: _exit ends the process and touches no memory.
     unsafe { libc::_exit(127) }
 }

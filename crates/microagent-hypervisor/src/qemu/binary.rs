@@ -5,11 +5,9 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use serde::{Deserialize, Serialize};
-
 use crate::{
     Error,
-    program::{ask, find_program, first_line, is_executable},
+    program::{Version, Wanted, ask, find_program},
 };
 
 /// The system emulator for this host's own architecture.
@@ -26,45 +24,23 @@ pub(crate) const REMEDY: &str = if cfg!(target_arch = "aarch64") {
     "install QEMU (Debian, Ubuntu: qemu-system-x86; Fedora: qemu-system-x86-core; Alpine: qemu-system-x86_64)"
 };
 
-/// A QEMU version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct QemuVersion {
-    /// Major.
-    pub major: u32,
-    /// Minor.
-    pub minor: u32,
-    /// Micro.
-    pub micro: u32,
-}
+const WANTED: Wanted = Wanted {
+    program: PROGRAM,
+    product: "QEMU",
+    greeting: "QEMU emulator version ",
+    // memory-backend-memfd, microvm with ACPI, vhost-user-vsock with chardev descriptors.
+    oldest: Version::new(6, 2, 0),
+    remedy: REMEDY,
+};
 
-impl QemuVersion {
-    /// The oldest that has everything this driver asks for
-    /// (`memory-backend-memfd`, microvm with ACPI, vhost-user-vsock with chardev descriptors).
-    pub const OLDEST: Self = Self {
-        major: 6,
-        minor: 2,
-        micro: 0,
-    };
-
-    /// The oldest with network cards on a socket it inherits (`-netdev stream`).
-    pub const STREAMS: Self = Self {
-        major: 7,
-        minor: 2,
-        micro: 0,
-    };
-}
-
-impl std::fmt::Display for QemuVersion {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{}.{}", self.major, self.minor, self.micro)
-    }
-}
+/// The oldest with network cards on a socket it inherits (`-netdev stream`).
+pub(super) const STREAMS: Version = Version::new(7, 2, 0);
 
 /// A QEMU program that answered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QemuBinary {
     path: PathBuf,
-    version: QemuVersion,
+    version: Version,
 }
 
 impl QemuBinary {
@@ -78,15 +54,11 @@ impl QemuBinary {
 
     /// Where the emulator for this architecture is; it is not asked anything.
     pub(crate) fn locate(search_path: &OsStr) -> Result<PathBuf, Error> {
-        find_program(OsStr::new(PROGRAM), search_path).ok_or_else(|| Error::ProgramMissing {
-            program: PROGRAM.to_owned(),
-            searched: search_path.to_string_lossy().into_owned(),
-            remedy: REMEDY.to_owned(),
-        })
+        find_program(OsStr::new(PROGRAM), search_path).ok_or_else(|| WANTED.missing(search_path))
     }
 
     /// One that told its version before and has not changed since.
-    pub(crate) fn known(path: &Path, version: QemuVersion) -> Self {
+    pub(crate) fn known(path: &Path, version: Version) -> Self {
         Self {
             path: path.to_owned(),
             version,
@@ -99,28 +71,9 @@ impl QemuBinary {
     /// [`Error::ProgramMissing`] if it cannot be executed, [`Error::VmmStart`]
     /// if it does not answer like QEMU, [`Error::Unsupported`] if it is too old.
     pub fn at(path: &Path) -> Result<Self, Error> {
-        if !path.is_absolute() || !is_executable(path) {
-            return Err(Error::ProgramMissing {
-                program: PROGRAM.to_owned(),
-                searched: path.display().to_string(),
-                remedy: REMEDY.to_owned(),
-            });
-        }
-        let answer = ask(path, &["--version"])?;
-        let version = parse_version(&answer).ok_or_else(|| Error::VmmStart {
-            program: path.to_owned(),
-            reason: format!("it does not tell its version: {:?}", first_line(&answer)),
-        })?;
-        if version < QemuVersion::OLDEST {
-            return Err(Error::Unsupported(format!(
-                "{} is QEMU {version}; {} or newer is needed; {REMEDY}",
-                path.display(),
-                QemuVersion::OLDEST
-            )));
-        }
         Ok(Self {
             path: path.to_owned(),
-            version,
+            version: WANTED.at(path)?,
         })
     }
 
@@ -132,7 +85,7 @@ impl QemuBinary {
 
     /// Its version.
     #[must_use]
-    pub const fn version(&self) -> QemuVersion {
+    pub const fn version(&self) -> Version {
         self.version
     }
 
@@ -162,18 +115,6 @@ impl QemuBinary {
     }
 }
 
-/// `QEMU emulator version 7.2.22 (Debian …)`.
-fn parse_version(answer: &str) -> Option<QemuVersion> {
-    let rest = first_line(answer).strip_prefix("QEMU emulator version ")?;
-    let digits = rest.split([' ', '(', '-']).next()?;
-    let mut numbers = digits.split('.').map(str::parse);
-    Some(QemuVersion {
-        major: numbers.next()?.ok()?,
-        minor: numbers.next()?.ok()?,
-        micro: numbers.next().and_then(Result::ok).unwrap_or(0),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -190,12 +131,12 @@ mod tests {
             ("QEMU emulator version 8.2", "8.2.0"),
         ] {
             assert_eq!(
-                parse_version(text).map(|v| v.to_string()).as_deref(),
+                WANTED.version(text).map(|v| v.to_string()).as_deref(),
                 Some(wanted)
             );
         }
         for text in ["", "bash 5.2", "QEMU emulator version x.y"] {
-            assert_eq!(parse_version(text), None, "{text}");
+            assert_eq!(WANTED.version(text), None, "{text}");
         }
     }
 

@@ -2,14 +2,14 @@
 
 use std::{
     os::{
-        fd::{AsRawFd, BorrowedFd, OwnedFd},
+        fd::{AsRawFd, OwnedFd},
         unix::net::UnixStream,
     },
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use microagent_protocol::{Confinement, ConfinementMode, NetworkMode, ProcessIdentity};
+use microagent_protocol::{Confinement, ConfinementMode, NetworkMode};
 use serde_json::json;
 
 use super::{
@@ -19,10 +19,11 @@ use super::{
     qmp::Qmp,
 };
 use crate::{
-    ConsoleSpec, Error, Exit, Machine, MachineSpec, SerialPort,
+    ConsoleSpec, Error, Exit, MachineSpec,
     boot_file::BootFile,
     confine::{Reach, Terms, cgroup::Limits},
     console::RotatingLog,
+    driven::Driven,
     network::{Network, Passt},
     process::{Plan, Vmm},
     vsock::{VsockConfig, VsockDevice},
@@ -119,6 +120,8 @@ impl QemuMachine {
                 reach: reach(binary, accelerator, spec, passt.is_none(), by_tap),
                 filters_calls: true,
                 limits: Limits::of(spec),
+                jailer: None,
+                no_jailer: None,
             },
             console: console_here,
             stdio: None,
@@ -182,17 +185,9 @@ impl QemuMachine {
     }
 }
 
-impl Machine for QemuMachine {
-    fn vmm(&self) -> ProcessIdentity {
-        self.vmm.identity().clone()
-    }
-
-    fn exit_fd(&self) -> BorrowedFd<'_> {
-        self.vmm.exit_fd()
-    }
-
-    fn wait(&self, limit: Duration) -> Result<Option<Exit>, Error> {
-        self.vmm.wait(limit)
+impl Driven for QemuMachine {
+    fn process(&self) -> &Vmm {
+        &self.vmm
     }
 
     fn ended_by_guest(&self) -> bool {
@@ -201,10 +196,6 @@ impl Machine for QemuMachine {
 
     fn vsock(&self) -> &Path {
         &self.vsock_path
-    }
-
-    fn console(&self) -> Result<SerialPort, Error> {
-        self.vmm.console()
     }
 
     fn pause(&self) -> Result<(), Error> {
@@ -240,18 +231,6 @@ impl Machine for QemuMachine {
                 .map(drop),
         }
     }
-
-    fn confinement(&self) -> Confinement {
-        self.vmm.confinement()
-    }
-
-    fn words(&self) -> String {
-        self.vmm.words()
-    }
-
-    fn kill(&self) -> Result<(), Error> {
-        self.vmm.kill()
-    }
 }
 
 /// What holds back a QEMU that is started as any other, but has no machine.
@@ -280,6 +259,8 @@ pub(crate) fn confinement_of_idle(
             reach: program_reach(binary),
             filters_calls: true,
             limits: Limits::default(),
+            jailer: None,
+            no_jailer: None,
         },
         console,
         stdio: None,

@@ -12,8 +12,8 @@ mod kernel_line;
 mod machine;
 mod qmp;
 
+pub use binary::QemuBinary;
 pub(crate) use binary::REMEDY;
-pub use binary::{QemuBinary, QemuVersion};
 pub use machine::QemuMachine;
 pub(crate) use machine::confinement_of_idle;
 pub use qmp::RunState;
@@ -99,7 +99,7 @@ impl Qemu {
     /// they are QEMU's own, from which the host's loopback can be reached.
     #[must_use]
     pub fn passt(mut self, passt: Option<Passt>) -> Self {
-        self.passt = passt.filter(|_| self.binary.version() >= QemuVersion::STREAMS);
+        self.passt = passt.filter(|_| self.binary.version() >= binary::STREAMS);
         self
     }
 

@@ -21,10 +21,10 @@ use crate::{
 /// What the guest last said it has free.
 fn free_kib(guest: &Guest) -> u64 {
     let console = guest.console();
-    let said = console
+    let mut said = console
         .lines()
         .filter_map(|line| line.strip_prefix("FREE-KIB ")?.parse().ok());
-    said.last().unwrap()
+    said.next_back().unwrap()
 }
 
 fn wait_until(subject: &Subject, mut there: impl FnMut() -> bool) {

@@ -4,7 +4,7 @@ use std::{path::PathBuf, time::Duration};
 
 use microagent_hypervisor::{
     Hypervisor, Machine,
-    firecracker::{Firecracker, FirecrackerBinary},
+    firecracker::{Firecracker, FirecrackerBinary, JailerBinary},
     network::Passt,
     probe::{Depth, ProbeHost, probe},
     qemu::{Accelerator, Qemu, QemuBinary},
@@ -41,10 +41,11 @@ impl Subject {
     fn proved(backend: Backend) -> Result<Self, String> {
         let guest = Guest::new("probe");
         let search_path = std::env::var_os("PATH").unwrap_or_default();
-        let firecracker = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
+        let [firecracker, jailer] = named();
         let host = ProbeHost {
             search_path: &search_path,
             firecracker: firecracker.as_deref(),
+            jailer: jailer.as_deref(),
             libexec: None,
             runtime_dir: &guest.spec.runtime_dir,
             depth: Depth::Choose,
@@ -124,8 +125,20 @@ impl Subject {
 /// As it is found here.
 fn firecracker() -> Result<Firecracker, String> {
     let path = std::env::var_os("PATH").unwrap_or_default();
-    let given = std::env::var_os("MICROAGENT_FIRECRACKER").map(PathBuf::from);
+    let [given, jailer] = named();
     let binary = FirecrackerBinary::find(given.as_deref(), &path, None)
         .map_err(|error| error.to_string())?;
-    Ok(Firecracker::new(binary).passt(Passt::find(&path).ok()))
+    let jailer =
+        JailerBinary::find(jailer.as_deref(), &binary, &path).map_err(|error| error.to_string())?;
+    Ok(Firecracker::new(binary)
+        .jailer(jailer)
+        .passt(Passt::find(&path).ok()))
+}
+
+/// Firecracker and its jailer, where somebody said where they are.
+fn named() -> [Option<PathBuf>; 2] {
+    ["MICROAGENT_FIRECRACKER", "MICROAGENT_JAILER"].map(|name| {
+        let path = std::env::var_os(name).filter(|path| !path.is_empty())?;
+        Some(PathBuf::from(path))
+    })
 }

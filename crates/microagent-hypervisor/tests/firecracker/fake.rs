@@ -176,6 +176,7 @@ impl Fake {
                     before(kernel, "Cannot start microvm without kernel configuration.")?;
                     match self.id.as_str() {
                         "crashes" => std::process::abort(),
+                        "filters" => drop(std::thread::spawn(escape::filter_late)),
                         "hangs" => std::thread::sleep(Duration::from_secs(600)),
                         _ => {}
                     }

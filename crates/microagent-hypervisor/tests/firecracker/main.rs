@@ -3,17 +3,16 @@
 //! is the tests and that program.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::print_stdout)]
 
+mod confined;
 mod escape;
 mod fake;
+mod jailer;
 mod openapi;
 
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::{
-        linux::net::SocketAddrExt,
-        unix::{fs::symlink, net::UnixStream},
-    },
+    os::unix::{fs::symlink, net::UnixStream},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
@@ -25,7 +24,6 @@ use microagent_hypervisor::{
         CpuTemplate, Firecracker, FirecrackerBinary, FirecrackerMachine, HugePages, RateLimiter,
         Snapshot, TokenBucket, Tuning,
     },
-    network::Passt,
 };
 use microagent_protocol::{ConfinementLayer, ConfinementMode, Mebibytes, NetworkMode, VcpuCount};
 use openapi::OpenApi;
@@ -44,6 +42,9 @@ fn main() {
     if name == "firecracker" || name.starts_with("firecracker-1.") {
         fake::main(&name, &arguments[1..]);
     }
+    if name == "jailer" {
+        jailer::main(&arguments[1..]);
+    }
     let tests: &[testkit::harness::Test] = &[
         ("a_machine_is_told_all_of_it_in_order", told),
         ("a_running_machine_is_controlled", controlled),
@@ -54,11 +55,18 @@ fn main() {
             "a_firecracker_that_fails_is_told_apart_and_leaves_nothing",
             failures,
         ),
-        ("a_monitor_that_was_taken_over_gets_nowhere", escapes),
-        ("a_network_card_is_a_tap_in_its_namespaces", networked),
+        (
+            "a_monitor_that_was_taken_over_gets_nowhere",
+            confined::escapes,
+        ),
+        (
+            "a_network_card_is_a_tap_in_its_namespaces",
+            confined::networked,
+        ),
+        ("a_jailer_gives_it_a_user_of_its_own", confined::jailed),
         (
             "confinement_that_is_required_is_there_or_nothing_runs",
-            required,
+            confined::required,
         ),
         ("only_a_firecracker_that_fits_is_taken", binaries),
         ("what_it_cannot_do_is_refused_before_it_starts", unsupported),
@@ -440,139 +448,6 @@ fn failures() {
     let (error, took) = launch("hangs", SOON);
     assert!(matches!(error, Error::Control { .. }), "{error:?}");
     assert!(took < Duration::from_secs(30), "{took:?}");
-}
-
-fn escapes() {
-    let secret = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-    let port = secret.local_addr().unwrap().port();
-    let name = std::os::unix::net::SocketAddr::from_abstract_name(port.to_string()).unwrap();
-    let _abstract = std::os::unix::net::UnixListener::bind_addr(&name).unwrap();
-    let place = Place::new(&format!("escapes-{}-{port}", std::process::id()));
-    let machine = place.launch();
-    let pid = machine.vmm().pid;
-    let held = machine.confinement();
-    println!("{held}\n{:#?}", held.missing);
-    wait_for("the end of the attempts", || {
-        place.console().contains(escape::TRIED)
-    });
-    let console = place.console();
-    println!("{console}");
-    for layer in [
-        ConfinementLayer::Users,
-        ConfinementLayer::Mounts,
-        ConfinementLayer::Processes,
-        ConfinementLayer::Ipc,
-        ConfinementLayer::HostName,
-        ConfinementLayer::Network,
-    ] {
-        let (name, missing) = (layer, &held.missing);
-        if !held.has(layer) {
-            testkit::skip_part(
-                "namespaces",
-                format_args!("this host gives none: {missing:?}"),
-            );
-            return;
-        }
-        assert!(held.has(name), "{held}");
-    }
-    assert!(!console.contains(escape::ESCAPED), "{console}");
-    // Seen from outside: what it finds is its machine's and a few devices.
-    let names = |path: &str| {
-        let entries = fs::read_dir(format!("/proc/{pid}/root{path}")).unwrap();
-        let mut names: Vec<_> = entries
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect();
-        names.sort();
-        names
-    };
-    let devices: Vec<String> = names("/dev")
-        .into_iter()
-        .filter(|name| name != "kvm")
-        .collect();
-    assert_eq!(
-        devices,
-        ["fd", "null", "stderr", "stdin", "stdout", "urandom"]
-    );
-    assert!(!names("/").iter().any(|name| name == "etc"
-        && !names("/etc").is_empty()
-        && names("/etc") != ["ld.so.cache"]));
-    assert_eq!(names("/proc"), ["cpuinfo", "self"]);
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    // In its own namespace it is the first process.
-    let inside = status
-        .lines()
-        .find_map(|line| line.strip_prefix("NSpid:"))
-        .unwrap();
-    assert_eq!(
-        inside.split_whitespace().collect::<Vec<_>>(),
-        [pid.to_string(), "1".to_owned()]
-    );
-    let host = |name: &str| fs::read_link(format!("/proc/self/ns/{name}")).unwrap();
-    for name in ["user", "mnt", "pid", "ipc", "uts", "net"] {
-        let theirs = fs::read_link(format!("/proc/{pid}/ns/{name}")).unwrap();
-        assert_ne!(theirs, host(name));
-    }
-    drop(machine);
-    assert!(!Path::new(&format!("/proc/{pid}")).exists());
-    assert_eq!(place.leftovers(), [""; 0]);
-}
-
-/// The tap is in its namespaces, it may take it without a privilege, and is told of it.
-fn networked() {
-    let mut place = Place::new("networked");
-    place.spec.network = NetworkMode::User;
-    let passt = Passt::find(&std::env::var_os("PATH").unwrap()).unwrap();
-    let launched = place
-        .driver()
-        .passt(Some(passt))
-        .launch_firecracker(&place.spec);
-    let machine = match launched {
-        Ok(machine) => machine,
-        Err(error @ Error::Unsupported(_)) => {
-            testkit::skip_test(error);
-            return;
-        }
-        Err(error) => panic!("{error}"),
-    };
-    let card = place.body("/network-interfaces/eth0");
-    assert_eq!(card["host_dev_name"], "tap0");
-    let seen = fs::read_to_string(format!("/proc/{}/net/dev", machine.vmm().pid)).unwrap();
-    assert!(seen.contains("tap0:") && !seen.contains("eth0:"), "{seen}");
-    wait_for("the tap's taking", || {
-        place.console().contains(escape::TAP_TAKEN)
-    });
-    machine.sever().unwrap();
-    drop(machine);
-    assert_eq!(place.leftovers(), [""; 0]);
-}
-
-fn required() {
-    let mut place = Place::new("required");
-    place.spec.confinement = ConfinementMode::Required;
-    let error = place
-        .driver()
-        .launch_firecracker(&place.spec)
-        .map(drop)
-        .unwrap_err();
-    let text = error.to_string();
-    // The fake has no filter of its own, so that something is missing on every host.
-    assert!(matches!(error, Error::Confinement { .. }), "{text}");
-    assert!(text.contains("MICROAGENT_CONFINEMENT=auto"), "{text}");
-    let landlock = text.contains("Landlock");
-    assert!(landlock || text.contains("system call filter"), "{text}");
-    assert_eq!(place.leftovers(), [""; 0]);
-
-    // Nothing keeps it from writing to its disks then, which the fake would not take.
-    place.spec.disks.clear();
-    place.spec.confinement = ConfinementMode::Off;
-    let machine = place.launch();
-    let held = machine.confinement();
-    assert!(held.in_force.is_empty(), "{held}");
-    assert!(
-        held.missing
-            .iter()
-            .all(|missing| !missing.reason.is_empty())
-    );
 }
 
 fn binaries() {

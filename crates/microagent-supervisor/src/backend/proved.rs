@@ -24,6 +24,7 @@ impl Backends for HostBackends {
             &ProbeHost {
                 search_path: &programs.search_path,
                 firecracker: programs.firecracker.as_deref(),
+                jailer: programs.jailer.as_deref(),
                 libexec: programs.libexec.as_deref(),
                 runtime_dir: &spec.runtime_dir,
                 depth: Depth::Choose,
@@ -55,6 +56,7 @@ impl Backends for HostBackends {
             &ProbeHost {
                 search_path: &programs.search_path,
                 firecracker: programs.firecracker.as_deref(),
+                jailer: programs.jailer.as_deref(),
                 libexec: programs.libexec.as_deref(),
                 runtime_dir: &place.0,
                 depth: Depth::Prove,
@@ -93,6 +95,8 @@ struct Programs {
     search_path: OsString,
     /// `MICROAGENT_FIRECRACKER`.
     firecracker: Option<PathBuf>,
+    /// `MICROAGENT_JAILER`.
+    jailer: Option<PathBuf>,
     /// `../libexec` of this executable.
     libexec: Option<PathBuf>,
 }
@@ -103,12 +107,15 @@ impl Programs {
             .and_then(std::fs::canonicalize)
             .ok()
             .and_then(|path| Some(path.parent()?.parent()?.join("libexec")));
+        let named = |variable: &str| {
+            let path = std::env::var_os(variable).filter(|path| !path.is_empty())?;
+            Some(PathBuf::from(path))
+        };
         Self {
             search_path: std::env::var_os("PATH")
                 .unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into()),
-            firecracker: std::env::var_os("MICROAGENT_FIRECRACKER")
-                .filter(|path| !path.is_empty())
-                .map(PathBuf::from),
+            firecracker: named("MICROAGENT_FIRECRACKER"),
+            jailer: named("MICROAGENT_JAILER"),
             libexec: beside,
         }
     }
