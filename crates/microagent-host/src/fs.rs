@@ -298,6 +298,18 @@ pub fn reflink(from: &File, to: &File) -> bool {
     }
 }
 
+/// Says that these bytes of a file are not needed in memory: what of them was not yet written to the disk is on its
+/// way there, and what was is dropped. Never waits; nothing where the system has no such thing.
+pub fn let_go(file: &File, offset: u64, length: u64) {
+    #[cfg(target_os = "linux")]
+    if let Some(length) = std::num::NonZeroU64::new(length) {
+        // An advice: whether it is taken changes no content.
+        let _ = rustix::fs::fadvise(file, offset, Some(length), rustix::fs::Advice::DontNeed);
+    }
+    #[cfg(not(target_os = "linux"))]
+    let _ = (file, offset, length);
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};

@@ -12,7 +12,7 @@ use tempfile::NamedTempFile;
 use super::content::{BLOCK, BlockFile};
 use super::error::DiskError;
 use super::sums::{ChunkSums, SumsInOrder};
-use crate::sync::Syncer;
+use crate::sync::{Behind, Syncer};
 
 /// A disk being written beside its final place, as `.<name>.<random>.partial`; removed if it is dropped.
 #[derive(Debug)]
@@ -149,9 +149,12 @@ impl FileBlocks {
         let thread = Builder::new()
             .name("disk-write".to_owned())
             .spawn(move || {
+                let (mut behind, mut end) = (Behind::default(), 0);
                 for (block, mut bytes) in arriving {
                     let at = offset(block);
                     to.write_all_at(&bytes, at)?;
+                    end = at + bytes.len() as u64;
+                    behind.reached(&to, end);
                     if let Some(syncer) = &mut done.syncer {
                         syncer.wrote(bytes.len())?;
                     }
@@ -162,6 +165,7 @@ impl FileBlocks {
                     // Nobody takes it back where all is written.
                     let _ = recycle.send(bytes);
                 }
+                behind.finish(&to, end);
                 Ok(done)
             })?;
         Ok(FileBlocks {

@@ -17,6 +17,7 @@ use crate::digest::Digest;
 use crate::disk::LayerSource;
 use crate::manifest::Layer;
 use crate::store;
+use crate::sync::Behind;
 
 /// How soon to look again at a file that is shorter than it was said to be: its download began anew.
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
@@ -102,6 +103,7 @@ impl Arrivals {
                 let reader = Box::new(Following {
                     arrival: Arc::clone(self.0.get(&layer.digest)?),
                     offset: 0,
+                    behind: Behind::default(),
                 });
                 let source = store::layer_source(at, layers.len(), layer, *diff_id, reader);
                 Some(source)
@@ -143,6 +145,15 @@ impl Arrival {
 struct Following {
     arrival: Arc<Arrival>,
     offset: u64,
+    behind: Behind,
+}
+
+impl Drop for Following {
+    fn drop(&mut self) {
+        if let Some(file) = &self.arrival.lock().file {
+            self.behind.finish(file, self.offset);
+        }
+    }
 }
 
 impl Read for Following {
@@ -161,6 +172,7 @@ impl Read for Following {
                     let count = file.read_at(&mut buffer[..want], self.offset)?;
                     if count > 0 || want == 0 {
                         self.offset += count as u64;
+                        self.behind.reached(&file, self.offset);
                         return Ok(count);
                     }
                     if end == End::Complete {
@@ -193,7 +205,11 @@ mod tests {
 
     fn follow(arrivals: &Arrivals) -> Following {
         let arrival = Arc::clone(&arrivals.0[&layer().digest]);
-        Following { arrival, offset: 0 }
+        Following {
+            arrival,
+            offset: 0,
+            behind: Behind::default(),
+        }
     }
 
     #[test]
