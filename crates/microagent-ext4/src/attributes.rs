@@ -1,4 +1,4 @@
-//! Extended attributes: in the inode, and in a block of their own.
+//! Extended attributes: in the inode, in a block of their own, and large values in inodes of their own.
 
 use crate::{
     bytes::{u16_at, u32_at},
@@ -9,6 +9,9 @@ use crate::{
 
 pub(crate) const MAGIC: u32 = 0xea02_0000;
 pub(crate) const BLOCK_HEADER: usize = 32;
+
+/// As much as Linux hands over, in bytes.
+const MAX_VALUE: usize = 65_536;
 
 /// What the first part of a name is kept as.
 pub(crate) const PREFIXES: &[(u8, &[u8])] = &[
@@ -29,7 +32,7 @@ pub(crate) fn read(volume: &Volume, inode: &Inode) -> Result<Attributes> {
     if u32_at(inline, 0) == MAGIC {
         // Values are counted from the first entry.
         let region = &inline[4..];
-        entries(region, 0, region, inode.number(), &mut attributes)?;
+        entries(volume, region, 0, inode.number(), &mut attributes)?;
     }
     let block = inode.attribute_block();
     if block != 0 {
@@ -38,9 +41,9 @@ pub(crate) fn read(volume: &Volume, inode: &Inode) -> Result<Attributes> {
             return Err(damaged(inode.number()));
         }
         entries(
+            volume,
             &block,
             BLOCK_HEADER,
-            &block,
             inode.number(),
             &mut attributes,
         )?;
@@ -48,10 +51,11 @@ pub(crate) fn read(volume: &Volume, inode: &Inode) -> Result<Attributes> {
     Ok(attributes)
 }
 
+/// Values are counted from the region's beginning.
 fn entries(
+    volume: &Volume,
     region: &[u8],
     mut at: usize,
-    values: &[u8],
     number: u32,
     attributes: &mut Attributes,
 ) -> Result<()> {
@@ -61,20 +65,33 @@ fn entries(
         let name = region
             .get(at + 16..at + 16 + name_length)
             .ok_or_else(|| damaged(number))?;
-        if u32_at(entry, 4) != 0 {
-            return Err(Error::unknown("large extended attributes"));
-        }
         let (offset, size) = (usize::from(u16_at(entry, 2)), u32_at(entry, 8) as usize);
-        let value = values
-            .get(offset..)
-            .and_then(|rest| rest.get(..size))
-            .ok_or_else(|| damaged(number))?;
+        let value = match u32_at(entry, 4) {
+            0 => region
+                .get(offset..)
+                .and_then(|rest| rest.get(..size))
+                .ok_or_else(|| damaged(number))?
+                .to_vec(),
+            inode if size <= MAX_VALUE => large(volume, inode, size)?,
+            _ => return Err(damaged(number)),
+        };
         if let Some((_, prefix)) = PREFIXES.iter().find(|(index, _)| *index == entry[1]) {
-            attributes.push(([*prefix, name].concat(), value.to_vec()));
+            attributes.push(([*prefix, name].concat(), value));
         }
         at += (16 + name_length).next_multiple_of(4);
     }
     Ok(())
+}
+
+/// A value that has an inode of its own.
+fn large(volume: &Volume, number: u32, size: usize) -> Result<Vec<u8>> {
+    let inode = volume.value_inode(number)?;
+    if inode.size() != size as u64 {
+        return Err(damaged(number));
+    }
+    let mut value = vec![0; size];
+    volume.content(&inode)?.read_at(0, &mut value)?;
+    Ok(value)
 }
 
 fn damaged(number: u32) -> Error {

@@ -77,8 +77,23 @@ pub struct Inode {
 }
 
 impl Inode {
-    /// Reads an inode that is in use.
+    /// Reads the inode of a file.
     pub(crate) fn parse(number: u32, raw: Vec<u8>) -> Result<Self> {
+        let inode = Self::read(number, raw)?;
+        inode.refuse(flags::VALUE)?;
+        Ok(inode)
+    }
+
+    /// Reads the inode of an attribute's value.
+    pub(crate) fn parse_value(number: u32, raw: Vec<u8>) -> Result<Self> {
+        let inode = Self::read(number, raw)?;
+        if inode.kind != FileKind::File || inode.flags() & flags::VALUE == 0 {
+            return Err(Error::damaged(format!("inode {number} is no attribute")));
+        }
+        Ok(inode)
+    }
+
+    fn read(number: u32, raw: Vec<u8>) -> Result<Self> {
         let mode = u16_at(&raw, 0);
         let device = || {
             let (old, new) = (u32_at(&raw, 0x28), u32_at(&raw, 0x2c));
@@ -105,14 +120,19 @@ impl Inode {
             _ => return Err(Error::damaged(format!("inode {number} has no type"))),
         };
         let inode = Self { raw, number, kind };
-        let strange = flags::INLINE | flags::ENCRYPTED | flags::VERITY | flags::VALUE;
-        if inode.flags() & strange != 0 {
-            return Err(Error::unknown(format!(
-                "features of single files (inode {number}, flags 0x{:x})",
-                inode.flags()
-            )));
-        }
+        inode.refuse(flags::INLINE | flags::ENCRYPTED | flags::VERITY)?;
         Ok(inode)
+    }
+
+    fn refuse(&self, strange: u32) -> Result<()> {
+        if self.flags() & strange == 0 {
+            return Ok(());
+        }
+        Err(Error::unknown(format!(
+            "features of single files (inode {}, flags 0x{:x})",
+            self.number,
+            self.flags()
+        )))
     }
 
     /// Its number.

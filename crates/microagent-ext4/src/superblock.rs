@@ -18,18 +18,18 @@ pub(crate) mod incompat {
     pub(crate) const EXTENTS: u32 = 0x40;
     pub(crate) const WIDE: u32 = 0x80;
     pub(crate) const FLEX_BG: u32 = 0x200;
+    pub(crate) const EA_INODE: u32 = 0x400;
     pub(crate) const CSUM_SEED: u32 = 0x2000;
     pub(crate) const LARGEDIR: u32 = 0x4000;
     /// What is understood here.
     pub(crate) const KNOWN: u32 =
-        FILETYPE | RECOVER | EXTENTS | WIDE | FLEX_BG | CSUM_SEED | LARGEDIR;
+        FILETYPE | RECOVER | EXTENTS | WIDE | FLEX_BG | EA_INODE | CSUM_SEED | LARGEDIR;
     /// Names for messages.
     pub(crate) const NAMES: &[(u32, &str)] = &[
         (0x1, "compression"),
         (0x8, "an external journal"),
         (0x10, "meta block groups"),
         (0x100, "multiple mount protection"),
-        (0x400, "large extended attributes"),
         (0x1000, "data in directories"),
         (0x8000, "inline data"),
         (0x1_0000, "encryption"),

@@ -267,9 +267,18 @@ impl Volume {
     /// # Errors
     /// [`Error::Damaged`] if there is no such inode.
     pub fn inode(&self, number: u32) -> Result<Inode> {
+        Inode::parse(number, self.raw_inode(number)?)
+    }
+
+    /// The inode that holds the value of an attribute.
+    pub(crate) fn value_inode(&self, number: u32) -> Result<Inode> {
+        Inode::parse_value(number, self.raw_inode(number)?)
+    }
+
+    fn raw_inode(&self, number: u32) -> Result<Vec<u8>> {
         let (block, at) = self.inode_place(number)?;
         let block = self.block(block)?;
-        Inode::parse(number, block[at..at + self.superblock.inode_size].to_vec())
+        Ok(block[at..at + self.superblock.inode_size].to_vec())
     }
 
     /// The names in a directory, in the disk's order.

@@ -186,7 +186,7 @@ fn what_is_shared_is_counted_once_and_what_is_unique_comes_free() {
     let base = a.layers[0].digest;
     // The layer is stored plain, so its piece has the same name.
     let piece = ["piece", "index", "sums", "json"];
-    let piece = piece.map(|what| allocated(&bench.disks(&format!("{}.2.{what}", base.hex()))));
+    let piece = piece.map(|what| allocated(&bench.disks(&format!("{}.3.{what}", base.hex()))));
     assert_eq!(
         usage.shared.allocated_bytes,
         allocated(&bench.blob(base)) + piece.iter().sum::<u64>()
@@ -362,7 +362,7 @@ fn every_divergence_is_named() {
     assert!(first.actual.starts_with("sha256:") && first.path.exists());
 
     // So is one in what both have of it on their disks.
-    let piece = bench.disks(&format!("{}.2.piece", a.layers[0].digest.hex()));
+    let piece = bench.disks(&format!("{}.3.piece", a.layers[0].digest.hex()));
     let sound = fs::read(&piece).unwrap();
     fs::set_permissions(&piece, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
     damage(&piece).unwrap();
@@ -622,7 +622,7 @@ fn what_a_crash_of_the_host_took_is_made_again() {
         "in this boot it is as it was written"
     );
 
-    let piece = bench.disks(&format!("{}.2.piece", a.layers[0].digest.hex()));
+    let piece = bench.disks(&format!("{}.3.piece", a.layers[0].digest.hex()));
     let index = piece.with_extension("index");
     for torn in [
         None,
@@ -653,4 +653,52 @@ fn what_a_crash_of_the_host_took_is_made_again() {
     let again = again(true);
     store.settle(&again).unwrap();
     assert!(!notes().iter().any(unsettled));
+}
+
+#[test]
+fn a_disk_of_the_format_before_stays_as_long_as_a_workspace_needs_it() {
+    let bench = Bench::new();
+    let a = bench.image("a:1", 1);
+    let folder = bench.disks("");
+    let before = microagent_image::disk::FORMAT_VERSION - 1;
+    let renamed = |path: &Path| {
+        let name = path.file_name().unwrap().to_str().unwrap();
+        let new = format!(".{}.", before + 1);
+        folder.join(name.replace(&new, &format!(".{before}.")))
+    };
+    let mut old = BTreeSet::new();
+    for path in bench
+        .files()
+        .into_iter()
+        .filter(|it| it.starts_with(&folder))
+    {
+        fs::rename(&path, renamed(&path)).unwrap();
+        old.insert(renamed(&path));
+    }
+    // The list names them.
+    let list = renamed(a.disk.as_ref().unwrap());
+    let text = fs::read_to_string(&list).unwrap();
+    fs::remove_file(&list).unwrap();
+    fs::write(
+        &list,
+        text.replace(&format!(".{}.", before + 1), &format!(".{before}.")),
+    )
+    .unwrap();
+    let there = || -> BTreeSet<PathBuf> {
+        let files = bench.files().into_iter();
+        files.filter(|path| old.contains(path)).collect()
+    };
+
+    // For the image there is none, and it is made again; a workspace's stays beside it.
+    assert_eq!(bench.store.list().unwrap()[0].disk, None);
+    let made = bench.store.base_disk(&a, &|_| {}).unwrap();
+    assert_eq!(Some(&made.path), a.disk.as_ref());
+    drop(made);
+    let needed = BTreeSet::from([a.digest]);
+    bench.store.prune(&PruneOptions::new(), &needed).unwrap();
+    assert_eq!(there(), old);
+    bench.store.prune(&PruneOptions::new(), &NOBODY).unwrap();
+    assert_eq!(there(), BTreeSet::new());
+    assert!(a.disk.as_ref().unwrap().exists());
+    assert!(bench.store.verify(&[], &|_| {}).unwrap().ok);
 }

@@ -75,7 +75,7 @@ impl Change {
         let mut volume = Volume::open(file)?;
         let superblock = volume.superblock();
         let strange = [
-            superblock.incompat & (incompat::CSUM_SEED | incompat::LARGEDIR),
+            superblock.incompat & (incompat::EA_INODE | incompat::CSUM_SEED | incompat::LARGEDIR),
             superblock.ro_compat & !ro_compat::KNOWN,
             superblock.compat & !compat::KNOWN,
         ];

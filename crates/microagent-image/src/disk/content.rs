@@ -9,12 +9,12 @@ use microagent_files::tar::TarFault;
 use super::error::LayerFault;
 use super::limits::Limits;
 
-/// Bytes of a file system block.
-pub(crate) const BLOCK: usize = 4096;
+/// Bytes of a file system block: half a page, as most files of images are small (`docs/design/disks.md`).
+pub(crate) const BLOCK: usize = 2048;
 /// Shorter zero runs are written out: a hole costs an extent.
-const MIN_HOLE_BLOCKS: u64 = 8;
+const MIN_HOLE_BLOCKS: u64 = (32 << 10) / BLOCK as u64;
 /// Blocks gathered before one write.
-const BUFFER_BLOCKS: usize = 256;
+const BUFFER_BLOCKS: usize = (1 << 20) / BLOCK;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
@@ -290,7 +290,7 @@ impl<'a, 'o> FileWriter<'a, 'o> {
             .into());
         }
         let length = (blocks.len() / BLOCK) as u32;
-        // A file is at most 16 TiB, so its block numbers fit.
+        // A file is at most 8 TiB, so its block numbers fit.
         let logical = u32::try_from(logical)
             .map_err(|_| io::Error::other("a file is larger than ext4 holds"))?;
         match self.extents.last_mut() {
@@ -382,7 +382,7 @@ mod tests {
                 .iter()
                 .map(|e| (e.logical, e.length))
                 .collect::<Vec<_>>(),
-            [(0, 1), (256, 1)]
+            [(0, 1), ((1 << 20) / BLOCK as u32, 1)]
         );
         assert_eq!(&content[10 + (1 << 20)..][..5], &[2; 5]);
         assert_eq!(write(&[(&[0; 3 * BLOCK], 12)]).1, Extents::None);

@@ -181,7 +181,7 @@ pub enum EntryFault {
     #[error("its owner {0} is not a 32-bit user or group id")]
     Owner(i128),
     /// A symbolic link's target is empty, too long, or has a NUL byte.
-    #[error("its symbolic-link target is empty, longer than 4095 bytes, or has a NUL byte")]
+    #[error("its symbolic-link target is empty, longer than 2047 bytes, or has a NUL byte")]
     SymlinkTarget,
     /// A bad extended attribute.
     #[error("extended attribute {name:?}: {reason}")]

@@ -81,7 +81,7 @@ pub(super) fn apply<R: io::BufRead>(
             .into());
         }
         if entry.size > MAX_FILE_BYTES {
-            let fault = EntryFault::Size("ext4 holds files of up to 16 TiB");
+            let fault = EntryFault::Size("the disk holds files of up to 8 TiB");
             return Err(LayerFault::entry(&entry.path, fault).into());
         }
         let wanted = taker.begin(&entry)?;

@@ -43,7 +43,7 @@ pub use self::sums::{CHUNK_BYTES, ChunkSums};
 pub(crate) use self::xattr::acl_from_disk;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.
-pub const FORMAT_VERSION: u32 = 2;
+pub const FORMAT_VERSION: u32 = 3;
 
 /// How to build a disk.
 #[derive(Debug, Clone, Default)]

@@ -19,7 +19,7 @@ mod whiteout;
 use std::collections::{BTreeMap, HashMap};
 
 use self::path::{Walk, components};
-use super::content::Extents;
+use super::content::{BLOCK, Extents};
 use super::error::{EntryFault, LayerFault, show};
 use super::limits::Limits;
 use super::xattr::XattrSet;
@@ -241,7 +241,7 @@ impl<'l> Tree<'l> {
                 extents,
             },
             EntryKind::Symlink(ref target) => {
-                if target.is_empty() || target.len() > 4095 || target.contains(&0) {
+                if target.is_empty() || target.len() >= BLOCK || target.contains(&0) {
                     return Err(fail(EntryFault::SymlinkTarget));
                 }
                 Kind::Symlink(target.as_slice().into())

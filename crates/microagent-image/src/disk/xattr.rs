@@ -1,6 +1,7 @@
 //! Extended attributes: from their Linux names and values to ext4's two places for them.
 //!
-//! Small sets stay in the inode, the rest goes to one block; what fits neither is refused by name.
+//! Small sets stay in the inode, the rest goes to one block, and large values to inodes of their own (`ea_inode`);
+//! what fits nowhere is refused by name.
 
 use mkext4::csum;
 
@@ -11,9 +12,11 @@ const MAGIC: u32 = 0xEA02_0000;
 /// Bytes of a 256-byte inode behind its fixed 160.
 pub(crate) const INODE_AREA: usize = 96;
 const BLOCK_HEADER: usize = 32;
+/// A block of a workspace's scratch disk, to which a file is copied with all its attributes once it is written to.
+const SCRATCH_BLOCK: usize = 4096;
 
-/// Name index, name behind the prefix, value.
-type Attribute = (u8, Box<[u8]>, Box<[u8]>);
+/// Name index, name behind the prefix, value, and whether the value has an inode of its own.
+type Attribute = (u8, Box<[u8]>, Box<[u8]>, bool);
 
 /// The attributes of one file, in ext4's order.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
@@ -43,8 +46,8 @@ impl XattrSet {
                 }
                 _ => value.clone(),
             };
-            let entry = (index, suffix.into(), value.into_boxed_slice());
-            if BLOCK_HEADER + 4 + entry_bytes(&entry) + value_bytes(&entry) > BLOCK {
+            let entry = (index, suffix.into(), value.into_boxed_slice(), false);
+            if BLOCK_HEADER + 4 + entry_bytes(&entry) + value_bytes(&entry) > SCRATCH_BLOCK {
                 return Err(fail("it is larger than ext4 holds (about 4000 bytes)"));
             }
             attributes.push(entry);
@@ -62,12 +65,7 @@ impl XattrSet {
             }
             set.in_inode += 1;
         }
-        let block: usize = set
-            .block_attributes()
-            .iter()
-            .map(|a| entry_bytes(a) + value_bytes(a))
-            .sum();
-        if BLOCK_HEADER + 4 + block > BLOCK {
+        if set.block_bytes() > SCRATCH_BLOCK {
             let name = pairs
                 .first()
                 .map_or_else(String::new, |(name, _)| show(name));
@@ -76,14 +74,32 @@ impl XattrSet {
                 reason: "together with the others it is larger than ext4 holds (about 4000 bytes)",
             });
         }
+        // Blocks are smaller here: the largest values go until the others fit.
+        while set.block_bytes() > BLOCK {
+            let in_block = set.attributes[set.in_inode..].iter_mut();
+            match in_block.max_by_key(|attribute| value_bytes(attribute)) {
+                Some(largest) if value_bytes(largest) > 0 => largest.3 = true,
+                _ => break,
+            }
+        }
         Ok(set)
+    }
+
+    /// What a block for those that are not in the inode must hold.
+    fn block_bytes(&self) -> usize {
+        let in_block = self.block_attributes().iter();
+        BLOCK_HEADER
+            + 4
+            + in_block
+                .map(|a| entry_bytes(a) + value_bytes(a))
+                .sum::<usize>()
     }
 
     /// Memory it takes, roughly.
     pub(crate) fn memory(&self) -> u64 {
         self.attributes
             .iter()
-            .map(|(_, name, value)| 64 + name.len() as u64 + value.len() as u64)
+            .map(|(_, name, value, _)| 64 + name.len() as u64 + value.len() as u64)
             .sum()
     }
 
@@ -95,6 +111,12 @@ impl XattrSet {
         self.in_inode < self.attributes.len()
     }
 
+    /// The values that have an inode of their own, in the order of the numbers these get.
+    pub(crate) fn large_values(&self) -> impl Iterator<Item = &[u8]> {
+        let large = self.attributes.iter().filter(|attribute| attribute.3);
+        large.map(|(_, _, value, _)| &**value)
+    }
+
     /// The area behind the inode's fixed fields; empty where there is nothing to store.
     pub(crate) fn inode_area(&self) -> Vec<u8> {
         if self.in_inode == 0 {
@@ -103,12 +125,13 @@ impl XattrSet {
         let mut area = vec![0; INODE_AREA];
         area[..4].copy_from_slice(&MAGIC.to_le_bytes());
         // Offsets count from behind the magic; in-inode entries carry no hash.
-        render(&mut area[4..], &self.attributes[..self.in_inode], 0);
+        let attributes = &self.attributes[..self.in_inode];
+        render(&mut area[4..], attributes, 0, 0, 0);
         area
     }
 
-    /// The attribute block, bound by checksum to its block number.
-    pub(crate) fn block(&self, checksum_seed: u32, number: u32) -> Vec<u8> {
+    /// The attribute block, bound by checksum to its block number; `first` is the inode of the first large value.
+    pub(crate) fn block(&self, checksum_seed: u32, number: u32, first: u32) -> Vec<u8> {
         let mut block = vec![0; BLOCK];
         block[..4].copy_from_slice(&MAGIC.to_le_bytes());
         block[4..8].copy_from_slice(&1u32.to_le_bytes());
@@ -117,6 +140,8 @@ impl XattrSet {
             &mut block[BLOCK_HEADER..],
             self.block_attributes(),
             BLOCK_HEADER,
+            checksum_seed,
+            first,
         );
         block[12..16].copy_from_slice(&csum::xattr_block_hash(hashes).to_le_bytes());
         let checksum = csum::xattr_block(checksum_seed, u64::from(number), &block);
@@ -125,22 +150,40 @@ impl XattrSet {
     }
 }
 
-/// Entries grow from the front, values from the back.
-fn render(region: &mut [u8], attributes: &[Attribute], base: usize) -> Vec<u32> {
+/// What an inode says of the value that it holds, and what its attribute's hash is made of.
+pub(crate) fn value_hash(checksum_seed: u32, value: &[u8]) -> u32 {
+    csum::crc32c_raw(checksum_seed, value)
+}
+
+/// Entries grow from the front, values from the back. Large values are in the inodes from `large` on.
+fn render(
+    region: &mut [u8],
+    attributes: &[Attribute],
+    base: usize,
+    checksum_seed: u32,
+    mut large: u32,
+) -> Vec<u32> {
     let mut hashes = Vec::with_capacity(attributes.len());
     let (mut entry, mut value_at) = (0, region.len());
     for attribute in attributes {
-        let (index, name, value) = attribute;
-        value_at -= value_bytes(attribute);
-        region[value_at..value_at + value.len()].copy_from_slice(value);
-        let hash = if base == 0 {
-            0
-        } else {
-            csum::xattr_entry_hash(name, value)
-        };
+        let (index, name, value, is_large) = attribute;
         region[entry] = name.len() as u8;
         region[entry + 1] = *index;
-        region[entry + 2..entry + 4].copy_from_slice(&((base + value_at) as u16).to_le_bytes());
+        let hash = if *is_large {
+            region[entry + 4..entry + 8].copy_from_slice(&large.to_le_bytes());
+            large += 1;
+            let of_value = value_hash(checksum_seed, value);
+            csum::xattr_entry_hash(name, &of_value.to_le_bytes())
+        } else {
+            value_at -= value_bytes(attribute);
+            region[value_at..value_at + value.len()].copy_from_slice(value);
+            let at = (base + value_at) as u16;
+            region[entry + 2..entry + 4].copy_from_slice(&at.to_le_bytes());
+            match base {
+                0 => 0,
+                _ => csum::xattr_entry_hash(name, value),
+            }
+        };
         region[entry + 8..entry + 12].copy_from_slice(&(value.len() as u32).to_le_bytes());
         region[entry + 12..entry + 16].copy_from_slice(&hash.to_le_bytes());
         region[entry + 16..entry + 16 + name.len()].copy_from_slice(name);
@@ -154,8 +197,12 @@ fn entry_bytes(attribute: &Attribute) -> usize {
     16 + attribute.1.len().next_multiple_of(4)
 }
 
+/// What its value takes where the entries are.
 fn value_bytes(attribute: &Attribute) -> usize {
-    attribute.2.len().next_multiple_of(4)
+    match attribute.3 {
+        true => 0,
+        false => attribute.2.len().next_multiple_of(4),
+    }
 }
 
 fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
@@ -246,5 +293,23 @@ mod tests {
         assert!(XattrSet::new(&[big("user.a", 3000), big("user.b", 3000)]).is_err());
         assert!(XattrSet::new(&[big("os2.a", 1)]).is_err());
         assert!(XattrSet::new(&[big("user.", 1)]).is_err());
+    }
+
+    #[test]
+    fn large_values_go_until_the_others_fit() {
+        let set = |lengths: &[usize]| {
+            let pairs = lengths.iter().enumerate().map(|(at, length)| {
+                let name = format!("user.{at}").into_bytes();
+                (name, vec![7; *length])
+            });
+            let set = XattrSet::new(&pairs.collect::<Vec<_>>()).unwrap();
+            let block = set.block(1, 2, 100);
+            assert!(set.block_bytes() <= BLOCK && block.len() == BLOCK);
+            set.large_values().map(<[u8]>::len).collect::<Vec<_>>()
+        };
+        assert_eq!(set(&[500, 1400]), [0; 0]);
+        assert_eq!(set(&[300, 3000, 400]), [3000]);
+        assert_eq!(set(&[1500, 1000, 900, 20]), [1500]);
+        assert_eq!(set(&[1300, 1300, 1300]).len(), 2);
     }
 }

@@ -77,8 +77,8 @@ fn nasty_image_is_what_umoci_unpacks() {
         fs::metadata(mounted.path().join("sparse"))
             .unwrap()
             .blocks(),
-        24,
-        "two blocks of data and one of zeros too short for a hole"
+        20,
+        "three blocks of data and two of zeros too few for a hole"
     );
     assert_eq!(
         fs::read(mounted.path().join("usr/bin/through-link")).unwrap(),

@@ -1,9 +1,11 @@
 //! Random stacks of small layers against a model that applies the specification naively.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::path::Path;
 
+use microagent_ext4::{FileKind, ROOT, Volume};
 use microagent_image::disk::fuzz_layers;
-use mkext4::reader::Fs;
 use proptest::prelude::*;
 use proptest::test_runner::FileFailurePersistence;
 
@@ -70,32 +72,33 @@ fn modelled(stack: &Steps) -> (Vec<Vec<u8>>, BTreeMap<String, Node>) {
     (layers, tree)
 }
 
-/// What the disk says, read by a reader in Rust that checks every structure.
-fn read_back(image: &[u8]) -> BTreeMap<String, (Node, u32)> {
-    let disk = Fs::open(image).unwrap();
-    let issues = disk.verify().unwrap();
-    assert!(issues.is_empty(), "{issues:?}");
+/// What the disk says; e2fsck has checked its structures.
+fn read_back(disk: &Path) -> BTreeMap<String, (Node, u32)> {
+    let disk = Volume::open(File::open(disk).unwrap()).unwrap();
     let mut found = BTreeMap::new();
-    let mut pending = vec![(String::new(), 2u32)];
-    while let Some((name, inode)) = pending.pop() {
-        for entry in disk.read_dir(inode).unwrap() {
-            let child = String::from_utf8(entry.name.clone()).unwrap();
-            if child == "." || child == ".." {
-                continue;
-            }
+    let mut pending = vec![(String::new(), ROOT)];
+    while let Some((name, folder)) = pending.pop() {
+        for entry in disk.entries(&disk.inode(folder).unwrap()).unwrap() {
+            let child = String::from_utf8(entry.name).unwrap();
             let path = if name.is_empty() {
                 child
             } else {
                 format!("{name}/{child}")
             };
-            let node = match entry.file_type {
-                1 => Node::File(0, disk.read_file(entry.inode).unwrap()),
-                2 => {
+            let inode = disk.inode(entry.inode).unwrap();
+            let node = match inode.kind() {
+                FileKind::File => {
+                    let mut content = vec![0; usize::try_from(inode.size()).unwrap()];
+                    let of_file = disk.content(&inode).unwrap();
+                    of_file.read_at(0, &mut content).unwrap();
+                    Node::File(0, content)
+                }
+                FileKind::Directory => {
                     pending.push((path.clone(), entry.inode));
                     Node::Directory
                 }
-                7 => Node::Symlink,
-                other => panic!("type {other}"),
+                FileKind::Symlink => Node::Symlink,
+                other => panic!("{other:?}"),
             };
             found.insert(path, (node, entry.inode));
         }
@@ -113,7 +116,7 @@ proptest! {
         let disk = work.path().join("disk");
         build_plain(&layers, &disk).unwrap();
         e2fsck(&disk);
-        let found = read_back(&std::fs::read(&disk).unwrap());
+        let found = read_back(&disk);
         prop_assert_eq!(tree.keys().collect::<Vec<_>>(), found.keys().collect::<Vec<_>>());
         for (name, node) in &tree {
             match (node, &found[name].0) {

@@ -8,6 +8,8 @@ const MAGIC: u16 = 0xf30a;
 const IN_INODE: usize = 4;
 /// Twelve-byte records in a block, behind the header and before the checksum.
 const IN_BLOCK: usize = (BLOCK - 12 - 4) / 12;
+/// Where the checksum is: right behind the last record that there could be.
+const CHECKSUM_AT: usize = 12 + IN_BLOCK * 12;
 /// The longest initialised extent.
 const MAX_LENGTH: u32 = 32768;
 /// The kernel reads at most five levels.
@@ -99,8 +101,8 @@ fn seal(
     first: u32,
 ) -> Option<u32> {
     header(&mut block, count, IN_BLOCK, depth);
-    let checksum = csum::extent_block(seed, &block);
-    block[BLOCK - 4..].copy_from_slice(&checksum.to_le_bytes());
+    let checksum = csum::extent_block(seed, &block[..CHECKSUM_AT + 4]);
+    block[CHECKSUM_AT..CHECKSUM_AT + 4].copy_from_slice(&checksum.to_le_bytes());
     let number = first.checked_add(u32::try_from(blocks.len() / BLOCK).ok()?)?;
     blocks.extend_from_slice(&block);
     Some(number)

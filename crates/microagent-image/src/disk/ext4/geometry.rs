@@ -1,9 +1,12 @@
 //! Which blocks and inodes there are, in how many groups, and the bitmaps that say which are taken.
 
 use super::super::content::BLOCK;
-use super::{DESCRIPTOR_BLOCKS, FIRST_CONTENT_BLOCK, GROUP_BLOCKS, Headroom, INODES_PER_BLOCK};
+use super::{
+    DESCRIPTOR, FIRST_CONTENT_BLOCK, GROUP_BLOCKS, Headroom, INODES_PER_BLOCK, MAX_GROUPS,
+};
 
-const MAX_GROUP_INODES: u32 = 32768;
+/// As many as a block of a bitmap has bits.
+const MAX_GROUP_INODES: u32 = GROUP_BLOCKS;
 
 /// Groups and inode tables behind the content.
 #[derive(Debug)]
@@ -29,7 +32,7 @@ impl Geometry {
             .max(content_end.div_ceil(GROUP_BLOCKS))
             .max(1);
         loop {
-            if groups > DESCRIPTOR_BLOCKS * 128 {
+            if groups > MAX_GROUPS {
                 return None;
             }
             let group_inodes = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
@@ -60,10 +63,10 @@ impl Geometry {
     ) -> Result<Self, Option<u32>> {
         let blocks = u32::try_from(bytes / BLOCK as u64).map_err(|_| None)?;
         let groups = blocks.div_ceil(GROUP_BLOCKS).max(1);
-        if groups > DESCRIPTOR_BLOCKS * 128 {
+        if groups > MAX_GROUPS {
             return Err(None);
         }
-        let inodes = used_inodes.saturating_add(blocks / 4);
+        let inodes = used_inodes.saturating_add(blocks / ((16 << 10) / BLOCK as u32));
         let group_inodes = inodes.div_ceil(groups).next_multiple_of(INODES_PER_BLOCK);
         let metadata_end = u64::from(content_end)
             + u64::from(groups) * (2 + u64::from(group_inodes / INODES_PER_BLOCK));
@@ -86,7 +89,7 @@ impl Geometry {
     }
 
     pub(super) fn descriptor_blocks(&self) -> u32 {
-        (self.groups * 32).div_ceil(BLOCK as u32)
+        (self.groups * DESCRIPTOR as u32).div_ceil(BLOCK as u32)
     }
 }
 

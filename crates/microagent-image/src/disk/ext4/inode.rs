@@ -5,10 +5,12 @@ use mkext4::spec::{Inode, iflags};
 
 use super::super::content::{BLOCK, Extent};
 use super::super::tree::{Kind, Node, NodeId};
-use super::{INODE_SIZE, Writer, extents};
+use super::{INODE_SIZE, Value, Writer, extents};
 
 /// Directories with more links than this say 1 (`dir_nlink`).
 const LINK_MAX: u32 = 65_000;
+/// The inode holds the value of an attribute.
+const VALUE: u32 = 0x20_0000;
 const MODE_TYPES: [(u8, u16); 7] = [
     (1, 0o100_000),
     (2, 0o040_000),
@@ -53,7 +55,10 @@ impl Writer<'_, '_, '_> {
             ibody: set.inode_area(),
             ..Inode::default()
         };
-        let mut blocks = u64::from(placed.attributes != 0);
+        // The blocks of large attributes count as its own, too.
+        let of_values = set.large_values();
+        let of_values = of_values.map(|value| value.len().div_ceil(BLOCK) as u64);
+        let mut blocks = u64::from(placed.attributes != 0) + of_values.sum::<u64>();
         let own_run = [Extent {
             logical: 0,
             start: placed.start,
@@ -118,6 +123,33 @@ pub(super) fn reserved_inode(seed: u32, number: u32) -> [u8; INODE_SIZE] {
     let mut raw = [0; INODE_SIZE];
     let checksum = csum::inode(seed, number, 0, &raw);
     raw[0x7c..0x7e].copy_from_slice(&(checksum as u16).to_le_bytes());
+    raw
+}
+
+/// The inode of an attribute's value: its hash stands where a file has the time of its last reading, and how many
+/// refer to it (one does) in the version.
+pub(super) fn value_inode(seed: u32, number: u32, value: &Value) -> [u8; INODE_SIZE] {
+    let run = [Extent {
+        logical: 0,
+        start: value.start,
+        length: value.size.div_ceil(BLOCK as u32),
+    }];
+    let mut inode = Inode {
+        mode: 0o100_600,
+        links_count: 1,
+        extra_isize: 32,
+        atime: value.hash,
+        version: 1,
+        size: u64::from(value.size),
+        blocks: u64::from(run[0].length) * (BLOCK as u64 / 512),
+        flags: iflags::EXTENTS | VALUE,
+        block: extents::root(&run),
+        ..Inode::default()
+    };
+    let mut raw = [0; INODE_SIZE];
+    inode.encode(&mut raw);
+    inode.checksum = csum::inode(seed, number, 0, &raw);
+    inode.encode(&mut raw);
     raw
 }
 

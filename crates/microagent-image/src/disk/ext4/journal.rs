@@ -9,7 +9,7 @@ use super::{INODE_SIZE, extents};
 /// Its inode.
 pub(super) const INODE: u32 = 8;
 /// 16 MiB, as `mke2fs` gives a disk of half a GiB.
-pub(super) const BLOCKS: u32 = 4096;
+pub(super) const BLOCKS: u32 = (16 << 20) / BLOCK as u32;
 
 /// Its first block; the others are zeros.
 pub(super) fn first_block() -> Vec<u8> {

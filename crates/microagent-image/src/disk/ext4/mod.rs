@@ -24,24 +24,31 @@ use mkext4::dirhash::seed_from_uuid;
 use mkext4::spec::{GroupDesc, Superblock, bg_flags};
 
 use self::geometry::{Bitmaps, Geometry, inode_bitmap};
-use self::inode::{kind_of, reserved_inode};
+use self::inode::{kind_of, reserved_inode, value_inode};
 use super::content::{Appender, BLOCK, Extent};
 use super::tree::{Kind, NodeId, ROOT, Tree};
+use super::xattr::value_hash;
 
-/// Blocks kept behind block 0 for group descriptors: 2048 groups, 256 GiB.
-pub(crate) const DESCRIPTOR_BLOCKS: u32 = 16;
+/// Blocks kept behind block 0 for group descriptors: 8192 groups, 256 GiB.
+pub(crate) const DESCRIPTOR_BLOCKS: u32 = 128;
+const DESCRIPTOR: usize = 32;
+/// The most groups.
+const MAX_GROUPS: u32 = DESCRIPTOR_BLOCKS * (BLOCK / DESCRIPTOR) as u32;
 /// Where content begins.
 pub(crate) const FIRST_CONTENT_BLOCK: u32 = 1 + DESCRIPTOR_BLOCKS;
 /// The largest disk the descriptors describe.
-pub(crate) const MAX_DISK_BYTES: u64 =
-    DESCRIPTOR_BLOCKS as u64 * 128 * GROUP_BLOCKS as u64 * BLOCK as u64;
+pub(crate) const MAX_DISK_BYTES: u64 = MAX_GROUPS as u64 * GROUP_BLOCKS as u64 * BLOCK as u64;
 
-const GROUP_BLOCKS: u32 = 32768;
+/// As many as a block of a bitmap has bits.
+const GROUP_BLOCKS: u32 = 8 * BLOCK as u32;
 const INODE_SIZE: usize = 256;
 const INODES_PER_BLOCK: u32 = (BLOCK / INODE_SIZE) as u32;
 const ROOT_INODE: u32 = 2;
 const FIRST_INODE: u32 = 11;
 const SPARSE_SUPER2: u32 = 0x200;
+const EA_INODE: u32 = 0x400;
+/// What a superblock says of the block size: the power of two above 1024.
+const LOG_BLOCK: u32 = BLOCK.ilog2() - 10;
 /// Identity of the file system; all of it is input, so equal input gives equal bytes.
 #[derive(Debug, Clone)]
 pub(crate) struct Identity {
@@ -96,6 +103,14 @@ struct Placed {
     length: u32,
 }
 
+/// A value of an attribute that has an inode of its own.
+#[derive(Debug, Clone, Copy)]
+struct Value {
+    start: u32,
+    size: u32,
+    hash: u32,
+}
+
 /// Writes everything but content; content must have been appended through the same appender.
 pub(crate) fn write(
     tree: &mut Tree<'_>,
@@ -112,6 +127,7 @@ pub(crate) fn write(
         appender,
         numbers: order.numbers,
         placed: Vec::new(),
+        values: Vec::new(),
         roots: HashMap::new(),
         order: order.order,
         room,
@@ -167,6 +183,8 @@ struct Writer<'a, 't, 'o> {
     numbers: Vec<u32>,
     /// By position in `order`, the root at the end.
     placed: Vec<Placed>,
+    /// Their inodes come behind those of nodes.
+    values: Vec<Value>,
     /// Extent roots of the few inodes that need a tree, and the tree's blocks.
     roots: HashMap<NodeId, ([u8; 60], u32)>,
     room: Option<Room>,
@@ -203,6 +221,11 @@ impl Writer<'_, '_, '_> {
         self.skip(journal::BLOCKS - 1)
     }
 
+    /// The inode that the next large value gets.
+    fn next_value(&self) -> u32 {
+        FIRST_INODE + (self.order.len() + self.values.len()) as u32
+    }
+
     fn skip(&mut self, blocks: u32) -> Result<(), LayoutError> {
         if self.appender.skip(blocks)? {
             Ok(())
@@ -214,9 +237,22 @@ impl Writer<'_, '_, '_> {
     fn place(&mut self, id: NodeId) -> Result<Placed, LayoutError> {
         let mut placed = Placed::default();
         let number = self.numbers[id as usize];
-        let set = &self.tree.xattrs[self.tree.nodes[id as usize].xattrs as usize];
+        let set = self.tree.nodes[id as usize].xattrs as usize;
+        let first_value = self.next_value();
+        let mut values = Vec::new();
+        for value in self.tree.xattrs[set].large_values() {
+            let size = value.len();
+            let mut blocks = value.to_vec();
+            blocks.resize(size.next_multiple_of(BLOCK), 0);
+            values.push((blocks, size as u32, value_hash(self.seed, value)));
+        }
+        for (blocks, size, hash) in values {
+            let start = self.append(&blocks)?;
+            self.values.push(Value { start, size, hash });
+        }
+        let set = &self.tree.xattrs[set];
         if set.needs_block() {
-            let block = set.block(self.seed, self.appender.next_block());
+            let block = set.block(self.seed, self.appender.next_block(), first_value);
             placed.attributes = self.append(&block)?;
         }
         match &self.tree.nodes[id as usize].kind {
@@ -303,7 +339,7 @@ impl Writer<'_, '_, '_> {
     }
 
     fn finish(mut self) -> Result<Written, LayoutError> {
-        let used_inodes = FIRST_INODE - 1 + self.order.len() as u32;
+        let used_inodes = self.next_value() - 1;
         let geometry = self.geometry(used_inodes)?;
         let content_end = self.appender.next_block();
         let bitmaps = Bitmaps {
@@ -371,9 +407,11 @@ impl Writer<'_, '_, '_> {
                 1..FIRST_INODE => reserved_inode(self.seed, number),
                 _ => {
                     let index = (number - FIRST_INODE) as usize;
-                    match self.order.get(index) {
-                        Some(id) => self.inode(*id, index),
-                        None => [0; INODE_SIZE],
+                    let value = index.checked_sub(self.order.len());
+                    match (self.order.get(index), value.map(|at| self.values.get(at))) {
+                        (Some(id), _) => self.inode(*id, index),
+                        (None, Some(Some(value))) => value_inode(self.seed, number, value),
+                        (None, _) => [0; INODE_SIZE],
                     }
                 }
             };
@@ -407,8 +445,8 @@ impl Writer<'_, '_, '_> {
             descriptor.encode32(&mut raw);
             let checksum = csum::group_desc(self.seed, group as u32, &raw);
             raw[30..].copy_from_slice(&checksum.to_le_bytes());
-            let at = BLOCK + group * 32;
-            front[at..at + 32].copy_from_slice(&raw);
+            let at = BLOCK + group * DESCRIPTOR;
+            front[at..at + DESCRIPTOR].copy_from_slice(&raw);
         }
         let mut superblock = Superblock {
             inodes_count: geometry.groups * geometry.group_inodes,
@@ -417,8 +455,8 @@ impl Writer<'_, '_, '_> {
             free_blocks_count: free_blocks,
             free_inodes_count: geometry.groups * geometry.group_inodes - used_inodes,
             first_data_block: 0,
-            log_block_size: 2,
-            log_cluster_size: 2,
+            log_block_size: LOG_BLOCK,
+            log_cluster_size: LOG_BLOCK,
             blocks_per_group: GROUP_BLOCKS,
             clusters_per_group: GROUP_BLOCKS,
             inodes_per_group: geometry.group_inodes,
@@ -444,7 +482,8 @@ impl Writer<'_, '_, '_> {
                 | self
                     .journal
                     .map_or(0, |_| mkext4::spec::compat::HAS_JOURNAL),
-            feature_incompat: mkext4::spec::incompat::WRITER,
+            feature_incompat: mkext4::spec::incompat::WRITER
+                | (if self.values.is_empty() { 0 } else { EA_INODE }),
             feature_ro_compat: mkext4::spec::ro_compat::WRITER
                 & !mkext4::spec::ro_compat::SPARSE_SUPER,
             uuid: self.identity.uuid,
