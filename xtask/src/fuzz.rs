@@ -16,7 +16,7 @@ use crate::process;
 /// How long CI runs each target: those longer that read what a guest or a layer says.
 const CI_SECONDS: u32 = 30;
 const CI_LONGER_SECONDS: u32 = 60;
-const CI_LONGER: &[&str] = &["guest_frames", "layer", "supervisor_frames"];
+const CI_LONGER: &[&str] = &["guest_frames", "layer", "pack", "supervisor_frames"];
 
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
