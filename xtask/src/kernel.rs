@@ -1,8 +1,9 @@
 //! `cargo xtask kernel`: the tuned kernel, built and tried.
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode},
+    time::Instant,
 };
 
 use anyhow::Context as _;
@@ -35,14 +36,13 @@ pub(crate) enum KernelTask {
 pub(crate) fn run(task: KernelTask) -> anyhow::Result<ExitCode> {
     match task {
         KernelTask::Build { yes, arch, to } => {
-            packages::install(&[packages::RUN, packages::KERNEL], yes)?;
-            let to = to.unwrap_or_else(directory);
-            let mut command = Command::new(install::release_binary()?);
-            command.args(["kernel", "build", "--to"]).arg(to);
-            if let Some(arch) = arch {
-                command.args(["--arch", &arch]);
+            let mut needed = vec![packages::RUN, packages::KERNEL];
+            let own = std::env::consts::ARCH;
+            if own != "aarch64" && matches!(arch.as_deref(), Some("aarch64" | "arm64")) {
+                needed.push(packages::KERNEL_AARCH64);
             }
-            process::run(&mut command)?;
+            packages::install(&needed, yes)?;
+            build(&to.unwrap_or_else(directory), arch.as_deref())?;
         }
         KernelTask::Test { yes } => {
             packages::install(&[packages::RUN, packages::TEST, packages::KERNEL], yes)?;
@@ -69,6 +69,23 @@ pub(crate) fn run(task: KernelTask) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Builds, and says what it took.
+fn build(to: &Path, arch: Option<&str>) -> anyhow::Result<()> {
+    let mut command = Command::new(install::release_binary()?);
+    command.args(["kernel", "build", "--to"]).arg(to);
+    if let Some(arch) = arch {
+        command.args(["--arch", arch]);
+    }
+    let (start, before) = (Instant::now(), process::children_seconds()?);
+    process::run(&mut command).context("the kernel cannot be built")?;
+    println!(
+        "built in {:.1} minutes, {:.1} of processor time",
+        start.elapsed().as_secs_f64() / 60.0,
+        (process::children_seconds()? - before) / 60.0
+    );
+    Ok(())
+}
+
 fn directory() -> PathBuf {
     process::target_dir().join("kernel")
 }
@@ -82,9 +99,7 @@ pub(crate) fn built() -> anyhow::Result<PathBuf> {
     let kernel = directory().join(name);
     if !kernel.exists() {
         packages::install(&[packages::KERNEL], false)?;
-        let mut build = Command::new(install::release_binary()?);
-        build.args(["kernel", "build", "--to"]).arg(directory());
-        process::run(&mut build).context("the kernel cannot be built")?;
+        build(&directory(), None)?;
     }
     Ok(kernel)
 }

@@ -80,7 +80,20 @@ pub(crate) const KERNEL: &[Need] = &[
     need("bison", "bison", "builds Linux's configuration"),
     need("bc", "bc", "computes Linux's constants"),
     need("xz", "xz-utils", "unpacks Linux's source"),
+    need("dpkg-deb", "dpkg", "unpacks the source's package"),
+    need(
+        "/usr/include/libelf.h",
+        "libelf-dev",
+        "checks Linux's object files",
+    ),
 ];
+
+/// What building a kernel for arm64 on another architecture takes besides.
+pub(crate) const KERNEL_AARCH64: &[Need] = &[need(
+    "aarch64-linux-gnu-gcc",
+    "gcc-aarch64-linux-gnu",
+    "compiles Linux for arm64",
+)];
 
 /// What makes the images that `corpus` compares, besides.
 pub(crate) const CORPUS: &[Need] = &[

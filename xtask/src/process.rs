@@ -52,6 +52,16 @@ pub(crate) fn shown(command: &Command) -> String {
     words.join(" ")
 }
 
+/// Processor time of the children that have ended, and of theirs, in seconds.
+pub(crate) fn children_seconds() -> anyhow::Result<f64> {
+    let stat = std::fs::read_to_string("/proc/self/stat").context("cannot read our own times")?;
+    // Behind the name, which may have spaces: `cutime` and `cstime` are the fields 16 and 17, in hundredths.
+    let fields = stat.rsplit(") ").next().unwrap_or_default();
+    let ticks = fields.split(' ').skip(13).take(2);
+    let ticks: Vec<f64> = ticks.map(str::parse).collect::<Result<_, _>>()?;
+    Ok(ticks.iter().sum::<f64>() / 100.0)
+}
+
 /// Shows the command, runs it with our streams, and fails if it does.
 pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     println!("$ {}", shown(command));

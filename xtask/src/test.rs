@@ -75,7 +75,14 @@ pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
         );
     }
     let start = Instant::now();
-    packages::install(&[packages::RUN, packages::TEST, packages::TARGETS], yes)?;
+    let needed = [
+        packages::RUN,
+        packages::TEST,
+        // `kernel build` is tested with a source package that is small.
+        packages::KERNEL,
+        packages::TARGETS,
+    ];
+    packages::install(&needed, yes)?;
     debian::rootfs_tar()?;
 
     let noted = process::target_dir().join("not-run.txt");

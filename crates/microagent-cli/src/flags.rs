@@ -51,26 +51,6 @@ const ELSEWHERE: &[(&str, &str, &str, &str)] = &[
     ("whoami", INSECURE, MISTAKES, NO_TLS),
 ];
 
-/// Options that take what the tests do not have (a kernel's source and a quarter of an hour, a repository of
-/// kernels that somebody publishes): who runs them by hand, and what of them is tested below the command.
-const NOT_HERE: &[(&str, &[&str])] = &[
-    // `cargo xtask kernel test` builds and boots one.
-    (
-        "kernel build",
-        &[
-            "arch",
-            "check",
-            "default",
-            "directory",
-            "jobs",
-            "package",
-            "to",
-        ],
-    ),
-    // The client is tested against repositories made for it, in microagent-kernel.
-    ("kernel install", &["channel", "trust-root"]),
-];
-
 const PERF: &str = "crates/microagent-cli/tests/vm/perf.rs";
 const PERF_BOOT: &str = "a_boot_is_made_of_its_parts";
 const PERF_EXEC: &str = "commands_are_measured_and_compared_and_a_machines_memory_is_seen";
@@ -151,13 +131,9 @@ fn every_option_is_used_by_a_test() {
     commands(&program, "", &mut |names, command| {
         let options = command.get_arguments();
         let options = options.filter(|arg| arg.get_long().is_some() && !arg.is_global_set());
-        let away = NOT_HERE.iter().find(|(command, _)| *command == names[0]);
         for option in options.filter(|arg| !arg.is_hide_set() && arg.get_id() != "help") {
             count += 1;
             let long = option.get_long().unwrap();
-            if away.is_some_and(|(_, options)| options.contains(&long)) {
-                continue;
-            }
             let entry = ELSEWHERE
                 .iter()
                 .find(|(command, name, ..)| *command == names[0] && *name == long);

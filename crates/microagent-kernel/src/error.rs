@@ -79,6 +79,14 @@ pub enum KernelError {
         /// What to do instead.
         remedy: &'static str,
     },
+    /// A library that a program is built with is not installed.
+    #[error("the compiler does not find {library}'s header. {remedy}")]
+    LibraryMissing {
+        /// Its name.
+        library: &'static str,
+        /// What to install.
+        remedy: &'static str,
+    },
     /// A program failed.
     #[error("{program} failed ({status}): {stderr}")]
     ToolFailed {

@@ -60,12 +60,26 @@ pub(crate) fn shell_less_tar() -> PathBuf {
 
 /// The Debian 12 root file system that the test runner made.
 pub(crate) fn debian_tar() -> PathBuf {
-    let tar = cache_dir().join("debian-12-minbase.tar.gz");
+    bootstrap("debian-12-minbase", &[])
+}
+
+/// A Debian 12 with a container engine, and with what else asks a kernel for much.
+#[must_use]
+pub fn containers_tar() -> PathBuf {
+    let packages = "docker.io,iptables,nftables,iproute2,iputils-ping,cryptsetup-bin,erofs-utils,fuse2fs,\
+                    e2fsprogs,busybox-static";
+    bootstrap("debian-12-containers", &["--include", packages])
+}
+
+fn bootstrap(name: &str, options: &[&str]) -> PathBuf {
+    let tar = cache_dir().join(format!("{name}.tar.gz"));
     if !tar.exists() {
         require("mmdebstrap", "mmdebstrap");
-        let part = cache_dir().join("debian-12-minbase.part.tar.gz");
+        let part = cache_dir().join(format!("{name}.part.tar.gz"));
         run(Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase", "bookworm"])
+            .args(["--quiet", "--variant=minbase"])
+            .args(options)
+            .arg("bookworm")
             .arg(&part));
         std::fs::rename(part, &tar).expect("the finished archive");
     }

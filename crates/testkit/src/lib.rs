@@ -11,6 +11,7 @@ mod command;
 pub mod corpus;
 mod fixture;
 pub mod harness;
+pub mod kernels;
 mod leftovers;
 mod pty;
 pub mod registry;
@@ -19,7 +20,7 @@ mod skips;
 pub mod transcript;
 
 pub use command::{Finished, Invocation, Running, sha256};
-pub use fixture::{busybox_tar, image_with_config};
+pub use fixture::{busybox_tar, containers_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
 pub use sandbox::Sandbox;

@@ -30,6 +30,17 @@ const COMPILE_TIMEOUT: Duration = Duration::from_secs(4 * 3600);
 /// Largest configuration and kernel that are read back.
 const MAX_CONFIG: u64 = 4 * 1024 * 1024;
 const MAX_KERNEL: u64 = 512 * 1024 * 1024;
+/// Variables of an environment by which Linux would be built elsewhere, by another compiler or otherwise.
+const DECIDING: [&str; 8] = [
+    "GNUMAKEFLAGS",
+    "KBUILD_KCONFIG",
+    "KBUILD_OUTPUT",
+    "KCONFIG_ALLCONFIG",
+    "KCONFIG_CONFIG",
+    "LLVM",
+    "MAKEFLAGS",
+    "SOURCE_DATE_EPOCH",
+];
 const REMEDY: &str = "A kernel is built with the distribution's own programs: install gcc, make, flex, bison, bc, \
     xz-utils, libelf-dev and, for another architecture, its cross compiler.";
 
@@ -150,7 +161,10 @@ fn build(options: &BuildOptions, progress: &mut ProgressSink<'_>) -> Result<Fetc
     let mut image = image::extract(target(options.architecture).name, bytes)?;
     image.config.get_or_insert(configuration);
     let drivers = drivers_from_config(image.config.as_deref(), &image.release)?;
-    let compiler = tree.tool(&format!("{}gcc", tree.cross()), &["--version"])?;
+    let compiler = tree.tool(
+        &format!("{}gcc", cross(options.architecture)),
+        &["--version"],
+    )?;
     Ok(Fetched {
         provenance: Provenance::Build {
             source: tree.source.clone(),
@@ -176,16 +190,7 @@ impl<'a> Tree<'a> {
             .prefix("microagent-kernel-")
             .tempdir_in(&options.directory)
             .context("create a directory in", &options.directory)?;
-        // What is missing is told before 150 MB are downloaded.
-        for program in ["make", "gcc", "flex", "bison", "bc", "xz", "tar"] {
-            run(
-                program,
-                &["--version"],
-                scratch.path(),
-                STEP_TIMEOUT,
-                REMEDY,
-            )?;
-        }
+        require_tools(options.architecture, scratch.path())?;
         progress(KernelProgress::Resolving);
         let package = apt::find(&options.package, scratch.path())?;
         progress(KernelProgress::Downloading {
@@ -269,7 +274,7 @@ impl<'a> Tree<'a> {
         self.make(&[target.make], COMPILE_TIMEOUT, &mut watch)?;
         let path = self.root.join(target.file);
         if target.symbols {
-            let objcopy = format!("{}objcopy", self.cross());
+            let objcopy = format!("{}objcopy", cross(self.options.architecture));
             self.tool(&objcopy, &["--strip-all", target.file])?;
         }
         read_bounded(&path, MAX_KERNEL)
@@ -286,32 +291,59 @@ impl<'a> Tree<'a> {
             .args(targets)
             .arg(format!("--jobs={}", self.options.jobs))
             .arg(format!("ARCH={}", target(self.options.architecture).linux))
-            .arg(format!("CROSS_COMPILE={}", self.cross()))
-            // Who builds it and when is no part of it: the same input gives the same bytes.
+            .arg(format!(
+                "CROSS_COMPILE={}",
+                cross(self.options.architecture)
+            ))
+            // Who builds it, when and where is no part of it: the same input gives the same bytes.
             .args([
                 "KBUILD_BUILD_USER=microagent",
                 "KBUILD_BUILD_HOST=microagent",
             ])
-            .args([
-                "KBUILD_BUILD_VERSION=1",
-                "KBUILD_BUILD_TIMESTAMP=1970-01-01",
-            ])
+            .arg("KBUILD_BUILD_VERSION=1")
+            // With its zone: east of Greenwich the plain day begins before there was time.
+            .arg("KBUILD_BUILD_TIMESTAMP=Thu Jan  1 00:00:00 UTC 1970")
             .args(["LOCALVERSION=", "KCFLAGS=", "KCPPFLAGS=", "KAFLAGS="])
+            .env("TZ", "UTC")
             .current_dir(&self.root);
+        for variable in DECIDING {
+            command.env_remove(variable);
+        }
         run_watched(command, timeout, REMEDY, watch).map(drop)
     }
 
     fn tool(&self, program: &str, arguments: &[&str]) -> Result<String> {
         run(program, arguments, &self.root, STEP_TIMEOUT, REMEDY)
     }
+}
 
-    /// What the names of a cross compiler's programs begin with.
-    fn cross(&self) -> &'static str {
-        match self.options.architecture {
-            architecture if architecture == Architecture::HOST => "",
-            Architecture::X86_64 => "x86_64-linux-gnu-",
-            Architecture::Aarch64 => "aarch64-linux-gnu-",
-        }
+/// What is missing is told before 150 MB are downloaded.
+fn require_tools(architecture: Architecture, directory: &Path) -> Result<()> {
+    let ask = |program: &str, arguments: &[&str]| {
+        run(program, arguments, directory, STEP_TIMEOUT, REMEDY).map(drop)
+    };
+    for program in ["make", "gcc", "flex", "bison", "bc", "xz", "tar"] {
+        ask(program, &["--version"])?;
+    }
+    let compiler = format!("{}gcc", cross(architecture));
+    ask(&compiler, &["--version"])?;
+    if architecture == Architecture::X86_64 {
+        // Linux checks its own object files there, by this library.
+        let include = ["-E", "-include", "libelf.h", "-x", "c", "/dev/null"];
+        ask("gcc", &include).map_err(|_| KernelError::LibraryMissing {
+            library: "libelf",
+            remedy: REMEDY,
+        })?;
+    }
+    Ok(())
+}
+
+/// What the names of a compiler's programs begin with.
+fn cross(architecture: Architecture) -> &'static str {
+    match architecture {
+        architecture if architecture == Architecture::HOST => "",
+        Architecture::X86_64 => "x86_64-linux-gnu-",
+        Architecture::Aarch64 => "aarch64-linux-gnu-",
     }
 }
 

@@ -1,193 +1,51 @@
-//! Against repositories made here by hand: documents and signatures are written without the client's crate.
+//! Against repositories made by hand: documents and signatures are written without the client's crate.
 
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
 
-use ring::signature::{Ed25519KeyPair, KeyPair};
 use serde_json::{Value, json};
+use testkit::kernels::{Published, Recipe, at, kernel, root, signed};
 
-use crate::fixtures;
 use crate::hash::sha256;
-use crate::{Architecture, KernelError, KernelRecord, KernelSource, KernelStore, RepositorySource};
-
-const HOUR: Duration = Duration::from_secs(3600);
-const CONFIG: &str = "CONFIG_VIRTIO_MMIO=y\nCONFIG_VIRTIO_BLK=y\nCONFIG_EXT4_FS=y\nCONFIG_OVERLAY_FS=y\n\
-                      CONFIG_VIRTIO_VSOCKETS=y\n";
-
-/// A signer.
-struct Key(Ed25519KeyPair);
-
-impl Key {
-    fn new(seed: u8) -> Self {
-        Self(Ed25519KeyPair::from_seed_unchecked(&[seed; 32]).unwrap())
-    }
-
-    fn public(&self) -> Value {
-        let hex = hex(self.0.public_key().as_ref());
-        json!({"keytype": "ed25519", "keyval": {"public": hex}, "scheme": "ed25519"})
-    }
-
-    fn id(&self) -> String {
-        sha256(self.public().to_string().as_bytes())
-    }
-
-    fn sign(&self, document: &Value) -> Value {
-        // Keys are sorted and nothing needs escaping, so this is the canonical form.
-        let signature = self.0.sign(document.to_string().as_bytes());
-        json!({"keyid": self.id(), "sig": hex(signature.as_ref())})
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-/// What makes one repository differ from a sound one.
-struct Recipe {
-    version: u32,
-    timestamp_version: u32,
-    snapshot_of_timestamp: u32,
-    kernel: Vec<u8>,
-    timestamp_expires: i64,
-    targets_expires: i64,
-    signers_of_targets: Vec<u8>,
-    consistent: bool,
-}
-
-impl Recipe {
-    fn version(version: u32) -> Self {
-        Self {
-            version,
-            timestamp_version: version,
-            snapshot_of_timestamp: version,
-            kernel: kernel(version),
-            timestamp_expires: 1,
-            targets_expires: 1,
-            signers_of_targets: vec![4, 5],
-            consistent: false,
-        }
-    }
-}
-
-/// Kernels that differ.
-fn kernel(version: u32) -> Vec<u8> {
-    fixtures::vmlinux(true, Some(&format!("{CONFIG}# {version}\n")))
-}
-
-fn at(hours: i64) -> String {
-    let offset = HOUR * u32::try_from(hours.abs()).unwrap();
-    let time = match hours < 0 {
-        true => SystemTime::now() - offset,
-        false => SystemTime::now() + offset,
-    };
-    humantime::format_rfc3339_seconds(time).to_string()
-}
-
-fn signed(document: &Value, signers: &[u8]) -> Value {
-    let signatures: Vec<_> = signers
-        .iter()
-        .map(|seed| Key::new(*seed).sign(document))
-        .collect();
-    json!({"signatures": signatures, "signed": document})
-}
-
-/// Root: key 1. Timestamp: key 2. Snapshot: key 3. Targets: two of keys 4, 5 and 6.
-fn root(version: u32, timestamp_key: u8, consistent: bool, signers: &[u8], hours: i64) -> Value {
-    let keys: serde_json::Map<_, _> = [1, timestamp_key, 3, 4, 5, 6]
-        .map(|seed| (Key::new(seed).id(), Key::new(seed).public()))
-        .into_iter()
-        .collect();
-    let role = |seeds: &[u8], threshold: u32| {
-        let ids: Vec<_> = seeds.iter().map(|seed| Key::new(*seed).id()).collect();
-        json!({"keyids": ids, "threshold": threshold})
-    };
-    let document = json!({
-        "_type": "root", "spec_version": "1.0.0", "version": version, "expires": at(hours),
-        "consistent_snapshot": consistent, "keys": keys,
-        "roles": {
-            "root": role(&[1], 1), "timestamp": role(&[timestamp_key], 1),
-            "snapshot": role(&[3], 1), "targets": role(&[4, 5, 6], 2),
-        },
-    });
-    signed(&document, signers)
-}
+use crate::{KernelError, KernelRecord, KernelSource, KernelStore, RepositorySource};
 
 /// A published repository and a client's store.
 struct World {
     directory: tempfile::TempDir,
+    repository: Published,
     store: KernelStore,
 }
 
 impl World {
     fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let store = KernelStore::open(&directory.path().join("state")).unwrap();
-        let world = Self { directory, store };
-        world.put("trusted.json", &root(1, 2, false, &[1], 24));
-        world
+        Self {
+            store: KernelStore::open(&directory.path().join("state")).unwrap(),
+            repository: Published::new(&directory.path().join("published")),
+            directory,
+        }
     }
 
     fn published(&self) -> PathBuf {
-        self.directory.path().join("published")
+        self.repository.directory().to_owned()
     }
 
     fn put(&self, name: &str, value: &Value) {
-        let path = self.published().join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, value.to_string()).unwrap();
+        self.repository.put(name, value);
     }
 
     fn publish(&self, recipe: &Recipe) {
-        let machine = match Architecture::HOST {
-            Architecture::X86_64 => "x86_64",
-            Architecture::Aarch64 => "aarch64",
-        };
-        let digest = sha256(&recipe.kernel);
-        let name = match recipe.consistent {
-            true => format!("{digest}.kernel"),
-            false => "kernel".to_owned(),
-        };
-        let path = self.published().join(machine).join("stable").join(name);
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, &recipe.kernel).unwrap();
-        let targets = json!({
-            "_type": "targets", "spec_version": "1.0.0", "version": recipe.version,
-            "expires": at(recipe.targets_expires),
-            "targets": {
-                format!("{machine}/stable/kernel"):
-                    {"length": recipe.kernel.len(), "hashes": {"sha256": digest}},
-            },
-        });
-        let targets = signed(&targets, &recipe.signers_of_targets);
-        let snapshot = json!({
-            "_type": "snapshot", "spec_version": "1.0.0", "version": recipe.version,
-            "expires": at(1), "meta": {"targets.json": {"version": recipe.version}},
-        });
-        let timestamp = json!({
-            "_type": "timestamp", "spec_version": "1.0.0", "version": recipe.timestamp_version,
-            "expires": at(recipe.timestamp_expires),
-            "meta": {"snapshot.json": {"version": recipe.snapshot_of_timestamp}},
-        });
-        let prefix = match recipe.consistent {
-            true => format!("{}.", recipe.version),
-            false => String::new(),
-        };
-        self.put(&format!("{prefix}targets.json"), &targets);
-        self.put(&format!("{prefix}snapshot.json"), &signed(&snapshot, &[3]));
-        self.put("timestamp.json", &signed(&timestamp, &[2]));
+        self.repository.publish(recipe);
     }
 
     fn install(&self, channel: &str) -> Result<KernelRecord, KernelError> {
-        self.install_from(channel, &format!("file://{}", self.published().display()))
+        self.install_from(channel, &self.repository.url())
     }
 
     fn install_from(&self, channel: &str, url: &str) -> Result<KernelRecord, KernelError> {
         let source = RepositorySource::new(channel)
             .url(url)
-            .root(self.published().join("trusted.json"));
+            .root(self.repository.trusted());
         self.store
             .install(&KernelSource::Repository(source), &mut |_| {})
     }
@@ -205,44 +63,12 @@ impl World {
     }
 }
 
-/// Serves a directory for as long as the test runs; what ends with `broken` is an error of the server's.
-fn serve(directory: PathBuf) -> String {
-    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = listener.local_addr().unwrap();
-    std::thread::spawn(move || {
-        for stream in listener.incoming() {
-            let mut stream = stream.unwrap();
-            let mut request = String::new();
-            let mut lines = BufReader::new(stream.try_clone().unwrap());
-            lines.read_line(&mut request).unwrap();
-            let mut header = String::new();
-            while lines.read_line(&mut header).unwrap() > 2 {
-                header.clear();
-            }
-            let path = request.split(' ').nth(1).unwrap();
-            let (status, body) = match fs::read(directory.join(path.trim_start_matches('/'))) {
-                _ if path.contains("broken") => ("500 Broken", Vec::new()),
-                Ok(body) => ("200 OK", body),
-                Err(_) => ("404 Not Found", Vec::new()),
-            };
-            let head = format!(
-                "HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-                body.len()
-            );
-            stream.write_all(head.as_bytes()).unwrap();
-            // The client may have read all it wanted.
-            let _ = stream.write_all(&body);
-        }
-    });
-    format!("http://{address}")
-}
-
 #[test]
 fn a_repository_is_read_over_http() {
     let world = World::new();
     world.publish(&Recipe::version(1));
     world.put("2.root.json", &root(2, 2, false, &[1], 24));
-    let url = serve(world.published());
+    let url = world.repository.serve();
     let record = world.install_from("stable", &url).unwrap();
     assert_eq!(record.sha256, sha256(&kernel(1)));
     world.publish(&Recipe::version(2));
@@ -380,11 +206,7 @@ fn too_few_signatures_are_refused() {
 fn a_kernel_that_was_tampered_with_is_refused() {
     let world = World::new();
     world.publish(&Recipe::version(1));
-    let target = world.published().join("x86_64/stable/kernel");
-    let target = match Architecture::HOST {
-        Architecture::X86_64 => target,
-        Architecture::Aarch64 => world.published().join("aarch64/stable/kernel"),
-    };
+    let target = world.repository.kernel();
     let sound = fs::read(&target).unwrap();
     let mut other = sound.clone();
     other[100] ^= 1;
