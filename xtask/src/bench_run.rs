@@ -180,6 +180,12 @@ pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<F
         }
     }
     let [theirs, tested, ours] = times.map(median);
+    let [arguments, _, ours_arguments] = &variants;
+    let file_of = |arguments: &[String]| {
+        let at = arguments.iter().position(|argument| argument == "-kernel");
+        at.and_then(|at| arguments.get(at + 1)).map(PathBuf::from)
+    };
+    let their_kernel = file_of(arguments).context("the bare boot names no kernel")?;
     Ok(vec![
         Figure::new("the distribution's kernel, bare boot, median", theirs, "s"),
         Figure::new("the same with its self-tests", tested, "s"),
@@ -191,8 +197,49 @@ pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<F
         )
         .at_most(0.5),
         Figure::new("tuned / distribution's", ours / theirs, "×"),
+        Figure::new(
+            "the distribution's kernel",
+            bytes(&their_kernel)? / MIB,
+            "MiB",
+        ),
+        Figure::new(
+            "the same, in the page cache after a boot",
+            cached_by_a_boot(&their_kernel, arguments)? / MIB,
+            "MiB",
+        ),
         Figure::new("tuned kernel", bytes(&kernel)? / MIB, "MiB"),
+        Figure::new(
+            "tuned kernel, in the page cache after a boot",
+            cached_by_a_boot(&kernel, ours_arguments)? / MIB,
+            "MiB",
+        ),
     ])
+}
+
+/// How much of a kernel's file a boot brings into the host's page cache, where all machines share it.
+fn cached_by_a_boot(kernel: &Path, arguments: &[String]) -> anyhow::Result<f64> {
+    let mut of = std::ffi::OsString::from("of=");
+    of.push(kernel);
+    // Copies nothing, and lets go of what is cached.
+    process::output(Command::new("dd").arg(of).args([
+        "oflag=nocache",
+        "conv=notrunc,fdatasync",
+        "count=0",
+        "status=none",
+    ]))?;
+    process::run_within(
+        Command::new("qemu-system-x86_64").args(arguments),
+        BARE_BOOT_DEADLINE,
+    )
+    .context("the bare boot hangs or fails")?;
+    let mut fincore = Command::new("fincore");
+    fincore.args(["--bytes", "--noheadings", "--output", "RES"]);
+    let cached = process::output(fincore.arg(kernel))?.stdout;
+    let cached = String::from_utf8(cached)?;
+    cached
+        .trim()
+        .parse()
+        .with_context(|| format!("fincore says {cached:?}"))
 }
 
 /// A hundred boots in a row while every core is busy with something else.
