@@ -119,8 +119,11 @@ fn a_guest_reaches_the_outside_and_not_the_hosts_own_and_a_kill_leaves_nothing()
     let outer = outer_address("203.0.113.1").expect("a route out of this host");
     let (port, _) = serve(outer, "from outside\n");
     let (secret, guests) = serve(Ipv4Addr::LOCALHOST.into(), "secret\n");
+    // What a workload finds with its first instructions.
+    let first =
+        "{ ip -o addr; ip route; cat /etc/resolv.conf; } > /first 2>&1; : > /done; exec sleep 600";
     sandbox
-        .microagent(["create", &name, Sandbox::BUSYBOX])
+        .microagent(["create", &name, Sandbox::BUSYBOX, "--", "sh", "-c", first])
         .run()
         .success();
     sandbox.microagent(["start", &name]).run().success();
@@ -152,8 +155,8 @@ fn a_guest_reaches_the_outside_and_not_the_hosts_own_and_a_kill_leaves_nothing()
     for gap in confinement["missing"].as_array().unwrap() {
         assert!(!gap["reason"].as_str().unwrap().is_empty(), "{gap}");
     }
-    let passt = passts(supervisor);
-    assert_eq!(passt.len(), 1, "{passt:?}");
+    // Nobody spoke to the outside yet.
+    assert!(passts(supervisor).is_empty());
 
     let inside = |script: &str| {
         let finished = sandbox
@@ -161,10 +164,26 @@ fn a_guest_reaches_the_outside_and_not_the_hosts_own_and_a_kill_leaves_nothing()
             .run();
         (finished.code(), finished.out())
     };
+    let (_, first) = inside("while [ ! -e /done ]; do usleep 10000; done; cat /first");
+    for part in [
+        "inet 10.0.2.15/24",
+        "default via 10.0.2.2",
+        "nameserver 10.0.2.3",
+    ] {
+        assert!(first.contains(part), "{part}: {first}");
+    }
+    if let Some(ipv6) = runtime["interface"]["ipv6"].as_object() {
+        let ipv6 = ipv6["address"].as_str().unwrap();
+        let line = first.lines().find(|line| line.contains(ipv6));
+        let line = line.unwrap_or_else(|| panic!("{ipv6}: {first}"));
+        assert!(!line.contains("tentative"), "{line}");
+    }
     assert_eq!(
         inside(&fetch(&outer.to_string(), port, 20)),
         (0, "from outside\n".to_owned())
     );
+    let passt = passts(supervisor);
+    assert_eq!(passt.len(), 1, "{passt:?}");
     if let (Some(IpAddr::V6(outer)), false) = (
         outer_address("2001:db8::1"),
         runtime["interface"]["ipv6"].is_null(),

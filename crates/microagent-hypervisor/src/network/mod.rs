@@ -76,12 +76,12 @@ pub(crate) fn plan(provider: NetworkProvider, ipv6: bool) -> NetworkPlan {
     }
 }
 
-/// A machine's network. Dropping it cuts it and waits until its passt is gone.
+/// A machine's network. Dropping it cuts it and waits until its passt, if it has one by then, is gone.
 pub(crate) struct Network(relay::Relay);
 
 impl Network {
-    /// Starts a passt of its own for a machine, and the relay to it. The other end is for the VMM:
-    /// frames, each after its length in four bytes, the most significant first.
+    /// Starts the relay of a machine, to a passt of its own that the first frame starts. The other end
+    /// is for the VMM: frames, each after its length in four bytes, the most significant first.
     pub(crate) fn start(passt: &Passt) -> Result<(Self, UnixStream), Error> {
         let (here, there) = UnixStream::pair().map_err(|source| Error::Io {
             context: "make a socket pair for the network".to_owned(),

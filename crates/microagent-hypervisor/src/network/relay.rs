@@ -1,6 +1,9 @@
 //! Two threads between a VMM's wire and passt's: outwards frame by frame, as the policy allows;
 //! inwards as it comes, or frame by frame where the wire is a tap's. Both sleep while nothing is sent. A wire takes no more while its reader is
 //! behind, so that the buffers here are all there is.
+//!
+//! passt is started by the first frame that may go out: a machine that never speaks to the outside
+//! neither waits for one nor has one.
 
 use std::{
     io::{self, Read, Write},
@@ -9,7 +12,7 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, mpsc},
+    sync::Arc,
     thread::JoinHandle,
 };
 
@@ -64,7 +67,7 @@ impl Wires {
 }
 
 impl Relay {
-    /// Starts passt, in the thread that lives as long as it, and carries frames.
+    /// Carries frames, by a passt that the first of them starts.
     pub(super) fn start(passt: &Passt, vmm: Wire) -> Result<Self, Error> {
         let fail = |source| Error::Io {
             context: "start the relay of the network".to_owned(),
@@ -72,27 +75,8 @@ impl Relay {
         };
         let (here, there) = UnixStream::pair().map_err(fail)?;
         let wires = Arc::new(Wires { vmm, passt: here });
-        let (send, receive) = mpsc::sync_channel(1);
         let (ours, passt) = (Arc::clone(&wires), passt.clone());
-        let outwards = thread("net-out", move || match passt.spawn(there) {
-            Ok(process) => {
-                let heard = send.send(Ok(()));
-                // Nobody waits for the answer any more: nothing is carried either.
-                match heard {
-                    Ok(()) => carry_out(&ours, process),
-                    Err(_) => process.end(),
-                }
-            }
-            Err(error) => {
-                // As above.
-                let _ = send.send(Err(error));
-                String::new()
-            }
-        })
-        .map_err(fail)?;
-        receive
-            .recv()
-            .map_err(|_| fail(io::Error::other("the thread that starts passt ended")))??;
+        let outwards = thread("net-out", move || carry_out(&ours, passt, there)).map_err(fail)?;
         let ours = Arc::clone(&wires);
         // Made before the next step, so that a failure of it ends the first thread.
         let mut relay = Self {
@@ -156,12 +140,61 @@ fn thread<T: Send + 'static>(
         .spawn(work)
 }
 
+/// passt's wire, for whoever writes to it. Nobody is at its other end until something is written.
+struct Outside<'a> {
+    wire: &'a UnixStream,
+    waiting: Option<(Passt, UnixStream)>,
+    passt: Option<Process>,
+    /// Why there is none, where it could not be started.
+    failure: String,
+}
+
+impl Outside<'_> {
+    /// Starts passt, unless that was done. It is a child of the calling thread.
+    fn wake(&mut self) -> io::Result<()> {
+        let Some((passt, end)) = self.waiting.take() else {
+            return Ok(());
+        };
+        match passt.spawn(end) {
+            Ok(process) => self.passt = Some(process),
+            Err(error) => {
+                tracing::error!("the machine has no network any more: {error}");
+                self.failure = error.to_string();
+                return Err(io::Error::other(error));
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends it, and gives what it said.
+    fn end(self) -> String {
+        self.passt.map_or(self.failure, Process::end)
+    }
+}
+
+impl Write for Outside<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.wake()?;
+        self.wire.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.wire.flush()
+    }
+}
+
 /// Carries until a wire ends, then ends passt and says what it said.
-fn carry_out(wires: &Wires, process: Process) -> String {
+fn carry_out(wires: &Wires, passt: Passt, end: UnixStream) -> String {
     let mut filter = Filter::default();
+    let mut outside = Outside {
+        wire: &wires.passt,
+        waiting: Some((passt, end)),
+        passt: None,
+        failure: String::new(),
+    };
     let done = match &wires.vmm {
-        Wire::Stream(vmm) => carry_stream(vmm, &mut filter, &wires.passt),
-        Wire::Packets(vmm) => carry_packets(vmm.as_fd(), &mut filter, &wires.passt),
+        Wire::Stream(vmm) => carry_stream(vmm, &mut filter, &mut outside),
+        Wire::Packets(vmm) => carry_packets(vmm.as_fd(), &mut filter, &mut outside),
     };
     if let Err(error) = done {
         tracing::debug!(%error, "nothing goes to the network any more");
@@ -170,7 +203,7 @@ fn carry_out(wires: &Wires, process: Process) -> String {
     if filter.refused > 0 {
         tracing::debug!(frames = filter.refused, "frames were not let out");
     }
-    let words = process.end();
+    let words = outside.end();
     if !words.is_empty() {
         tracing::debug!(%words, "passt ended");
     }
@@ -180,7 +213,7 @@ fn carry_out(wires: &Wires, process: Process) -> String {
 fn carry_stream(
     mut vmm: &UnixStream,
     filter: &mut Filter,
-    mut passt: &UnixStream,
+    outside: &mut Outside<'_>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     let mut have = 0;
@@ -191,7 +224,7 @@ fn carry_stream(
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
             Err(error) => return Err(error),
         }
-        let left = filter.pass(&buffer[..have], &mut passt)?;
+        let left = filter.pass(&buffer[..have], outside)?;
         // What is left is the beginning of a frame.
         buffer.copy_within(have - left..have, 0);
         have = left;
@@ -202,13 +235,13 @@ fn carry_stream(
 fn carry_packets(
     vmm: BorrowedFd<'_>,
     filter: &mut Filter,
-    mut passt: &UnixStream,
+    outside: &mut Outside<'_>,
 ) -> io::Result<()> {
     let mut buffer = vec![0; LENGTH + FRAME_LIMIT];
     loop {
         let mut ready = [
             PollFd::from_borrowed_fd(vmm, PollFlags::IN),
-            PollFd::from_borrowed_fd(passt.as_fd(), PollFlags::empty()),
+            PollFd::from_borrowed_fd(outside.wire.as_fd(), PollFlags::empty()),
         ];
         match poll(&mut ready, None) {
             Ok(_) | Err(Errno::INTR) => {}
@@ -227,7 +260,7 @@ fn carry_packets(
             };
             // At most FRAME_LIMIT.
             buffer[..LENGTH].copy_from_slice(&(count as u32).to_be_bytes());
-            filter.pass(&buffer[..LENGTH + count], &mut passt)?;
+            filter.pass(&buffer[..LENGTH + count], outside)?;
         }
     }
 }

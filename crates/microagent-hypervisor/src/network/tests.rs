@@ -257,3 +257,29 @@ fn a_passt_that_answers_is_proved_and_another_program_is_not() {
     let missing = Passt::find(dir.path().as_os_str()).unwrap_err();
     assert!(missing.to_string().contains("install passt"), "{missing}");
 }
+
+#[test]
+fn only_a_frame_that_may_go_out_starts_a_passt() {
+    // One that cannot be started tells whether that was tried.
+    let dir = tempfile::tempdir().unwrap();
+    let program = dir.path().join("passt");
+    std::os::unix::fs::symlink("/bin/true", &program).unwrap();
+    let passt = Passt::find(dir.path().as_os_str()).unwrap();
+    std::fs::remove_file(&program).unwrap();
+    let said_after = |kind: [u8; 2]| {
+        let (mut guest, end) = UnixStream::pair().unwrap();
+        let relay = relay::Relay::start(&passt, relay::Wire::Stream(end)).unwrap();
+        let frame = [&[0xff; 6][..], &GUEST_MAC, &kind, &[0; 46]].concat();
+        let length = u32::try_from(frame.len()).unwrap().to_be_bytes();
+        guest.write_all(&[&length[..], &frame].concat()).unwrap();
+        guest.shutdown(std::net::Shutdown::Write).unwrap();
+        // The relay cuts the wire once it has looked at everything.
+        guest.set_read_timeout(Some(SOON)).unwrap();
+        assert_eq!(guest.read(&mut [0; 1]).unwrap(), 0);
+        relay.end()
+    };
+    let tagged = said_after([0x81, 0]);
+    assert_eq!(tagged, "");
+    let arp = said_after([8, 6]);
+    assert!(arp.contains("passt"), "{arp}");
+}
