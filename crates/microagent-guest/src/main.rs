@@ -20,6 +20,7 @@ use std::{
     io::{self, Write as _},
     process::{ExitCode, id},
     sync::{Arc, mpsc},
+    thread,
 };
 
 use microagent_protocol::guest::GuestMessage;
@@ -66,9 +67,23 @@ fn beside_the_agent() -> ExitCode {
 fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
     let (sender, events) = mpsc::channel();
     let failed = |stage| move |error| Failure { stage, error };
-    let booted = boot::boot(kernel_ms, sender.clone(), &events)?;
+    let mut booted = boot::boot(kernel_ms, sender.clone(), &events)?;
     protect().map_err(failed("protect the agent"))?;
-    let server = exec::Server::start(&booted.config.hostname).map_err(failed("serve sessions"))?;
+    // Neither needs the other, and each waits for the kernel.
+    let hostname = booted.config.hostname.clone();
+    let (server, applied) = thread::scope(|scope| {
+        let server = thread::Builder::new()
+            .name("server".to_owned())
+            .stack_size(THREAD_STACK)
+            .spawn_scoped(scope, || exec::Server::start(&hostname))
+            .context("start a thread");
+        let applied = booted.apply();
+        // A panic ends the machine.
+        let server = server.and_then(|thread| thread.join().unwrap_or(Err(Error::HostGone)));
+        (server, applied)
+    });
+    let server = server.map_err(failed("serve sessions"))?;
+    applied?;
     let processes = Arc::clone(server.processes());
     reaper::start(Arc::clone(&processes), sender).map_err(failed("start the reaper"))?;
     bridge::serve(&booted.config.mediation).map_err(failed("listen for mediation"))?;
@@ -76,7 +91,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
         uptime_ms: clock::uptime_ms(),
     };
     control::send(&ready).map_err(failed("report to the host"))?;
-    booted.old_root.empty();
+    booted.old_root.empty_later();
     boot::timer::stop_unused();
     power::wait_and_end(
         &events,

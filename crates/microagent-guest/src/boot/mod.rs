@@ -12,7 +12,7 @@ pub(crate) mod timer;
 use std::{
     os::unix::fs::DirBuilderExt,
     path::Path,
-    sync::mpsc::{Receiver, Sender},
+    sync::mpsc::{Receiver, Sender, channel},
     thread,
 };
 
@@ -61,8 +61,8 @@ pub(crate) struct Booted {
 /// The position of the first disk after base and scratch.
 const FIRST_EXTRA: usize = 2;
 
-/// From the first instruction to a machine that is what the host's
-/// configuration says. `kernel_ms` is when the kernel started the agent, and
+/// From the first instruction to a machine that is what the host's configuration says, but for
+/// what [`Booted::apply`] does. `kernel_ms` is when the kernel started the agent, and
 /// everything the host says later arrives at `events`.
 pub(crate) fn boot(
     kernel_ms: u64,
@@ -70,30 +70,39 @@ pub(crate) fn boot(
     events: &Receiver<Event>,
 ) -> Result<Booted, Failure> {
     mounts::mount_early().during("mount the kernel's file systems")?;
+    let settings = network::Settings::open().during("look at the network's settings")?;
     let modules = Modules::read(Path::new("/modules")).during("load the kernel modules")?;
     let mut failed = modules.load(Purpose::Ground);
-    // The link to the host and the root need nothing of each other.
-    let (root, linked) = thread::scope(|scope| {
-        let linking = thread::Builder::new()
-            .name("link".to_owned())
-            .stack_size(crate::THREAD_STACK)
-            .spawn_scoped(scope, || {
-                let mut failed = modules.load(Purpose::Link);
-                let started = control::start(kernel_ms, sender);
-                // While the host answers.
-                failed.extend(modules.load(Purpose::Late));
-                started.map(|()| failed)
+    modules.retry(&modules.load(Purpose::Disks));
+    // The root needs nothing of the host, and the host and the network nothing of the root.
+    let (root, connected) = thread::scope(|scope| {
+        let (overlay, loaded) = channel();
+        let root = thread::Builder::new()
+            .name("root".to_owned())
+            .spawn_scoped(scope, move || make_root(&loaded))
+            .context("start the thread that makes the root");
+        let connected = connect(kernel_ms, sender, events, &modules, overlay, &settings);
+        // A panic ends the machine.
+        let root = root.map(|thread| {
+            thread.join().unwrap_or_else(|_| {
+                Err(Failure {
+                    stage: "make the root",
+                    error: Error::HostGone,
+                })
             })
-            .context("start the link thread");
-        let root = make_root(&modules);
-        let linked = linking.and_then(|thread| thread.join().unwrap_or(Err(Error::HostGone)));
-        (root, linked)
+        });
+        (root, connected)
     });
-    failed.extend(linked.during("connect to the host")?);
-    let (old_root, mut disks) = root?;
+    let connected = connected?;
+    let (old_root, disks) = root.during("make the root")??;
+    failed.extend(&connected.failed);
     modules.retry(&failed);
-    let config = control::configuration(events).during("receive the configuration")?;
-    apply(&config, &mut disks)?;
+    let config = connected.config;
+    if !connected.configured {
+        configure(&config, &settings)?;
+    }
+    clock::set(config.unix_nanos).during("set the clock")?;
+    identity::seed(&config.entropy).during("seed the random number generator")?;
     Ok(Booted {
         old_root,
         disks,
@@ -101,38 +110,83 @@ pub(crate) fn boot(
     })
 }
 
+/// What came of connecting to the host.
+struct Connected<'m> {
+    config: Box<BootConfig>,
+    /// Modules that did not load yet.
+    failed: Vec<&'m str>,
+    /// Whether the network is what the host's configuration says.
+    configured: bool,
+}
+
+/// Connects to the host, and makes the network what it says; needs nothing of the root.
+fn connect<'m>(
+    kernel_ms: u64,
+    sender: Sender<Event>,
+    events: &Receiver<Event>,
+    modules: &'m Modules,
+    overlay: Sender<()>,
+    settings: &network::Settings,
+) -> Result<Connected<'m>, Failure> {
+    let mut failed = modules.load(Purpose::Link);
+    control::start(kernel_ms, sender).during("connect to the host")?;
+    // While the host answers and the disks are mounted.
+    modules.retry(&modules.load(Purpose::Root));
+    drop(overlay);
+    failed.extend(modules.load(Purpose::Network));
+    let config = control::configuration(events).during("receive the configuration")?;
+    // Without its driver there is no interface to wait for.
+    let configured = failed.is_empty();
+    if configured {
+        configure(&config, settings)?;
+    }
+    failed.extend(modules.load(Purpose::Late));
+    Ok(Connected {
+        config,
+        failed,
+        configured,
+    })
+}
+
+/// The network. It is complete before anything is started in the machine.
+fn configure(config: &BootConfig, settings: &network::Settings) -> Result<(), Failure> {
+    network::raise_loopback().during("raise the loopback")?;
+    settings.relax();
+    match &config.network {
+        Some(network) => settings.configure(network).during("configure the network"),
+        None => Ok(()),
+    }
+}
+
 /// Makes the root and enters it; needs nothing from the host but its disks.
-fn make_root(modules: &Modules) -> Result<(OldRoot, WritableDisks), Failure> {
-    let failed = modules.load(Purpose::Root);
-    modules.retry(&failed);
+/// Its overlay can be mounted once nobody can send to `overlay` any more.
+fn make_root(overlay: &Receiver<()>) -> Result<(OldRoot, WritableDisks), Failure> {
     let base = disks::wait_for(BASE_SERIAL, Some(0)).during("find the base disk")?;
     root::mount_base(&base).during("mount the base disk")?;
     let scratch = disks::wait_for(SCRATCH_SERIAL, Some(1)).during("find the scratch disk")?;
     root::mount_scratch(&scratch).during("mount the scratch disk")?;
+    // Nothing is ever sent.
+    let _ = overlay.recv();
     let entered = root::enter().during("enter the root")?;
     mounts::mount_all().during("mount the root's file systems")?;
-    network::raise_loopback().during("raise the loopback")?;
-    network::relax();
     Ok(entered)
 }
 
-fn apply(config: &BootConfig, disks: &mut WritableDisks) -> Result<(), Failure> {
-    clock::set(config.unix_nanos).during("set the clock")?;
-    identity::seed(&config.entropy).during("seed the random number generator")?;
-    identity::apply(config).during("take the host name")?;
-    for (index, disk) in config.disks.iter().enumerate() {
-        mount_extra(disk, index, disks)
-            .map_err(|error| Error::Disk {
-                name: disk.name.clone(),
-                mountpoint: disk.mountpoint.clone(),
-                source: Box::new(error),
-            })
-            .during("mount an extra disk")?;
+impl Booted {
+    /// What the machine's file systems are told of it.
+    pub(crate) fn apply(&mut self) -> Result<(), Failure> {
+        identity::apply(&self.config).during("take the host name")?;
+        for (index, disk) in self.config.disks.iter().enumerate() {
+            mount_extra(disk, index, &mut self.disks)
+                .map_err(|error| Error::Disk {
+                    name: disk.name.clone(),
+                    mountpoint: disk.mountpoint.clone(),
+                    source: Box::new(error),
+                })
+                .during("mount an extra disk")?;
+        }
+        Ok(())
     }
-    if let Some(settings) = &config.network {
-        network::configure(settings).during("configure the network")?;
-    }
-    Ok(())
 }
 
 fn mount_extra(disk: &DiskMount, index: usize, disks: &mut WritableDisks) -> Result<(), Error> {

@@ -79,11 +79,11 @@ const FILE_SYSTEMS: &[FileSystem] = &[
     },
 ];
 
-/// What finding the disks takes.
+/// What finding the disks and configuring the network takes.
 pub(crate) fn mount_early() -> Result<(), Error> {
     for system in FILE_SYSTEMS
         .iter()
-        .filter(|system| matches!(system.kind, "sysfs" | "devtmpfs"))
+        .filter(|system| matches!(system.kind, "proc" | "sysfs" | "devtmpfs"))
     {
         system.mount()?;
     }

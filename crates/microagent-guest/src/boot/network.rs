@@ -1,7 +1,7 @@
 //! The network: loopback always, and static settings for the one interface.
 
 use std::{
-    fs, io,
+    io,
     mem::zeroed,
     net::{Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, OwnedFd},
@@ -10,7 +10,11 @@ use std::{
 };
 
 use microagent_protocol::guest::{GuestIpv6, GuestNetwork};
-use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+use rustix::{
+    fs::{Access, AtFlags, CWD, Dir, Mode, OFlags, accessat, openat},
+    io::Errno,
+    net::{AddressFamily, SocketFlags, SocketType, socket_with},
+};
 
 use crate::error::{Context, Error};
 
@@ -22,31 +26,84 @@ pub(crate) fn raise_loopback() -> Result<(), Error> {
     Interface::open("lo")?.raise()
 }
 
-/// What container users count on: low ports and echo requests without root.
-pub(crate) fn relax() {
-    for (file, value) in [
-        ("ip_unprivileged_port_start", "0"),
-        ("ping_group_range", "0 2147483647"),
-    ] {
-        // A kernel without the setting keeps its own rule.
-        let _ = fs::write(format!("/proc/sys/net/ipv4/{file}"), value);
-    }
+/// Where the kernel lists its interfaces and takes settings of them. Open, they are there while the
+/// root changes.
+#[derive(Debug)]
+pub(crate) struct Settings {
+    interfaces: OwnedFd,
+    /// A kernel without networks has none.
+    files: Option<OwnedFd>,
 }
 
-/// Applies `network` to the one interface that is not the loopback.
-pub(crate) fn configure(network: &GuestNetwork) -> Result<(), Error> {
-    let mask = netmask(network.prefix)?;
-    let interface = Interface::open(&wait_for_interface()?)?;
-    if network.ipv6.is_some() {
-        interface.keep_ipv6_static();
+impl Settings {
+    /// Before the root changes; `/sys` and `/proc` are mounted.
+    pub(crate) fn open() -> Result<Self, Error> {
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let folder = |path| openat(CWD, path, flags, Mode::empty());
+        Ok(Self {
+            interfaces: folder("/sys/class/net").context("open /sys/class/net")?,
+            files: folder("/proc/sys/net").ok(),
+        })
     }
-    interface.set_address(libc::SIOCSIFADDR, network.address)?;
-    interface.set_address(libc::SIOCSIFNETMASK, mask)?;
-    interface.raise()?;
-    interface.add_default_route(network.gateway)?;
-    match &network.ipv6 {
-        Some(ipv6) => interface.configure_ipv6(ipv6),
-        None => Ok(()),
+
+    /// A kernel without the setting keeps its own rule.
+    fn set(&self, file: &str, value: &str) {
+        let Some(files) = &self.files else { return };
+        if let Ok(file) = openat(files, file, OFlags::WRONLY | OFlags::CLOEXEC, Mode::empty()) {
+            let _ = rustix::io::write(file, value.as_bytes());
+        }
+    }
+
+    /// What container users count on: low ports and echo requests without root.
+    pub(crate) fn relax(&self) {
+        self.set("ipv4/ip_unprivileged_port_start", "0");
+        self.set("ipv4/ping_group_range", "0 2147483647");
+    }
+
+    /// Applies `network` to the one interface that is not the loopback.
+    pub(crate) fn configure(&self, network: &GuestNetwork) -> Result<(), Error> {
+        let mask = netmask(network.prefix)?;
+        let interface = Interface::open(&self.wait_for_interface()?)?;
+        if network.ipv6.is_some() {
+            self.keep_ipv6_static(&interface.name);
+        }
+        interface.set_address(libc::SIOCSIFADDR, network.address)?;
+        interface.set_address(libc::SIOCSIFNETMASK, mask)?;
+        interface.raise()?;
+        interface.add_default_route(network.gateway)?;
+        match &network.ipv6 {
+            Some(ipv6) => interface.configure_ipv6(ipv6),
+            None => Ok(()),
+        }
+    }
+
+    /// Nobody else's word is taken for its addresses, and nobody is asked whether they are taken:
+    /// they can be used at once.
+    fn keep_ipv6_static(&self, interface: &str) {
+        for (file, value) in [
+            ("accept_ra", "0"),
+            ("accept_dad", "0"),
+            ("dad_transmits", "0"),
+        ] {
+            // Where the kernel has no IPv6, there is none to configure.
+            self.set(&format!("ipv6/conf/{interface}/{file}"), value);
+        }
+    }
+
+    fn wait_for_interface(&self) -> Result<String, Error> {
+        let deadline = Instant::now() + WAIT;
+        loop {
+            let found = first_interface(&self.interfaces).context("list the network interfaces")?;
+            if let Some(name) = found {
+                return Ok(name);
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::NoInterface {
+                    seconds: WAIT.as_secs(),
+                });
+            }
+            thread::sleep(Duration::from_millis(1));
+        }
     }
 }
 
@@ -60,30 +117,24 @@ fn netmask(prefix: u8) -> Result<Ipv4Addr, Error> {
     }
 }
 
-fn wait_for_interface() -> Result<String, Error> {
-    let deadline = Instant::now() + WAIT;
-    loop {
-        if let Some(name) = first_interface().context("list the network interfaces")? {
-            return Ok(name);
-        }
-        if Instant::now() >= deadline {
-            return Err(Error::NoInterface {
-                seconds: WAIT.as_secs(),
-            });
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-}
-
 /// The first interface with a device behind it.
-fn first_interface() -> io::Result<Option<String>> {
+fn first_interface(folder: &OwnedFd) -> Result<Option<String>, Errno> {
     let mut names = Vec::new();
-    for entry in fs::read_dir("/sys/class/net")? {
+    for entry in Dir::read_from(folder)? {
         let entry = entry?;
-        if entry.path().join("device").exists()
-            && let Ok(name) = entry.file_name().into_string()
+        let Ok(name) = entry.file_name().to_str() else {
+            continue;
+        };
+        if !name.starts_with('.')
+            && accessat(
+                folder,
+                format!("{name}/device"),
+                Access::EXISTS,
+                AtFlags::empty(),
+            )
+            .is_ok()
         {
-            names.push(name);
+            names.push(name.to_owned());
         }
     }
     Ok(names.into_iter().min())
@@ -156,22 +207,6 @@ impl Interface {
             &mut request,
             &format!("set the address or mask {address}"),
         )
-    }
-
-    /// Nobody else's word is taken for its addresses, and nobody is asked whether they are taken:
-    /// they can be used at once.
-    fn keep_ipv6_static(&self) {
-        for (file, value) in [
-            ("accept_ra", "0"),
-            ("accept_dad", "0"),
-            ("dad_transmits", "0"),
-        ] {
-            // Where the kernel has no IPv6, there is none to configure.
-            let _ = fs::write(
-                format!("/proc/sys/net/ipv6/conf/{}/{file}", self.name),
-                value,
-            );
-        }
     }
 
     /// Sets the address and the gateway; a kernel without IPv6 goes without.

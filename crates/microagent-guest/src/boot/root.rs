@@ -5,6 +5,8 @@ use std::{
     io::ErrorKind,
     os::fd::{AsFd, OwnedFd},
     path::Path,
+    thread,
+    time::Duration,
 };
 
 use rustix::{
@@ -23,6 +25,9 @@ const NEW_ROOT: &str = "/newroot";
 /// named so that the upper directory stays a plain layer whatever the kernel's
 /// defaults are.
 const OVERLAY: &std::ffi::CStr = c"lowerdir=/base,upperdir=/scratch/upper,workdir=/scratch/work,redirect_dir=off,metacopy=off,index=off";
+
+/// How long a machine that has just booted has something better to do.
+const BUSY: Duration = Duration::from_millis(500);
 
 /// The initramfs seen from the new root, to be emptied when there is time.
 #[derive(Debug)]
@@ -74,7 +79,7 @@ pub(crate) fn enter() -> Result<(OldRoot, WritableDisks), Error> {
     let old = openat(CWD, "/", flags, Mode::empty()).context("open the initramfs")?;
     let scratch = openat(CWD, SCRATCH, flags, Mode::empty()).context("open the scratch disk")?;
     // The new root gets its own.
-    for path in ["/sys", "/dev"] {
+    for path in ["/proc", "/sys", "/dev"] {
         unmount(path, UnmountFlags::DETACH).context(format_args!("unmount {path}"))?;
     }
     chdir(NEW_ROOT).context("enter the new root")?;
@@ -88,8 +93,15 @@ pub(crate) fn enter() -> Result<(OldRoot, WritableDisks), Error> {
 impl OldRoot {
     /// Frees the memory of the initramfs: its files have done their part.
     /// Directories other file systems are mounted on stay; they cost nothing.
-    pub(crate) fn empty(self) {
-        remove_files(self.0.as_fd(), 0);
+    pub(crate) fn empty_later(self) {
+        // Where no thread can be started, the memory stays as it is.
+        let _ = thread::Builder::new()
+            .name("old-root".to_owned())
+            .stack_size(crate::THREAD_STACK)
+            .spawn(move || {
+                thread::sleep(BUSY);
+                remove_files(self.0.as_fd(), 0);
+            });
     }
 }
 
