@@ -1,4 +1,4 @@
-//! What a guest was seen to be ready for: a process is really started in it, once, when somebody asks.
+//! What a guest was seen to be ready for: processes are really started in it, once, when somebody asks.
 
 use std::{
     io,
@@ -9,7 +9,7 @@ use std::{
 
 use microagent_protocol::{
     ExecRequest, ExecRole, ExitStatus, FrameKind, Readiness, ReadinessReport, ReadinessSignal,
-    StartFailure, State, Timestamp,
+    State, Timestamp,
     exec::ExitReport,
     supervisor::{ErrorReport, Status},
 };
@@ -39,7 +39,8 @@ pub(crate) struct Proofs(Arc<(Mutex<Found>, Condvar)>);
 
 #[derive(Debug, Default)]
 struct Found {
-    looking: bool,
+    /// How many processes are being tried.
+    trying: usize,
     exec: Option<Readiness>,
     shell: Option<Readiness>,
 }
@@ -55,18 +56,17 @@ impl Proofs {
         vsock: impl FnOnce() -> Result<std::path::PathBuf, ErrorReport>,
     ) {
         if status.state == State::Running && self.begin() {
-            let found = vsock()
-                .map_err(|report| report.to_string())
-                .and_then(|vsock| {
-                    let (proofs, sessions) = (self.clone(), sessions.clone());
-                    crew.spawn("readiness", move || {
-                        let (exec, shell) = look(&sessions, &vsock);
-                        proofs.end(exec, Some(shell));
-                    })
-                    .map_err(|error| error.to_string())
-                });
-            if let Err(error) = found {
-                self.end(failed(error), None);
+            match vsock() {
+                // Side by side: neither is to wait for the other.
+                Ok(vsock) => {
+                    self.try_out(ReadinessSignal::ExecReady, &vsock, sessions, crew);
+                    self.try_out(ReadinessSignal::ShellReady, &vsock, sessions, crew);
+                }
+                Err(report) => {
+                    let report = failed(report.to_string());
+                    self.end(ReadinessSignal::ExecReady, report.clone());
+                    self.end(ReadinessSignal::ShellReady, report);
+                }
             }
         }
         let (exec, shell) = self.wait();
@@ -93,17 +93,32 @@ impl Proofs {
     fn begin(&self) -> bool {
         let mut found = lock(&self.0.0);
         let known = found.exec.as_ref().is_some_and(|exec| exec.ready);
-        let begin = !found.looking && !known;
-        found.looking |= begin;
+        let begin = found.trying == 0 && !known;
+        if begin {
+            found.trying = 2;
+        }
         begin
     }
 
-    fn end(&self, exec: Readiness, shell: Option<Readiness>) {
+    /// Starts the process that shows `signal`, in a thread of its own.
+    fn try_out(&self, signal: ReadinessSignal, vsock: &Path, sessions: &Sessions, crew: &Crew) {
+        let (proofs, sessions, vsock) = (self.clone(), sessions.clone(), vsock.to_owned());
+        let spawned = crew.spawn("readiness", move || {
+            proofs.end(signal, look(signal, &sessions, &vsock));
+        });
+        if let Err(error) = spawned {
+            self.end(signal, failed(error.to_string()));
+        }
+    }
+
+    fn end(&self, signal: ReadinessSignal, readiness: Readiness) {
         let (found, changed) = &*self.0;
         let mut found = lock(found);
-        found.looking = false;
-        found.exec = Some(exec);
-        found.shell = shell.or(found.shell.take());
+        found.trying = found.trying.saturating_sub(1);
+        match signal {
+            ReadinessSignal::ShellReady => found.shell = Some(readiness),
+            _ => found.exec = Some(readiness),
+        }
         changed.notify_all();
     }
 
@@ -111,7 +126,7 @@ impl Proofs {
         let deadline = Instant::now() + PATIENCE;
         let (found, changed) = &*self.0;
         let mut found = lock(found);
-        while found.looking {
+        while found.trying > 0 {
             let left = deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 break;
@@ -180,35 +195,21 @@ fn failed(error: String) -> Readiness {
     }
 }
 
-/// Whether processes can be started, and whether the shell can.
-fn look(sessions: &Sessions, vsock: &Path) -> (Readiness, Readiness) {
-    let ended = |how: String| seen(SystemTime::now().into(), &how);
-    match run(sessions, vsock, &SHELL) {
-        Ok(ExitStatus::FailedToStart { reason, message }) => {
-            let shell = failed(message);
-            if reason == StartFailure::Guest {
-                return (shell.clone(), shell);
-            }
-            // A guest without a shell can run other programs.
-            let exec = match run(sessions, vsock, &AGENT) {
-                Ok(ExitStatus::FailedToStart { message, .. }) => failed(message),
-                Ok(_) => ended("the agent itself was started in it, and ended".to_owned()),
-                Err(error) => failed(error),
-            };
-            (exec, shell)
-        }
-        Ok(status) => {
-            let exec = ended(format!(
-                "`{}` was started in it, and ended",
-                SHELL.join(" ")
-            ));
-            let shell = match status.code() {
-                0 => exec.clone(),
-                code => failed(format!("`{}` exited with {code}", SHELL.join(" "))),
-            };
-            (exec, shell)
-        }
-        Err(error) => (failed(error.clone()), failed(error)),
+/// Whether the process that shows `signal` can be started. For all but the shell it is the agent itself: a guest
+/// without a shell can run other programs.
+fn look(signal: ReadinessSignal, sessions: &Sessions, vsock: &Path) -> Readiness {
+    let (argv, name) = match signal {
+        ReadinessSignal::ShellReady => (&SHELL[..], format!("`{}`", SHELL.join(" "))),
+        _ => (&AGENT[..], "the agent itself".to_owned()),
+    };
+    match run(sessions, vsock, argv) {
+        Ok(ExitStatus::FailedToStart { message, .. }) => failed(message),
+        Ok(status) if status.code() == 0 || signal != ReadinessSignal::ShellReady => seen(
+            SystemTime::now().into(),
+            &format!("{name} was started in it, and ended"),
+        ),
+        Ok(status) => failed(format!("{name} exited with {}", status.code())),
+        Err(error) => failed(error),
     }
 }
 

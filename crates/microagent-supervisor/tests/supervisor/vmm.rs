@@ -507,7 +507,12 @@ fn serve(
         }
         _ => {}
     }
-    let mut command = Command::new(&request.argv[0]);
+    let program = match request.argv[0].as_str() {
+        // The agent ends at once where it is not the first process.
+        "/proc/self/exe" => "true",
+        other => other,
+    };
+    let mut command = Command::new(program);
     // SAFETY: the call is async-signal-safe.
     unsafe {
         // What runs in a guest ends with it.
