@@ -9,7 +9,7 @@ use std::{
 
 use microagent_protocol::{
     ExecRequest, ExecRole, ExitStatus, FrameKind, Readiness, ReadinessReport, ReadinessSignal,
-    State, Timestamp,
+    StartFailure, State, Timestamp,
     exec::ExitReport,
     supervisor::{ErrorReport, Status},
 };
@@ -43,6 +43,8 @@ struct Found {
     trying: usize,
     exec: Option<Readiness>,
     shell: Option<Readiness>,
+    /// Whether it was the guest that said what comes of its shell, and not the way there that failed.
+    shell_answered: bool,
 }
 
 impl Proofs {
@@ -63,9 +65,9 @@ impl Proofs {
                     self.try_out(ReadinessSignal::ShellReady, &vsock, sessions, crew);
                 }
                 Err(report) => {
-                    let report = failed(report.to_string());
-                    self.end(ReadinessSignal::ExecReady, report.clone());
-                    self.end(ReadinessSignal::ShellReady, report);
+                    let report = report.to_string();
+                    self.end(ReadinessSignal::ExecReady, Err(report.clone()));
+                    self.end(ReadinessSignal::ShellReady, Err(report));
                 }
             }
         }
@@ -92,8 +94,8 @@ impl Proofs {
     /// Whether it is for the caller to look.
     fn begin(&self) -> bool {
         let mut found = lock(&self.0.0);
-        let known = found.exec.as_ref().is_some_and(|exec| exec.ready);
-        let begin = found.trying == 0 && !known;
+        let exec_known = found.exec.as_ref().is_some_and(|exec| exec.ready);
+        let begin = found.trying == 0 && !(exec_known && found.shell_answered);
         if begin {
             found.trying = 2;
         }
@@ -107,16 +109,21 @@ impl Proofs {
             proofs.end(signal, look(signal, &sessions, &vsock));
         });
         if let Err(error) = spawned {
-            self.end(signal, failed(error.to_string()));
+            self.end(signal, Err(error.to_string()));
         }
     }
 
-    fn end(&self, signal: ReadinessSignal, readiness: Readiness) {
+    fn end(&self, signal: ReadinessSignal, answer: Result<Readiness, String>) {
+        let answered = answer.is_ok();
+        let readiness = answer.unwrap_or_else(failed);
         let (found, changed) = &*self.0;
         let mut found = lock(found);
         found.trying = found.trying.saturating_sub(1);
         match signal {
-            ReadinessSignal::ShellReady => found.shell = Some(readiness),
+            ReadinessSignal::ShellReady => {
+                found.shell = Some(readiness);
+                found.shell_answered = answered;
+            }
             _ => found.exec = Some(readiness),
         }
         changed.notify_all();
@@ -196,21 +203,24 @@ fn failed(error: String) -> Readiness {
 }
 
 /// Whether the process that shows `signal` can be started. For all but the shell it is the agent itself: a guest
-/// without a shell can run other programs.
-fn look(signal: ReadinessSignal, sessions: &Sessions, vsock: &Path) -> Readiness {
+/// without a shell can run other programs. An error is none of the guest's answers: it is worth another try.
+fn look(signal: ReadinessSignal, sessions: &Sessions, vsock: &Path) -> Result<Readiness, String> {
     let (argv, name) = match signal {
         ReadinessSignal::ShellReady => (&SHELL[..], format!("`{}`", SHELL.join(" "))),
         _ => (&AGENT[..], "the agent itself".to_owned()),
     };
-    match run(sessions, vsock, argv) {
-        Ok(ExitStatus::FailedToStart { message, .. }) => failed(message),
-        Ok(status) if status.code() == 0 || signal != ReadinessSignal::ShellReady => seen(
+    Ok(match run(sessions, vsock, argv)? {
+        ExitStatus::FailedToStart {
+            reason: StartFailure::Guest,
+            message,
+        } => return Err(message),
+        ExitStatus::FailedToStart { message, .. } => failed(message),
+        status if status.code() == 0 || signal != ReadinessSignal::ShellReady => seen(
             SystemTime::now().into(),
             &format!("{name} was started in it, and ended"),
         ),
-        Ok(status) => failed(format!("{name} exited with {}", status.code())),
-        Err(error) => failed(error),
-    }
+        status => failed(format!("{name} exited with {}", status.code())),
+    })
 }
 
 /// Runs a program that does nothing, as root.
