@@ -36,6 +36,8 @@ mod tsc;
 #[allow(unsafe_code)] // One borrowed descriptor, argued where it is.
 pub mod vsock;
 
+#[cfg(target_os = "linux")]
+pub use confine::jailer::own_user as jailed_user;
 pub use error::Error;
 pub use machine::{
     ConsoleSpec, DiskForm, DiskSpec, Exit, Hypervisor, Ipv6Plan, Machine, MachineSpec, NetworkPlan,

@@ -231,7 +231,7 @@ fn greet(
     introduction: &Introduction,
     sink: &impl Fn(Input),
 ) -> Result<Option<FrameReader<UnixStream>>, Input> {
-    if let Err(error) = peer::check(&stream) {
+    if let Err(error) = peer::check_machine(&stream) {
         tracing::warn!("a connection to the guest link is refused: {error}");
         return Ok(None);
     }

@@ -9,20 +9,35 @@ use rustix::process::Uid;
 /// # Errors
 /// [`io::ErrorKind::PermissionDenied`], naming the other user.
 pub(crate) fn check(stream: &UnixStream) -> io::Result<()> {
-    let peer = user(stream)?;
+    admit(user(stream)?, None)
+}
+
+/// Lets through what comes from this supervisor's own machine, too: where a jailer started its VMM,
+/// that has a user of its own.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) fn check_machine(stream: &UnixStream) -> io::Result<()> {
+    #[cfg(target_os = "linux")]
+    let jailed = Some(Uid::from_raw(microagent_hypervisor::jailed_user()));
+    #[cfg(not(target_os = "linux"))]
+    let jailed = None;
+    admit(user(stream)?, jailed)
+}
+
+fn admit(peer: Uid, jailed: Option<Uid>) -> io::Result<()> {
     let us = rustix::process::geteuid();
-    if is_trusted(peer, us) {
-        Ok(())
-    } else {
-        Err(io::Error::new(
-            io::ErrorKind::PermissionDenied,
-            format!(
-                "user {} may not talk to a supervisor of user {}",
-                peer.as_raw(),
-                us.as_raw()
-            ),
-        ))
+    if is_trusted(peer, us) || Some(peer) == jailed {
+        return Ok(());
     }
+    Err(io::Error::new(
+        io::ErrorKind::PermissionDenied,
+        format!(
+            "user {} may not talk to a supervisor of user {}",
+            peer.as_raw(),
+            us.as_raw()
+        ),
+    ))
 }
 
 #[cfg(target_os = "linux")]
@@ -60,5 +75,43 @@ mod tests {
         assert!(!is_trusted(alice, Uid::ROOT));
         let (here, _there) = UnixStream::pair().unwrap();
         assert!(check(&here).is_ok());
+    }
+
+    /// A connection of another user: the kernel notes the user of the *thread* that connects.
+    #[cfg(target_os = "linux")]
+    #[allow(unsafe_code)]
+    fn connected_by(user: u32) -> UnixStream {
+        use std::{fs, os::unix::fs::PermissionsExt as _};
+
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("s");
+        let listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        for path in [directory.path(), &path] {
+            fs::set_permissions(path, fs::Permissions::from_mode(0o777)).unwrap();
+        }
+        let connecting = std::thread::spawn(move || {
+            // SAFETY: integers. The call without the C library changes this thread alone.
+            let done = unsafe { libc::syscall(libc::SYS_setresuid, user, user, user) };
+            assert_eq!(done, 0, "{}", io::Error::last_os_error());
+            UnixStream::connect(path).unwrap()
+        });
+        let _there = connecting.join().unwrap();
+        listener.accept().unwrap().0
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_user_of_a_jailed_machine_is_its_guests_and_nobody_elses() {
+        if !rustix::process::geteuid().is_root() {
+            testkit::skip_test("only root can be another user");
+            return;
+        }
+        let jailed = microagent_hypervisor::jailed_user();
+        let own = connected_by(jailed);
+        assert!(check_machine(&own).is_ok());
+        assert!(check(&own).is_err());
+        let anothers = connected_by(jailed + 1);
+        let error = check_machine(&anothers).unwrap_err();
+        assert!(error.to_string().contains(&(jailed + 1).to_string()));
     }
 }

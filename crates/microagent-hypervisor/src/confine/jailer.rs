@@ -40,8 +40,10 @@ pub(crate) struct Jailer {
     pub root: PathBuf,
 }
 
-/// The user, and group, of this process's jailed VMM: nobody else's, as long as this process lives.
-pub(crate) fn own_user() -> u32 {
+/// The user, and group, of this process's VMM where a jailer started it: nobody else's, as long as this
+/// process lives. Connections that such a VMM makes for its guest come from it.
+#[must_use]
+pub fn own_user() -> u32 {
     FIRST_USER + std::process::id()
 }
 

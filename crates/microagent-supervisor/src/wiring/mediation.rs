@@ -104,7 +104,7 @@ pub(super) fn readiness(routes: &[MediationRoute]) -> Option<Readiness> {
 /// Carries one connection of the guest to its target.
 pub(super) fn carry(guest: UnixStream, route: &MediationRoute, link: &Link) {
     let carried = || -> io::Result<()> {
-        peer::check(&guest)?;
+        peer::check_machine(&guest)?;
         let cut = || io::Error::from(io::ErrorKind::NotConnected);
         let guest = link.hold(guest).ok_or_else(cut)?;
         let server = target::connect(&route.target, CONNECT_LIMIT)?;
