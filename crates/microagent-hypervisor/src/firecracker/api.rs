@@ -134,6 +134,16 @@ pub(super) struct NetworkInterface {
     pub(super) iface_id: &'static str,
     pub(super) host_dev_name: &'static str,
     pub(super) guest_mac: &'static str,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) rx_rate_limiter: Option<RateLimiter>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(super) tx_rate_limiter: Option<RateLimiter>,
+}
+
+/// `Metrics`.
+#[derive(Debug, Serialize)]
+struct Metrics<'a> {
+    metrics_path: &'a Path,
 }
 
 /// `InstanceActionInfo`.
@@ -218,6 +228,14 @@ impl Api {
             action,
             reason: format!("its answer is not understood: {error}"),
         })
+    }
+
+    pub(super) fn metrics(&self, metrics_path: &Path) -> Result<(), Error> {
+        self.put(
+            "take its metrics' file",
+            "/metrics",
+            &Metrics { metrics_path },
+        )
     }
 
     pub(super) fn machine(&self, body: &MachineConfiguration) -> Result<(), Error> {

@@ -38,6 +38,11 @@ pub struct Tuning {
     pub cpu_template: Option<CpuTemplate>,
     /// What each writable disk may do in a time.
     pub disk_limit: Option<RateLimiter>,
+    /// What its network card may do in a time, in each direction.
+    pub network_limit: Option<RateLimiter>,
+    /// An existing file or pipe of this machine alone, to which Firecracker adds its metrics, a line of
+    /// JSON each minute. Nothing bounds it but its reader.
+    pub metrics: Option<PathBuf>,
     /// A balloon, at first empty: memory can be taken back from the guest.
     pub balloon: bool,
     /// Where snapshots may be written to and read from.

@@ -19,6 +19,7 @@ unsafe extern "C" {
     fn listen(fd: c_int, backlog: c_int) -> c_int;
     fn accept(fd: c_int, address: *mut c_void, length: *mut u32) -> c_int;
     fn shutdown(fd: c_int, how: c_int) -> c_int;
+    fn chroot(path: *const c_char) -> c_int;
     fn syscall(number: c_long, ...) -> c_long;
 }
 
@@ -222,6 +223,36 @@ fn hello() -> File {
     stream
 }
 
+/// Goes into a root that can be left again, which the first one cannot, and runs the test program
+/// there, in a group beside which there may be others with limits.
+fn run_program() {
+    mount_at("tmpfs", "/new");
+    for line in std::fs::read_to_string("/files").expect("files").lines() {
+        let (name, to) = line.split_once(' ').expect("a name and a place");
+        let to = std::path::PathBuf::from(format!("/new{to}"));
+        std::fs::create_dir_all(to.parent().expect("a directory")).expect("mkdir");
+        std::fs::copy(format!("/{name}"), to).expect("copy");
+        std::fs::remove_file(format!("/{name}")).expect("remove");
+    }
+    for empty in ["/new/tmp", "/new/usr"] {
+        std::fs::create_dir(empty).expect("mkdir");
+    }
+    for (kind, at) in [("proc", "/new/proc"), ("sysfs", "/new/sys"), ("devtmpfs", "/new/dev")] {
+        mount_at(kind, at);
+    }
+    let groups = "/new/sys/fs/cgroup";
+    mount_at("cgroup2", groups);
+    std::fs::write(format!("{groups}/cgroup.subtree_control"), "+cpu +memory +pids").expect("controllers");
+    std::fs::create_dir(format!("{groups}/session")).expect("mkdir");
+    std::fs::write(format!("{groups}/session/cgroup.procs"), "1").expect("move into a group");
+    std::env::set_current_dir("/new").expect("chdir");
+    // MS_MOVE.
+    let moved = unsafe { mount(c".".as_ptr(), c"/".as_ptr(), std::ptr::null(), 8192, std::ptr::null()) };
+    let moved = moved == 0 && unsafe { chroot(c".".as_ptr()) } == 0;
+    let ended = std::process::Command::new("/program").arg("in-a-guest").status();
+    println!("PROGRAM moved={moved} {ended:?}");
+}
+
 fn main() {
     mount_at("proc", "/proc");
     mount_at("sysfs", "/sys");
@@ -276,6 +307,7 @@ fn main() {
             let end = stream.read(&mut [0; 16]);
             println!("HOST-GONE {end:?}");
         }
+        "program" => run_program(),
         "poweroff" => unsafe {
             // LINUX_REBOOT_CMD_POWER_OFF.
             reboot(0x4321_fedc);

@@ -6,6 +6,7 @@
 #![allow(dead_code)]
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
     path::{Path, PathBuf},
@@ -210,10 +211,10 @@ fn init() -> &'static [u8] {
 
 /// An initramfs (newc) whose init does what `mode` says.
 pub(crate) fn initramfs(mode: &str) -> Vec<u8> {
-    packed(mode, MODULES)
+    packed(mode, MODULES, &BTreeMap::new())
 }
 
-fn packed(mode: &str, load: &[&str]) -> Vec<u8> {
+fn packed(mode: &str, load: &[&str], files: &BTreeMap<PathBuf, PathBuf>) -> Vec<u8> {
     let mut cpio = Cpio::default();
     cpio.entry("dev", 0o040_755, &[], (0, 0));
     cpio.entry("dev/console", 0o020_600, &[], (5, 1));
@@ -233,6 +234,13 @@ fn packed(mode: &str, load: &[&str]) -> Vec<u8> {
         list.push('\n');
     }
     cpio.entry("modules", 0o100_644, list.as_bytes(), (0, 0));
+    let mut list = String::new();
+    for (at, (to, from)) in files.iter().enumerate() {
+        let name = format!("file{at}");
+        cpio.entry(&name, 0o100_755, &fs::read(from).unwrap(), (0, 0));
+        list.push_str(&format!("{name} {}\n", to.display()));
+    }
+    cpio.entry("files", 0o100_644, list.as_bytes(), (0, 0));
     cpio.entry("TRAILER!!!", 0, &[], (0, 0));
     cpio.0
 }
@@ -272,19 +280,40 @@ pub(crate) struct Guest {
 
 impl Guest {
     pub(crate) fn new(mode: &str) -> Self {
-        Self::with(mode, &kernel().0, MODULES)
+        Self::with(mode, &kernel().0, MODULES, &BTreeMap::new())
+    }
+
+    /// One that runs this test program, with the argument `in-a-guest`, as root.
+    pub(crate) fn of_this_program() -> Self {
+        let program = std::env::current_exe().unwrap();
+        let libraries = Command::new("ldd").arg(&program).output().unwrap();
+        let libraries = String::from_utf8(libraries.stdout).unwrap();
+        let mut files: BTreeMap<PathBuf, PathBuf> = libraries
+            .split_whitespace()
+            .filter(|word| word.starts_with('/'))
+            .map(|library| (library.into(), library.into()))
+            .collect();
+        files.insert("/program".into(), program);
+        let mut guest = Self::with("program", &kernel().0, MODULES, &files);
+        guest.spec.memory = Mebibytes(512);
+        guest
     }
 
     /// One for a kernel that has everything built in.
     pub(crate) fn built_in(mode: &str, kernel: &Path) -> Self {
-        Self::with(mode, kernel, &[])
+        Self::with(mode, kernel, &[], &BTreeMap::new())
     }
 
-    fn with(mode: &str, kernel: &Path, modules: &[&str]) -> Self {
+    fn with(
+        mode: &str,
+        kernel: &Path,
+        modules: &[&str],
+        files: &BTreeMap<PathBuf, PathBuf>,
+    ) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let path = |name: &str| dir.path().join(name);
         fs::create_dir(path("run")).unwrap();
-        fs::write(path("initramfs"), packed(mode, modules)).unwrap();
+        fs::write(path("initramfs"), packed(mode, modules, files)).unwrap();
         let spec = MachineSpec {
             name: format!("test-{mode}"),
             memory: Mebibytes(256),

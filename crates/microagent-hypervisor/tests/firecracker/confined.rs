@@ -11,13 +11,16 @@ use std::{
 
 use microagent_hypervisor::{
     Error, Exit, Machine,
-    firecracker::{FirecrackerBinary, JailerBinary},
+    firecracker::{FirecrackerBinary, JailerBinary, RateLimiter, TokenBucket, Tuning},
     network::Passt,
 };
 use microagent_protocol::{ConfinementLayer, ConfinementMode, NetworkMode};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{Place, SOON, escape, fake, wait_for};
+use crate::{
+    escape, fake,
+    place::{Place, SOON, wait_for},
+};
 
 pub(crate) fn escapes() {
     let secret = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
@@ -101,6 +104,16 @@ pub(crate) fn networked() {
     let passt = Passt::find(&std::env::var_os("PATH").unwrap()).unwrap();
     let launched = place
         .driver()
+        .tuning(Tuning {
+            network_limit: Some(RateLimiter {
+                bandwidth: None,
+                ops: Some(TokenBucket {
+                    size: 1000,
+                    refill_time: 100,
+                }),
+            }),
+            ..Tuning::default()
+        })
         .passt(Some(passt))
         .launch_firecracker(&place.spec);
     let machine = match launched {
@@ -113,6 +126,9 @@ pub(crate) fn networked() {
     };
     let card = place.body("/network-interfaces/eth0");
     assert_eq!(card["host_dev_name"], "tap0");
+    for direction in ["rx_rate_limiter", "tx_rate_limiter"] {
+        assert_eq!(card[direction]["ops"]["size"], 1000, "{card}");
+    }
     let seen = fs::read_to_string(format!("/proc/{}/net/dev", machine.vmm().pid)).unwrap();
     assert!(seen.contains("tap0:") && !seen.contains("eth0:"), "{seen}");
     wait_for("the tap's taking", || {

@@ -125,6 +125,23 @@ pub(crate) fn filter_late() {
     assert_eq!(done, 0, "{}", io::Error::last_os_error());
 }
 
+/// What it says when it may start no more threads; their number follows.
+pub(crate) const MULTIPLIED: &str = "the last thread was number ";
+
+/// Starts threads until it may not.
+pub(crate) fn multiply() {
+    let mut number = 0;
+    loop {
+        let thread = std::thread::Builder::new().stack_size(16 * 1024);
+        let thread = thread.spawn(|| std::thread::sleep(Duration::from_secs(600)));
+        if thread.is_err() || number == 10_000 {
+            println!("{MULTIPLIED}{number}.");
+            return;
+        }
+        number += 1;
+    }
+}
+
 /// What a call of the C library said.
 fn outcome(done: libc::c_long) -> io::Result<()> {
     match done {

@@ -140,15 +140,10 @@ impl Fake {
         path: &str,
         body: Option<&Value>,
     ) -> Result<(u16, Option<Value>), (u16, String)> {
-        // `fault-<status>-<first word of the path>`
+        // `fault-<status>-<method>-<path>`
         if let Some(wanted) = self.id.strip_prefix("fault-") {
-            let (status, what) = wanted.split_once('-').unwrap();
-            if path
-                .trim_start_matches('/')
-                .replace('/', "-")
-                .starts_with(what)
-                && method != "GET"
-            {
+            let (status, operation) = wanted.split_once('-').unwrap();
+            if operation == format!("{method}{}", path.replace('/', "-")) {
                 return Err((status.parse().unwrap(), format!("no {path} today")));
             }
         }
@@ -177,6 +172,7 @@ impl Fake {
                     match self.id.as_str() {
                         "crashes" => std::process::abort(),
                         "filters" => drop(std::thread::spawn(escape::filter_late)),
+                        "multiplies" => drop(std::thread::spawn(escape::multiply)),
                         "hangs" => std::thread::sleep(Duration::from_secs(600)),
                         _ => {}
                     }
@@ -231,6 +227,13 @@ impl Fake {
                 )?;
                 if path == "/vsock" {
                     self.vsock = body.unwrap()["uds_path"].as_str().map(PathBuf::from);
+                }
+                if path == "/metrics" {
+                    let path = body.unwrap()["metrics_path"].as_str().unwrap();
+                    let metrics = OpenOptions::new().append(true).open(path);
+                    metrics
+                        .and_then(|mut file| file.write_all(b"{\"utc_timestamp_ms\":1}\n"))
+                        .map_err(|error| (400, format!("Failed to initialize metrics: {error}")))?;
                 }
                 if path.starts_with("/network-interfaces/") {
                     let tap = body.unwrap()["host_dev_name"].as_str().unwrap();
