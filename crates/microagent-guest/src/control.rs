@@ -20,6 +20,7 @@ use microagent_protocol::{
 use rustix::net::{Shutdown, shutdown};
 
 use crate::{
+    boot::identity,
     clock, console,
     error::{Context, Error},
     vsock,
@@ -111,10 +112,33 @@ pub(crate) fn send_last(message: &GuestMessage) {
 static HOST_CLOSED: std::sync::atomic::AtomicBool = std::sync::atomic::AtomicBool::new(false);
 
 fn converse(kernel_ms: u64, events: &Sender<Event>) -> Result<(), Error> {
-    let stream = connect()?;
+    let mut configured = false;
+    loop {
+        let stream = connect()?;
+        introduce(&stream, kernel_ms)?;
+        match listen(&mut FrameReader::new(stream), &mut configured, events) {
+            // Its transport was reset under it: the machine goes on from a snapshot. Whoever restored
+            // it listens already, or never will.
+            Err(Error::LinkReset) => {
+                console::say(format_args!("the host's end was reset; hello again"));
+            }
+            ended => {
+                HOST_CLOSED.store(true, std::sync::atomic::Ordering::Release);
+                return ended;
+            }
+        }
+    }
+}
+
+/// Takes `stream` as the control connection and says hello on it.
+fn introduce(stream: &File, kernel_ms: u64) -> Result<(), Error> {
     let writer = stream.try_clone().context("share the control connection")?;
-    // Nobody else sets it, so it is empty.
-    let _ = CONNECTION.set(Mutex::new(writer));
+    if let Err(writer) = CONNECTION.set(Mutex::new(writer)) {
+        let writer = writer.into_inner().unwrap_or_else(PoisonError::into_inner);
+        if let Some(connection) = CONNECTION.get() {
+            *connection.lock().unwrap_or_else(PoisonError::into_inner) = writer;
+        }
+    }
     send(&GuestMessage::Hello {
         protocol: GUEST_PROTOCOL,
         kernel_release: rustix::system::uname()
@@ -122,26 +146,33 @@ fn converse(kernel_ms: u64, events: &Sender<Event>) -> Result<(), Error> {
             .to_string_lossy()
             .into_owned(),
         kernel_ms,
-    })?;
-    let mut reader = FrameReader::new(stream);
-    let result = listen(&mut reader, events);
-    HOST_CLOSED.store(true, std::sync::atomic::Ordering::Release);
-    result
+    })
 }
 
-fn listen(reader: &mut FrameReader<File>, events: &Sender<Event>) -> Result<(), Error> {
+fn listen(
+    reader: &mut FrameReader<impl io::Read>,
+    configured: &mut bool,
+    events: &Sender<Event>,
+) -> Result<(), Error> {
     loop {
         let frame = match reader.read() {
             Ok(Some(frame)) => frame,
+            // As when a host ends or is killed.
             Ok(None) => return Err(Error::HostGone),
-            // An end in the middle of things, such as a host that was killed.
             Err(FrameError::Io(error)) if error.kind() == io::ErrorKind::ConnectionReset => {
-                return Err(Error::HostGone);
+                return Err(Error::LinkReset);
             }
             Err(error) => return Err(error.into()),
         };
         let event = match frame.expect_json(FrameKind::Control, "a control message")? {
-            HostMessage::Configure(config) => Event::Configure(config),
+            HostMessage::Configure(config) if *configured => {
+                renew(&config);
+                continue;
+            }
+            HostMessage::Configure(config) => {
+                *configured = true;
+                Event::Configure(config)
+            }
             HostMessage::Shutdown { grace_ms } => Event::Shutdown {
                 grace: Duration::from_millis(grace_ms),
             },
@@ -155,6 +186,16 @@ fn listen(reader: &mut FrameReader<File>, events: &Sender<Event>) -> Result<(), 
         if events.send(event).is_err() {
             return Ok(());
         }
+    }
+}
+
+/// What a machine that goes on from a snapshot needs of its configuration: the time it is now, and
+/// randomness that no other machine from the same snapshot has. The rest it has already.
+fn renew(config: &BootConfig) {
+    let done = identity::seed(&config.entropy).and_then(|()| clock::set(config.unix_nanos));
+    let uptime_ms = clock::uptime_ms();
+    if let Err(error) = done.and_then(|()| send(&GuestMessage::Ready { uptime_ms })) {
+        console::say(format_args!("{error}"));
     }
 }
 
@@ -174,6 +215,46 @@ fn connect() -> Result<File, Error> {
             }
             // The device may still be on its way, or the host not be listening yet.
             Err(_) => thread::sleep(Duration::from_millis(5)),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+
+    use super::*;
+
+    /// What comes, and then the end it comes to.
+    struct Host(io::Cursor<Vec<u8>>, Option<io::ErrorKind>);
+
+    impl io::Read for Host {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            match (self.0.read(buffer)?, self.1) {
+                (0, Some(kind)) => Err(kind.into()),
+                (count, _) => Ok(count),
+            }
+        }
+    }
+
+    #[test]
+    fn a_reset_is_told_from_a_host_that_is_gone() {
+        let mut said = Vec::new();
+        let message = HostMessage::Shutdown { grace_ms: 7 };
+        write_json(&mut said, FrameKind::Control, &message).unwrap();
+        let (sender, events) = mpsc::channel();
+        let hear = |end: Option<io::ErrorKind>| {
+            let mut reader = FrameReader::new(Host(io::Cursor::new(said.clone()), end));
+            listen(&mut reader, &mut false, &sender).unwrap_err()
+        };
+        assert!(matches!(hear(None), Error::HostGone));
+        let reset = hear(Some(io::ErrorKind::ConnectionReset));
+        assert!(matches!(reset, Error::LinkReset));
+        for _ in 0..2 {
+            let Ok(Event::Shutdown { grace }) = events.try_recv() else {
+                panic!("what was said before the end was not heard");
+            };
+            assert_eq!(grace, Duration::from_millis(7));
         }
     }
 }

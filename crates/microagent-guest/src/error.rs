@@ -67,6 +67,9 @@ pub(crate) enum Error {
     /// The host went away.
     #[error("the host closed the connection")]
     HostGone,
+    /// The connection was reset under both ends.
+    #[error("the connection to the host was reset")]
+    LinkReset,
     /// A process could not be started.
     #[error("{message}")]
     Start {

@@ -3,6 +3,9 @@
 //! 1. The agent connects to the host's [`HELLO_PORT`] and sends
 //!    [`GuestMessage::Hello`]. This is the *control connection*; it lives as
 //!    long as the machine, and when it ends the agent powers the guest off.
+//!    When it is reset, as a restored snapshot does, the agent connects and
+//!    says hello again; of what it is told then it takes the time and the
+//!    randomness, and is ready at once.
 //! 2. The host answers [`HostMessage::Configure`]. The agent applies it and
 //!    sends [`GuestMessage::Ready`], or [`GuestMessage::BootFailed`].
 //! 3. The host opens sessions to the agent's [`AGENT_PORT`], one stream each

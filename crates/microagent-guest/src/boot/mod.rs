@@ -2,7 +2,7 @@
 //! knows the order; each step knows its own business.
 
 pub(crate) mod disks;
-mod identity;
+pub(crate) mod identity;
 mod modules;
 mod mounts;
 mod network;
