@@ -8,7 +8,7 @@ use std::{
 
 use microagent::{Config, Error, LogFilter, ProxyOptions, SupervisorProgram};
 
-use crate::cli::Globals;
+use crate::{cli::Globals, options};
 
 /// The longest base for sockets that leaves room for their names.
 const MAX_RUNTIME_BASE: usize = 60;
@@ -69,6 +69,14 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
         )?;
         config = config.confinement(mode);
     }
+    if let Some(text) = variable("MICROAGENT_BOOT_TIMEOUT") {
+        let limit =
+            options::duration(&text.to_string_lossy()).map_err(|reason| Error::Invalid {
+                option: "MICROAGENT_BOOT_TIMEOUT",
+                reason,
+            })?;
+        config = config.boot_timeout(limit);
+    }
     if let Some(filter) = log_filter()? {
         config = config.log(filter);
     }
@@ -107,13 +115,16 @@ pub(crate) fn this_program() -> Result<PathBuf, Error> {
     })
 }
 
-/// What a unit needs of this environment: where programs are, and which files of credentials and
-/// which supervisor were meant, and what is to be told.
+/// What a unit needs of this environment: where programs are, which files of credentials and which
+/// supervisor were meant, how its machines are run, and what is to be told.
 pub(crate) fn unit_environment() -> Vec<(String, String)> {
     [
         "PATH",
         "MICROAGENT_SUPERVISOR",
+        "MICROAGENT_FIRECRACKER",
+        "MICROAGENT_JAILER",
         "MICROAGENT_CONFINEMENT",
+        "MICROAGENT_BOOT_TIMEOUT",
         "MICROAGENT_LOG",
         "DOCKER_CONFIG",
     ]

@@ -48,6 +48,7 @@ fn emulation_is_proved_kvm_only_by_a_guest_and_both_are_remembered() {
         probe: Some(guest),
         cache_dir: Some(dir.path().to_owned()),
         fresh: false,
+        probe_limit_ms: None,
     };
     let start = Instant::now();
     let first = probe(&host, &query);

@@ -238,6 +238,10 @@ pub struct LaunchSpec {
     /// if missing. Without it the host is proved anew for every launch.
     #[serde(default)]
     pub host_cache: Option<PathBuf>,
+    /// As [`HostQuery::probe_limit_ms`](crate::supervisor::HostQuery::probe_limit_ms), where the host
+    /// must be proved first.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_limit_ms: Option<u64>,
     /// Guest memory.
     pub memory: Mebibytes,
     /// vCPUs.

@@ -163,6 +163,10 @@ pub struct HostQuery {
     /// Prove everything again, whatever was kept.
     #[serde(default)]
     pub fresh: bool,
+    /// How long each probe guest may take, in milliseconds, where that is longer than usual (5 s with
+    /// KVM, 30 s emulated): for a host that is known to be slow.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe_limit_ms: Option<u64>,
 }
 
 /// A guest to prove that the host can boot one.

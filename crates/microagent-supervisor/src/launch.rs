@@ -96,6 +96,12 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
             format!("must be 1 to {MAX_BOOT}"),
         ));
     }
+    if spec.probe_limit_ms.is_some_and(|limit| limit > MAX_BOOT) {
+        return Err(Error::spec(
+            "probe_limit_ms",
+            format!("must be at most {MAX_BOOT}"),
+        ));
+    }
     if spec.time_limit_ms == Some(0) {
         return Err(Error::spec("time_limit_ms", "must not be 0"));
     }

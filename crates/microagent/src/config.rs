@@ -63,6 +63,9 @@ pub struct Timeouts {
     /// A boot, from the VMM's start until the guest is ready: the first attempt gets a third of
     /// this, the one retry on another machine type all of it.
     pub boot: Duration,
+    /// Each guest that is booted to prove what this host can run, where that is longer than usual
+    /// (5 s with KVM, 30 s emulated).
+    pub probe: Option<Duration>,
     /// From starting the supervisor program to its answer.
     pub supervisor: Duration,
     /// How long a workload may take to end after it was asked to, when a kept workspace is shut down.
@@ -75,6 +78,7 @@ impl Default for Timeouts {
     fn default() -> Self {
         Self {
             boot: Duration::from_secs(60),
+            probe: None,
             supervisor: Duration::from_secs(120),
             grace: Duration::from_secs(10),
             shutdown: Duration::from_secs(20),
@@ -198,6 +202,18 @@ impl Config {
     #[must_use]
     pub fn timeouts(mut self, timeouts: Timeouts) -> Self {
         self.timeouts = timeouts;
+        self
+    }
+
+    /// The same for a host whose guests take longer, or that is to give up sooner: a limit for boots
+    /// and for the guests that prove what it can run.
+    #[must_use]
+    pub fn boot_timeout(mut self, limit: Duration) -> Self {
+        self.timeouts.boot = limit;
+        self.timeouts.probe = Some(limit);
+        // A supervisor may prove as many ways to run a guest before it answers.
+        let proofs = limit.saturating_mul(4);
+        self.timeouts.supervisor = Timeouts::default().supervisor.saturating_add(proofs);
         self
     }
 

@@ -79,6 +79,7 @@ pub(crate) fn run(config: &Config, options: &DoctorOptions) -> Result<DoctorRepo
         probe,
         cache_dir: Some(config.host_cache_dir()),
         fresh: options.fresh,
+        probe_limit_ms: config.timeouts.probe.map(millis),
     };
     let host = match program::host(config, query) {
         Ok(host) => host,
@@ -107,6 +108,7 @@ pub(crate) fn host(config: &Config, options: &DoctorOptions) -> Result<HostRepor
         probe,
         cache_dir: Some(config.host_cache_dir()),
         fresh: options.fresh,
+        probe_limit_ms: config.timeouts.probe.map(millis),
     };
     program::host(config, query)
 }

@@ -17,7 +17,9 @@ use crate::{
     after_help = "Exit code: 0 when something can run (ready or degraded), 1 when nothing can.\n\n\
         MICROAGENT_CONFINEMENT says how much a monitor is held back, here and for each machine that is \
         started:\n  auto      all that this host can give (the default)\n  required  all of it, or no \
-        machine\n  off       nothing but what the monitor does itself, for debugging one"
+        machine\n  off       nothing but what the monitor does itself, for debugging one\n\n\
+        MICROAGENT_BOOT_TIMEOUT says how long a guest may take: the probe machines here (usually 5 s with \
+        KVM, 30 s emulated) and each boot (usually a minute), as in 90s or 2m"
 )]
 pub(crate) struct DoctorArgs {
     /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg

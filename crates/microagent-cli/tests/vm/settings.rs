@@ -319,6 +319,17 @@ fn isolated_has_loopback_only_and_user_has_a_network() {
         .run()
         .exited(125);
     assert!(misspelt.err().contains("auto (what"), "{misspelt}");
+    let hurried = |limit: &str| {
+        let run = sandbox.run([Sandbox::BUSYBOX, "true"]);
+        run.env("MICROAGENT_BOOT_TIMEOUT", limit).run().exited(125)
+    };
+    let late = hurried("60ms").err();
+    assert!(late.contains("was not ready within 0.1 s"), "{late}");
+    let misspelt = hurried("soon").err();
+    assert!(
+        misspelt.contains("MICROAGENT_BOOT_TIMEOUT") && misspelt.contains("\"soon\""),
+        "{misspelt}"
+    );
     let host = sandbox.microagent(["host"]).env("PATH", path).json().run();
     let host = host.parsed();
     let checks = host["checks"].as_array().unwrap();

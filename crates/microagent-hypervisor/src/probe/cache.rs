@@ -7,7 +7,7 @@ use std::{
     io::{self, Read, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use microagent_host::process::boot_id;
@@ -28,6 +28,9 @@ pub(super) struct Kept {
     pub verdict: Verdict,
     pub detail: String,
     pub remedy: Option<String>,
+    /// Where it was time that ran out: how much there was. Who has more may look again.
+    #[serde(default)]
+    pub limit_ms: Option<u64>,
 }
 
 impl Kept {
@@ -36,6 +39,7 @@ impl Kept {
             verdict: Verdict::Ready,
             detail,
             remedy: None,
+            limit_ms: None,
         }
     }
 
@@ -168,8 +172,11 @@ impl Cache {
         }
     }
 
-    pub(super) fn verdict(&self, name: &str) -> Option<Kept> {
-        self.now.verdicts.get(name).cloned()
+    /// What was found before, by somebody who had at least this much time for it.
+    pub(super) fn verdict(&self, name: &str, limit: Duration) -> Option<Kept> {
+        let kept = self.now.verdicts.get(name);
+        let enough = |kept: &&Kept| kept.limit_ms.is_none_or(|had| had >= super::millis(limit));
+        kept.filter(enough).cloned()
     }
 
     pub(super) fn keep_verdict(&mut self, name: &str, kept: &Kept) {
@@ -226,6 +233,8 @@ mod tests {
 
     use super::*;
 
+    const ONE: Duration = Duration::from_secs(1);
+
     fn guest(dir: &Path) -> ProbeGuest {
         let guest = ProbeGuest {
             kernel: dir.join("kernel"),
@@ -243,7 +252,7 @@ mod tests {
         let open = |fresh| Cache::open(Some(dir.path()), Some(&guest), fresh);
         let kept = Kept::ready("it did".to_owned());
         let mut cache = open(false);
-        assert_eq!(cache.verdict("kvm"), None);
+        assert_eq!(cache.verdict("kvm", ONE), None);
         cache.keep_verdict("kvm", &kept);
         cache.save();
         let file = dir.path().join(FILE_NAME);
@@ -251,10 +260,28 @@ mod tests {
             fs::metadata(&file).unwrap().permissions().mode() & 0o777,
             0o600
         );
-        assert_eq!(open(false).verdict("kvm"), Some(kept));
-        assert_eq!(open(true).verdict("kvm"), None);
+        assert_eq!(open(false).verdict("kvm", ONE), Some(kept));
+        assert_eq!(open(true).verdict("kvm", ONE), None);
         fs::write(&guest.kernel, "another").unwrap();
-        assert_eq!(open(false).verdict("kvm"), None);
+        assert_eq!(open(false).verdict("kvm", ONE), None);
+    }
+
+    #[test]
+    fn who_has_more_time_looks_again_where_it_ran_out() {
+        let dir = tempfile::tempdir().unwrap();
+        let guest = guest(dir.path());
+        let mut cache = Cache::open(Some(dir.path()), Some(&guest), false);
+        let kept = Kept {
+            verdict: Verdict::Unusable,
+            limit_ms: Some(1000),
+            ..Kept::ready("it was late".to_owned())
+        };
+        cache.keep_verdict("kvm", &kept);
+        cache.save();
+        let cache = Cache::open(Some(dir.path()), Some(&guest), false);
+        assert_eq!(cache.verdict("kvm", ONE / 2), Some(kept.clone()));
+        assert_eq!(cache.verdict("kvm", ONE), Some(kept));
+        assert_eq!(cache.verdict("kvm", ONE * 2), None);
     }
 
     #[test]
@@ -267,12 +294,12 @@ mod tests {
         cache.now.boot_id = "another".to_owned();
         cache.save();
         let open = || Cache::open(Some(dir.path()), Some(&guest), false);
-        assert_eq!(open().verdict("kvm"), None);
+        assert_eq!(open().verdict("kvm", ONE), None);
         for broken in ["", "{", "[]", "{\"version\":1}", "\u{0}"] {
             fs::write(&file, broken).unwrap();
-            assert_eq!(open().verdict("kvm"), None, "{broken:?}");
+            assert_eq!(open().verdict("kvm", ONE), None, "{broken:?}");
         }
         fs::write(&file, vec![b' '; 200_000]).unwrap();
-        assert_eq!(open().verdict("kvm"), None);
+        assert_eq!(open().verdict("kvm", ONE), None);
     }
 }

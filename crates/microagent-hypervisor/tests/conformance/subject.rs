@@ -59,6 +59,7 @@ impl Subject {
             }),
             cache_dir: None,
             fresh: true,
+            probe_limit_ms: None,
         };
         let found = probe(&host, &query).driver(choice, NetworkMode::Isolated);
         let (driver, _) = found.map_err(|error| error.to_string())?;

@@ -12,7 +12,7 @@ use std::{
 
 use serde_json::{Value, json};
 
-use crate::{escape, openapi::OpenApi};
+use crate::{escape, openapi::OpenApi, proved};
 
 /// What it writes to its serial console when the machine is started.
 pub(crate) const GREETING: &str = "the guest is up";
@@ -277,6 +277,9 @@ impl Fake {
                 println!("<{line}>");
             }
         });
+        if let Some(path) = self.vsock.clone().filter(|_| self.id == proved::NAME) {
+            std::thread::spawn(move || proved::hello(&path));
+        }
         if let Some(path) = self.vsock.clone() {
             let listener = UnixListener::bind(path).unwrap();
             std::thread::spawn(move || {

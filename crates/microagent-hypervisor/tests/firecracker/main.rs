@@ -13,6 +13,7 @@ mod jailer;
 mod limits;
 mod openapi;
 mod place;
+mod proved;
 mod refusals;
 
 use std::path::Path;
@@ -67,6 +68,7 @@ fn main() {
             "what_it_cannot_do_is_refused_before_it_starts",
             refusals::unsupported,
         ),
+        ("a_slow_host_is_proved_by_who_gives_it_time", proved::proved),
         ("the_published_document_is_enforced", refusals::document),
     ];
     testkit::harness::run(tests);

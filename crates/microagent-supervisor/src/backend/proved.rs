@@ -37,6 +37,7 @@ impl Backends for HostBackends {
                 }),
                 cache_dir: spec.host_cache.clone(),
                 fresh: false,
+                probe_limit_ms: spec.probe_limit_ms,
             },
         );
         let (driver, reason) = probed

@@ -54,6 +54,7 @@ impl Workspace {
             runtime_dir: at("run"),
             backend: BackendChoice::Auto,
             host_cache: None,
+            probe_limit_ms: None,
             memory: Mebibytes(128),
             vcpus: 1.try_into().unwrap(),
             kernel: at("kernel"),

@@ -59,6 +59,7 @@ pub(crate) fn spec(
         runtime_dir: runtime_dir.to_owned(),
         backend: manifest.backend,
         host_cache: Some(config.host_cache_dir()),
+        probe_limit_ms: config.timeouts.probe.map(millis),
         memory: launch.resources.memory_mib,
         vcpus,
         kernel: manifest.parts.kernel.path.clone(),
