@@ -14,13 +14,18 @@ fn p50(report: &Value, name: &str) -> f64 {
     found.unwrap()["summary"]["p50"].as_f64().unwrap()
 }
 
-/// The names of the phases in a trace, and how long each took, in milliseconds.
+/// The names of the phases in a trace, those of the machine with that word before them, and how long
+/// each took, in milliseconds.
 fn phases(trace: &Path) -> Vec<(String, f64)> {
     let trace: Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
     let events = trace["traceEvents"].as_array().unwrap().iter();
     let whole = events.filter(|event| event["ph"] == "X");
     let phase = |event: &Value| {
-        let name = event["name"].as_str().unwrap().to_owned();
+        let name = event["name"].as_str().unwrap();
+        let name = match event["cat"] == "machine" {
+            true => format!("machine: {name}"),
+            false => name.to_owned(),
+        };
         (name, event["dur"].as_f64().unwrap() / 1000.0)
     };
     whole.map(phase).collect()
@@ -86,11 +91,15 @@ fn a_boot_is_made_of_its_parts() {
     assert!(failed.err().contains("false: it exited with 1"), "{failed}");
     let phases = phases(&trace);
     let ours = ["run", "image", "kernel", "workspace", "spawn", "machine"];
-    let machines = ["vmm", "agent", "workload", "teardown"];
+    let machines = ["vmm", "kernel", "agent", "workload", "teardown"];
+    let machines = machines.map(|phase| format!("machine: {phase}"));
+    let machines = machines.each_ref().map(String::as_str);
     let missing = missing(&phases, &[&ours[..], &machines[..]].concat());
     assert!(missing.is_empty(), "{missing:?} of {phases:?}");
     let took = |name: &str| phases.iter().find(|(phase, _)| phase == name).unwrap().1;
-    assert!(took("agent") > 0.0 && took("machine") < took("run"));
+    assert!(took("machine: agent") > 0.0 && took("machine") < took("run"));
+    let within: f64 = machines.iter().map(|phase| took(phase)).sum();
+    assert!(within < took("run"), "{within} {phases:?}");
     sandbox.leftovers().none(&[]);
 }
 
@@ -111,7 +120,14 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
         .run()
         .success();
     let traced = phases(&trace);
-    let wanted = ["start", "verify", "spawn", "vmm", "kernel", "agent"];
+    let wanted = [
+        "start",
+        "verify",
+        "spawn",
+        "machine: vmm",
+        "machine: kernel",
+        "machine: agent",
+    ];
     assert!(missing(&traced, &wanted).is_empty(), "{traced:?}");
     // What was wanted of it is in the supervisor's own log, and nothing else.
     let log = |words: &[&str]| {

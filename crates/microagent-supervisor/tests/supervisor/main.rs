@@ -91,6 +91,10 @@ fn main() {
             a_process_that_waits_for_a_failed_boot_is_told_why,
         ),
         (
+            "a_guest_whose_monitor_has_a_user_of_its_own_is_heard",
+            a_guest_whose_monitor_has_a_user_of_its_own_is_heard,
+        ),
+        (
             "a_boot_that_fails_once_is_tried_again",
             a_boot_that_fails_once_is_tried_again,
         ),
@@ -562,6 +566,20 @@ fn a_process_that_waits_for_a_failed_boot_is_told_why() {
     assert!(error.message.contains("boot_failed"), "{error:?}");
     assert!(error.detail.unwrap().contains("the guest boots"));
     machine.end();
+    gone(&workspace, &machine);
+}
+
+fn a_guest_whose_monitor_has_a_user_of_its_own_is_heard() {
+    if !rustix::process::geteuid().is_root() {
+        testkit::skip_test("only root can use a jailer");
+        return;
+    }
+    let workspace = Workspace::new("jailed");
+    let mut machine = workspace.boot(true);
+    let mut echoed = machine.exec(ExecRole::Workload, false, &["echo", "up"]);
+    assert_eq!(echoed.finish().0, b"up\n");
+    let (state, ..) = machine.end();
+    assert_eq!(state, State::Halted);
     gone(&workspace, &machine);
 }
 

@@ -233,6 +233,23 @@ pub(crate) fn wait_for(limit: Duration, mut what: impl FnMut() -> bool) {
     }
 }
 
+/// Does something as the user that a jailer would have given this VMM. What it may reach stays the same,
+/// as the jail's idmapped mounts have it.
+fn as_jailed<T>(act: impl FnOnce() -> T) -> T {
+    let supervisor = std::os::unix::process::parent_id();
+    let user = microagent_hypervisor::jailed_user() - std::process::id() + supervisor;
+    // SAFETY: integers. `u32::MAX` leaves an identifier as it is.
+    let become_user = |user: u32| unsafe {
+        let done = libc::syscall(libc::SYS_setresuid, u32::MAX, user, u32::MAX);
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+        libc::setfsuid(0)
+    };
+    become_user(user);
+    let done = act();
+    become_user(0);
+    done
+}
+
 /// The VMM's and guest's main.
 pub(crate) fn main(arguments: &[String]) -> ! {
     let [script, attempt, uds, console] = arguments else {
@@ -265,7 +282,11 @@ pub(crate) fn main(arguments: &[String]) -> ! {
         }
         _ => {}
     }
-    let link = UnixStream::connect(format!("{uds}_1023")).unwrap();
+    let connect = || UnixStream::connect(format!("{uds}_1023")).unwrap();
+    let link = match script {
+        "jailed" => as_jailed(connect),
+        _ => connect(),
+    };
     let send = |message: &GuestMessage| {
         write_json(&mut &link, FrameKind::Control, message).unwrap();
     };
