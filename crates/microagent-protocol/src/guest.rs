@@ -188,6 +188,10 @@ pub enum SessionRequest {
     Forward {
         /// The port.
         port: u16,
+        /// Whether its bytes are in pieces (two bytes of length, big-endian, before each; an empty one
+        /// is a direction's end), as its own end of a direction is not to be had from this vsock.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        pieces: bool,
     },
 }
 

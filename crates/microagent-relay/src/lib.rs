@@ -8,6 +8,7 @@
 #![cfg(unix)]
 
 mod flow;
+mod pieces;
 
 use std::{
     io,
@@ -79,6 +80,17 @@ impl Flow {
             Ok(())
         }
     }
+}
+
+/// As [`join`], where `there` is a stream whose two directions can only end together, and leads to
+/// another such call: what passes is in pieces there, so that half-closes pass through all the same.
+/// It takes a second thread and a buffer of 32 KiB for each direction.
+///
+/// # Errors
+/// As [`join`]; when `there` ends before both directions have, or carries something else.
+pub fn join_pieces(here: impl AsFd, there: impl AsFd) -> io::Result<()> {
+    let (here, there) = (Socket::new(here.as_fd())?, Socket::new(there.as_fd())?);
+    pieces::join(&here, &there)
 }
 
 /// Waits until one of them has what is wanted of it; gives what each has.

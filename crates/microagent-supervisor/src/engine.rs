@@ -308,7 +308,9 @@ impl Engine {
                     self.ready_at = Some(SystemTime::now().into());
                     self.open_sessions();
                     if let Some(running) = &self.running {
-                        self.setup.wiring.open(running.machine.vsock());
+                        let half_close = self.setup.hypervisor.capabilities().half_close;
+                        let vsock = running.machine.vsock();
+                        self.setup.wiring.open(vsock, half_close);
                     }
                 }
                 Action::Finish {

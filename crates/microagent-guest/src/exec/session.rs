@@ -59,14 +59,14 @@ fn try_serve(stream: File, server: &Arc<Server>) -> Result<(), Error> {
             SessionRequest::CopyIn(request) => {
                 return server.copies.land(&host.into_blocking()?, &request);
             }
-            SessionRequest::Forward { port } => return forward(host, port, place),
+            SessionRequest::Forward { port, pieces } => return forward(host, port, pieces, place),
         };
     }
     Ok(())
 }
 
 /// Carries a connection of the host to a server of the guest.
-fn forward(mut host: Host, port: u16, place: Place) -> Result<(), Error> {
+fn forward(mut host: Host, port: u16, pieces: bool, place: Place) -> Result<(), Error> {
     let Some(_place) = place.only_forwards() else {
         let message = format!("the guest forwards at most {MOST_FORWARDS} connections at a time");
         return reply_failed(&mut host, StartFailure::Guest, message);
@@ -81,7 +81,10 @@ fn forward(mut host: Host, port: u16, place: Place) -> Result<(), Error> {
     host.reply(&SessionReply::Opened)?;
     let stream = host.into_blocking()?;
     // A reset of one has become the end of the other; there is nobody to tell.
-    let _ = microagent_relay::join(&stream, &server);
+    let _ = match pieces {
+        true => microagent_relay::join_pieces(&server, &stream),
+        false => microagent_relay::join(&stream, &server),
+    };
     Ok(())
 }
 

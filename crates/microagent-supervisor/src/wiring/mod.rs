@@ -156,9 +156,9 @@ impl Wiring {
         Ok(true)
     }
 
-    /// The guest behind `vsock` takes connections.
-    pub(crate) fn open(&self, vsock: &Path) {
-        self.0.gate.open(vsock);
+    /// The guest behind `vsock` takes connections; `half_close` as [`microagent_protocol::Capabilities`] has it.
+    pub(crate) fn open(&self, vsock: &Path, half_close: bool) {
+        self.0.gate.open(vsock, half_close);
     }
 
     /// Cuts every connection, frees the ports and accepts nothing any more. On return it is so.

@@ -138,12 +138,17 @@ pub(super) fn carry(client: TcpStream, guest_port: u16, gate: &Gate, link: &Link
         tracing::debug!("a connection stays as it is: {error}");
     }
     match open(guest_port, gate) {
-        Ok(guest) => {
+        Ok((guest, half_close)) => {
             // Only now: nothing is left to be reset but by the relay itself.
             drop(handle);
-            if let Some(guest) = link.hold(guest)
-                && let Err(error) = microagent_relay::join(&client, &guest)
-            {
+            let Some(guest) = link.hold(guest) else {
+                return;
+            };
+            let carried = match half_close {
+                true => microagent_relay::join(&client, &guest),
+                false => microagent_relay::join_pieces(&client, &guest),
+            };
+            if let Err(error) = carried {
                 tracing::debug!("a connection to the guest's port {guest_port} broke: {error}");
             }
         }
@@ -157,13 +162,16 @@ pub(super) fn carry(client: TcpStream, guest_port: u16, gate: &Gate, link: &Link
     }
 }
 
-/// Asks the guest for a connection.
-fn open(port: u16, gate: &Gate) -> io::Result<std::os::unix::net::UnixStream> {
-    let vsock = gate.pass().ok_or(io::ErrorKind::NotConnected)?;
-    let guest = hybrid::connect(&vsock, AGENT_PORT, Instant::now() + CONNECT_LIMIT)?;
+/// Asks the guest for a connection; gives whether each of its directions ends on its own.
+fn open(port: u16, gate: &Gate) -> io::Result<(std::os::unix::net::UnixStream, bool)> {
+    let way = gate.pass().ok_or(io::ErrorKind::NotConnected)?;
+    let guest = hybrid::connect(&way.vsock, AGENT_PORT, Instant::now() + CONNECT_LIMIT)?;
     guest.set_read_timeout(Some(OPEN_LIMIT))?;
     guest.set_write_timeout(Some(OPEN_LIMIT))?;
-    let request = SessionRequest::Forward { port };
+    let request = SessionRequest::Forward {
+        port,
+        pieces: !way.half_close,
+    };
     write_json(&mut &guest, FrameKind::Header, &request).map_err(io::Error::other)?;
     let mut reader = FrameReader::new(guest);
     let reply = reader
@@ -171,7 +179,7 @@ fn open(port: u16, gate: &Gate) -> io::Result<std::os::unix::net::UnixStream> {
         .and_then(|frame| frame.expect_json(FrameKind::Header, "a reply"))
         .map_err(io::Error::other)?;
     match reply {
-        SessionReply::Opened => Ok(reader.into_inner()),
+        SessionReply::Opened => Ok((reader.into_inner(), way.half_close)),
         SessionReply::Failed { message, .. } => Err(io::Error::other(message)),
         SessionReply::Started { .. } | SessionReply::Line { .. } => {
             Err(io::Error::other("it started a process instead"))

@@ -18,7 +18,7 @@ use std::{
     process::{Child, Command, Stdio},
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU32, Ordering},
+        atomic::{AtomicBool, AtomicU32, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -54,7 +54,9 @@ impl Backends for Scripted {
             );
         }
         Ok(Chosen {
-            hypervisor: Box::new(Self),
+            hypervisor: Box::new(Driver {
+                half_close: script(&spec.kernel) != WHOLE,
+            }),
             reason: "it is scripted".to_owned(),
         })
     }
@@ -75,7 +77,15 @@ fn script(kernel: &Path) -> String {
     std::fs::read_to_string(kernel).unwrap()
 }
 
-impl Hypervisor for Scripted {
+/// The script of a machine whose vsock has no half-closes.
+pub(crate) const WHOLE: &str = "whole";
+
+/// The driver of scripted machines.
+struct Driver {
+    half_close: bool,
+}
+
+impl Hypervisor for Driver {
     fn backend(&self) -> Backend {
         Backend::QemuTcg
     }
@@ -86,7 +96,7 @@ impl Hypervisor for Scripted {
             user_network: true,
             sever: true,
             sever_ends_connections: true,
-            half_close: true,
+            half_close: self.half_close,
             ..Capabilities::default()
         }
     }
@@ -260,6 +270,7 @@ pub(crate) fn main(arguments: &[String]) -> ! {
         Some(_) => "normal",
         None => script,
     };
+    HALF_CLOSES.store(script != WHOLE, Ordering::Relaxed);
     let say = |text: &str| {
         let mut file = std::fs::OpenOptions::new()
             .append(true)
@@ -389,8 +400,12 @@ fn shell(
     next(reader)
 }
 
+/// Whether this machine's vsock has half-closes.
+static HALF_CLOSES: AtomicBool = AtomicBool::new(true);
+
 /// One forwarded connection; the host's loopback is the guest's.
-fn forward(mut stream: UnixStream, port: u16) {
+fn forward(mut stream: UnixStream, port: u16, pieces: bool) {
+    assert_eq!(pieces, !HALF_CLOSES.load(Ordering::Relaxed));
     let Ok(server) = std::net::TcpStream::connect(("127.0.0.1", port)) else {
         let reply = SessionReply::Failed {
             reason: StartFailure::NotFound,
@@ -400,7 +415,10 @@ fn forward(mut stream: UnixStream, port: u16) {
         return;
     };
     write_json(&mut stream, FrameKind::Header, &SessionReply::Opened).unwrap();
-    let _ = microagent_relay::join(&stream, &server);
+    let _ = match pieces {
+        true => microagent_relay::join_pieces(&server, &stream),
+        false => microagent_relay::join(&stream, &server),
+    };
 }
 
 /// What the host asks for next, and the stream.
@@ -454,8 +472,8 @@ fn serve(
             crate::copies::guest(stream, copy);
             return None;
         }
-        SessionRequest::Forward { port } => {
-            forward(stream, port);
+        SessionRequest::Forward { port, pieces } => {
+            forward(stream, port, pieces);
             return None;
         }
     };

@@ -19,7 +19,7 @@ use crate::{
     SOON,
     client::{Machine, Workspace, one_shot},
     gone,
-    vmm::wait_for,
+    vmm::{self, wait_for},
 };
 
 /// The tests of what connects a machine.
@@ -134,8 +134,15 @@ fn vsock_port(workspace: &Workspace, port: u16) -> PathBuf {
 }
 
 fn published() {
+    // Half-closes pass through where the vsock has them, and where it has none.
+    for script in ["normal", vmm::WHOLE] {
+        published_by(script);
+    }
+}
+
+fn published_by(script: &str) {
     let server = echo();
-    let mut workspace = Workspace::new("normal");
+    let mut workspace = Workspace::new(script);
     for host in ["127.0.0.1", "[::1]"] {
         let port = format!("{host}:0:{}", server.port()).parse().unwrap();
         workspace.spec.publish.push(port);
