@@ -301,9 +301,10 @@ impl<'a> Repository<'a> {
                 return ours;
             }
             match error {
-                // The client's own checks give these kinds; the way to the server gives others.
+                // The client's own checks give these kinds; the way to the server gives others, or its own errors.
                 tuf::Error::Io(error)
-                    if !matches!(error.kind(), InvalidData | FileTooLarge | Other) =>
+                    if !matches!(error.kind(), InvalidData | FileTooLarge | Other)
+                        || by_the_server(&error) =>
                 {
                     KernelError::RepositoryUnreachable {
                         url: self.url.to_owned(),
@@ -321,6 +322,14 @@ impl<'a> Repository<'a> {
             reason,
         }
     }
+}
+
+/// Whether the way to the server gave this error: a time limit, say.
+fn by_the_server(error: &std::io::Error) -> bool {
+    let inner = error.get_ref();
+    inner
+        .and_then(|inner| inner.downcast_ref::<ureq::Error>())
+        .is_some()
 }
 
 /// Version of the targets metadata that the snapshot names.

@@ -19,9 +19,11 @@ use crate::error::{KernelError, Result};
 
 /// Most files that are asked for: roots that follow each other, three lists, one kernel.
 const MAX_FILES: usize = 256;
+/// Largest list that is read; what a list says of the next one's length is optional, and checked besides.
+const MAX_METADATA: u64 = 8 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long a server may say nothing.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+const STALL_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 /// How long one file may take.
 const FILE_TIMEOUT: Duration = Duration::from_secs(1800);
 const MAX_REDIRECTS: u32 = 5;
@@ -117,7 +119,11 @@ impl RepositoryProvider<Pouf1> for Remote<'_> {
         let path = path.clone();
         Box::pin(now(opened.and_then(|file| {
             let file = file.ok_or(tuf::Error::MetadataNotFound { path, version })?;
-            Ok(Box::new(Blocking(file)) as Box<dyn AsyncRead + Send + Unpin>)
+            let file = Bounded {
+                file,
+                left: MAX_METADATA,
+            };
+            Ok(Box::new(Blocking(Box::new(file))) as Box<dyn AsyncRead + Send + Unpin>)
         })))
     }
 
@@ -128,6 +134,23 @@ impl RepositoryProvider<Pouf1> for Remote<'_> {
             let file = file.ok_or(tuf::Error::TargetNotFound(path))?;
             Ok(Box::new(Blocking(file)) as Box<dyn AsyncRead + Send + Unpin>)
         })))
+    }
+}
+
+/// A file that may not be longer than that.
+struct Bounded<R> {
+    file: R,
+    left: u64,
+}
+
+impl<R: Read> Read for Bounded<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let read = self.file.read(buffer)?;
+        self.left = self
+            .left
+            .checked_sub(read as u64)
+            .ok_or(io::ErrorKind::FileTooLarge)?;
+        Ok(read)
     }
 }
 

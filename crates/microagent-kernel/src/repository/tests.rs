@@ -1,6 +1,8 @@
 //! Against repositories made by hand: documents and signatures are written without the client's crate.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -218,6 +220,49 @@ fn a_kernel_that_was_tampered_with_is_refused() {
     }
     fs::write(&target, sound).unwrap();
     world.install("stable").unwrap();
+}
+
+#[test]
+fn files_without_an_end_are_refused() {
+    for part in [
+        "2.root.json",
+        "timestamp.json",
+        "snapshot.json",
+        "targets.json",
+        "",
+    ] {
+        let world = World::new();
+        world.publish(&Recipe::version(1));
+        let file = match part {
+            "" => world.repository.kernel(),
+            part => world.published().join(part),
+        };
+        // The next root is only there if it is asked for.
+        let _ = fs::remove_file(&file);
+        std::os::unix::fs::symlink("/dev/zero", file).unwrap();
+        let why = world.refusal();
+        println!("{part}: {why}");
+    }
+}
+
+#[test]
+fn a_server_that_says_nothing_more_is_given_up() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let server = std::thread::spawn(move || {
+        let (mut connection, _) = listener.accept().unwrap();
+        let begin = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{";
+        connection.write_all(begin).unwrap();
+        // Until the client hangs up.
+        let _ = connection.read_to_end(&mut Vec::new());
+    });
+    let world = World::new();
+    let error = world.install_from("stable", &url).unwrap_err();
+    assert!(
+        matches!(&error, KernelError::RepositoryUnreachable { reason, .. } if reason.contains("timeout")),
+        "{error:?}"
+    );
+    server.join().unwrap();
 }
 
 #[test]
