@@ -91,7 +91,7 @@ fn run(kernel_ms: u64) -> Result<std::convert::Infallible, Failure> {
         uptime_ms: clock::uptime_ms(),
     };
     control::send(&ready).map_err(failed("report to the host"))?;
-    booted.old_root.empty_later();
+    booted.old_root.empty_later(booted.modules);
     boot::timer::stop_unused();
     power::wait_and_end(
         &events,

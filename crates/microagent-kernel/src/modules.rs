@@ -38,7 +38,7 @@ enum Need {
 }
 
 /// The drivers of a microVM in the order they are wanted: (module, configuration option, need).
-const DRIVERS: [(&str, &str, Need); 9] = [
+const DRIVERS: [(&str, &str, Need); 10] = [
     ("virtio_mmio", "CONFIG_VIRTIO_MMIO", Need::Transport),
     ("virtio_pci", "CONFIG_VIRTIO_PCI", Need::Transport),
     ("virtio_blk", "CONFIG_VIRTIO_BLK", Need::Required),
@@ -52,6 +52,7 @@ const DRIVERS: [(&str, &str, Need); 9] = [
     ),
     ("virtio_net", "CONFIG_VIRTIO_NET", Need::Optional),
     ("virtio_rng", "CONFIG_HW_RANDOM_VIRTIO", Need::Optional),
+    ("virtio_balloon", "CONFIG_VIRTIO_BALLOON", Need::Optional),
 ];
 
 /// A module to be loaded, uncompressed.

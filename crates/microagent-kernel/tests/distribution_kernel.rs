@@ -26,8 +26,15 @@ fn cache() -> KernelStore {
 }
 
 fn kernel(store: &KernelStore) -> KernelRecord {
-    let is_package =
-        |record: &KernelRecord| matches!(record.provenance, Provenance::DistributionPackage { .. });
+    // One that an older version installed lacks what is newer.
+    let is_whole = |record: &KernelRecord| {
+        let modules = record.modules.iter().map(|module| &module.name);
+        let mut drivers = modules.chain(&record.built_in);
+        drivers.any(|driver| driver == "virtio_balloon")
+    };
+    let is_package = |record: &KernelRecord| {
+        matches!(record.provenance, Provenance::DistributionPackage { .. }) && is_whole(record)
+    };
     match store.list().unwrap().kernels.into_iter().find(is_package) {
         Some(record) => record,
         None => store
@@ -60,6 +67,7 @@ fn the_distribution_kernel_has_what_a_microvm_needs() {
         "vmw_vsock_virtio_transport",
         "virtio_net",
         "virtio_rng",
+        "virtio_balloon",
         "virtio_pci",
     ] {
         assert!(available(name), "{name} in {record:#?}");

@@ -94,15 +94,14 @@ impl Sandbox {
         let lock =
             File::create(cache_dir().join("state.lock")).expect("the lock of the shared state");
         lock.lock().expect("the lock of the shared state");
-        if !self
-            .microagent(["kernel", "list"])
-            .json()
-            .run()
-            .success()
-            .parsed()
-            .to_string()
-            .contains("release")
-        {
+        let list = self.microagent(["kernel", "list"]).json().run().success();
+        let list = list.parsed();
+        // One that an older version installed lacks what is newer.
+        if !list.to_string().contains("virtio_balloon") {
+            for kernel in list["kernels"].as_array().into_iter().flatten() {
+                let id = kernel["id"].as_str().expect("a kernel's id");
+                self.microagent(["kernel", "rm", id]).run().success();
+            }
             self.microagent(["kernel", "install"]).run().success();
         }
         for (reference, tar) in [

@@ -1,9 +1,9 @@
 //! Benchmarks: what they measure of real machines, and the verdict on a baseline.
 
-use std::path::Path;
+use std::{path::Path, time::Duration};
 
 use serde_json::Value;
-use testkit::Sandbox;
+use testkit::{Sandbox, eventually};
 
 use crate::sandbox;
 
@@ -47,6 +47,33 @@ fn scale(from: &Path, to: &Path, part: f64) {
         }
     }
     std::fs::write(to, serde_json::to_vec(&report).unwrap()).unwrap();
+}
+
+/// Memory that the guest frees is the host's again, and nobody asked for it.
+fn gives_back(sandbox: &Sandbox) {
+    const TAKEN: u32 = 120;
+    let resident = || {
+        let metrics = sandbox.microagent(["metrics", "measured"]).run().success();
+        let name = "microagent_vmm_resident_memory_bytes{";
+        let line = metrics.out();
+        let line = line.lines().find(|line| line.starts_with(name)).unwrap();
+        let bytes: f64 = line.split(' ').next_back().unwrap().parse().unwrap();
+        bytes / f64::from(1 << 20)
+    };
+    let exec = |script: &str| {
+        let exec = sandbox.microagent(["exec", "measured", "--", "sh", "-c", script]);
+        exec.run().success();
+    };
+    let before = resident();
+    let bytes = TAKEN << 20;
+    exec(&format!("head -c {bytes} /dev/zero > /dev/shm/file"));
+    let taken = resident();
+    let much = f64::from(TAKEN) * 0.8;
+    assert!(taken > before + much, "{before} and {taken} MiB");
+    exec("rm /dev/shm/file");
+    eventually(Duration::from_secs(60), "memory is given back", || {
+        (resident() < taken - much).then_some(())
+    });
 }
 
 #[test]
@@ -171,6 +198,7 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
         assert_eq!(metrics.matches(begin).count(), 1, "{begin}\n{metrics}");
     }
     sandbox.microagent(["metrics", "nobody"]).run().exited(1);
+    gives_back(&sandbox);
     let picture = directory.path().join("exec.svg");
     exec(&["--plot", picture.to_str().unwrap()]).run().success();
     let drawn = std::fs::read_to_string(&picture).unwrap();

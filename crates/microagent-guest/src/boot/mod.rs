@@ -52,6 +52,8 @@ impl<T> Stage<T> for Result<T, Error> {
 pub(crate) struct Booted {
     /// The initramfs, to be freed.
     pub(crate) old_root: OldRoot,
+    /// What is left of its modules.
+    pub(crate) modules: Modules,
     /// The disks that must be clean in the end.
     pub(crate) disks: WritableDisks,
     /// What the host told.
@@ -105,6 +107,7 @@ pub(crate) fn boot(
     identity::seed(&config.entropy).during("seed the random number generator")?;
     Ok(Booted {
         old_root,
+        modules,
         disks,
         config,
     })

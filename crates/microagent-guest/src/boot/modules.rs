@@ -34,6 +34,8 @@ pub(crate) enum Purpose {
     Network,
     /// Nothing in the boot waits for it.
     Late,
+    /// Nobody waits for it: loaded when the machine has been ready for a while.
+    Afterwards,
 }
 
 impl Purpose {
@@ -46,6 +48,7 @@ impl Purpose {
             }
             "failover" | "net_failover" | "virtio_net" => Self::Network,
             "rng_core" | "virtio_rng" => Self::Late,
+            "virtio_balloon" => Self::Afterwards,
             _ => Self::Ground,
         }
     }
@@ -195,6 +198,7 @@ mod tests {
             ("009-vmw_vsock_virtio_transport.ko", Purpose::Link),
             ("012-virtio_net.ko", Purpose::Network),
             ("014-virtio_rng.ko", Purpose::Late),
+            ("015-virtio_balloon.ko", Purpose::Afterwards),
             ("013-something-new.ko", Purpose::Ground),
         ] {
             assert_eq!(Purpose::of(module_of(file)), purpose, "{file}");

@@ -15,6 +15,7 @@ use rustix::{
     process::{chdir, chroot, fchdir},
 };
 
+use super::modules::{Modules, Purpose};
 use crate::error::{Context, Error};
 
 const BASE: &str = "/base";
@@ -91,15 +92,17 @@ pub(crate) fn enter() -> Result<(OldRoot, WritableDisks), Error> {
 }
 
 impl OldRoot {
-    /// Frees the memory of the initramfs: its files have done their part.
-    /// Directories other file systems are mounted on stay; they cost nothing.
-    pub(crate) fn empty_later(self) {
+    /// Loads the modules that nobody waits for, and then frees the memory of the initramfs: its files have
+    /// done their part. Directories other file systems are mounted on stay; they cost nothing.
+    pub(crate) fn empty_later(self, modules: Modules) {
         // Where no thread can be started, the memory stays as it is.
         let _ = thread::Builder::new()
             .name("old-root".to_owned())
             .stack_size(crate::THREAD_STACK)
             .spawn(move || {
                 thread::sleep(BUSY);
+                modules.retry(&modules.load(Purpose::Afterwards));
+                drop(modules);
                 remove_files(self.0.as_fd(), 0);
             });
     }

@@ -67,6 +67,13 @@ pub(super) fn arguments(
     line.flag("-no-reboot");
     line.bare();
     line.option("-machine", machine_value(machine));
+    if machine == MachineType::Virt {
+        // Its transports are of the first virtio otherwise, which no vhost-user device speaks.
+        line.option(
+            "-global",
+            Value::of("").key("virtio-mmio.force-legacy", "false"),
+        );
+    }
     line.option("-accel", accelerator_value(accelerator, spec.memory));
     line.option(
         "-cpu",
@@ -148,6 +155,11 @@ pub(super) fn arguments(
             )?,
         );
     }
+    // Never inflated: what the guest frees goes back to the host by it.
+    line.json(
+        "-device",
+        &bus.device("virtio-balloon", json!({"free-page-reporting": true}))?,
+    );
     Ok(line.words)
 }
 

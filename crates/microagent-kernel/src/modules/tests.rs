@@ -33,7 +33,11 @@ fn modules_come_after_what_they_depend_on() {
     );
     assert_eq!(
         (drivers.built_in, drivers.absent, drivers.verified),
-        (vec!["ext4".into()], vec!["virtio_net".into()], true)
+        (
+            vec!["ext4".into()],
+            vec!["virtio_net".into(), "virtio_balloon".into()],
+            true
+        )
     );
     for module in &drivers.modules {
         assert!(
