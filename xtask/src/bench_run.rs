@@ -161,7 +161,7 @@ pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<F
         }
         arguments
     };
-    let kernel = crate::kernel::built()?;
+    let kernel = crate::kernel::built(None)?;
     let variants = [
         theirs.clone(),
         with("-append", &|line| line.replace("cryptomgr.notests ", "")),

@@ -25,48 +25,68 @@ pub(crate) enum KernelTask {
         #[arg(long)]
         to: Option<PathBuf>,
     },
-    /// Boot it, built first if need be, and look whether what agents need works in it.
+    /// Boot it, built first if need be, and look whether what agents need works in it. Another
+    /// architecture's is emulated, and only its devices are tried.
     Test {
         /// Install packages without asking.
         #[arg(long)]
         yes: bool,
+        /// x86_64 or aarch64; this host's by default.
+        #[arg(long)]
+        arch: Option<String>,
     },
 }
+
+/// What tries the kernel that is named in `MICROAGENT_TUNED_KERNEL`: package, test program and filter. The
+/// first takes a machine of this host's architecture.
+const TESTS: [(&str, &str, &str); 2] = [
+    ("microagent-cli", "vm", "tuned::"),
+    ("microagent-hypervisor", "tuned", ""),
+];
 
 pub(crate) fn run(task: KernelTask) -> anyhow::Result<ExitCode> {
     match task {
         KernelTask::Build { yes, arch, to } => {
-            let mut needed = vec![packages::RUN, packages::KERNEL];
-            let own = std::env::consts::ARCH;
-            if own != "aarch64" && matches!(arch.as_deref(), Some("aarch64" | "arm64")) {
-                needed.push(packages::KERNEL_AARCH64);
-            }
-            packages::install(&needed, yes)?;
+            packages::install(&needed(arch.as_deref()), yes)?;
             build(&to.unwrap_or_else(directory), arch.as_deref())?;
         }
-        KernelTask::Test { yes } => {
-            packages::install(&[packages::RUN, packages::TEST, packages::KERNEL], yes)?;
-            let kernel = built()?;
-            process::run(
-                process::cargo()
-                    .args([
-                        "test",
-                        "--locked",
-                        "--package",
-                        "microagent-cli",
-                        "--test",
-                        "vm",
-                    ])
-                    .args(["tuned::", "--", "--nocapture", "--ignored"])
-                    .env(
-                        "MICROAGENT_TEST_CACHE",
-                        process::target_dir().join("test-cache"),
-                    )
-                    .env("MICROAGENT_TUNED_KERNEL", kernel),
-            )?;
+        KernelTask::Test { yes, arch } => {
+            let mut needed = needed(arch.as_deref());
+            needed.push(packages::TEST);
+            packages::install(&needed, yes)?;
+            let kernel = built(arch.as_deref())?;
+            for (package, program, filter) in &TESTS[usize::from(is_foreign(arch.as_deref()))..] {
+                process::run(
+                    process::cargo()
+                        .args(["test", "--locked", "--package", package])
+                        .args(["--test", program, filter, "--", "--nocapture", "--ignored"])
+                        .env(
+                            "MICROAGENT_TEST_CACHE",
+                            process::target_dir().join("test-cache"),
+                        )
+                        .env("MICROAGENT_TUNED_KERNEL", &kernel),
+                )?;
+            }
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The packages that building and trying it for an architecture takes.
+fn needed(arch: Option<&str>) -> Vec<&'static [packages::Need]> {
+    let mut needed = vec![packages::RUN, packages::KERNEL];
+    if is_foreign(arch) && is_aarch64(arch) {
+        needed.push(packages::KERNEL_AARCH64);
+    }
+    needed
+}
+
+fn is_aarch64(arch: Option<&str>) -> bool {
+    matches!(arch.unwrap_or(std::env::consts::ARCH), "aarch64" | "arm64")
+}
+
+fn is_foreign(arch: Option<&str>) -> bool {
+    is_aarch64(arch) != is_aarch64(None)
 }
 
 /// Builds, and says what it took.
@@ -90,16 +110,13 @@ fn directory() -> PathBuf {
     process::target_dir().join("kernel")
 }
 
-/// The kernel for this host, built if it is not there yet.
-pub(crate) fn built() -> anyhow::Result<PathBuf> {
-    let name = match std::env::consts::ARCH {
-        "aarch64" => "Image",
-        _ => "vmlinux",
-    };
+/// The kernel for an architecture, built if it is not there yet.
+pub(crate) fn built(arch: Option<&str>) -> anyhow::Result<PathBuf> {
+    let name = if is_aarch64(arch) { "Image" } else { "vmlinux" };
     let kernel = directory().join(name);
     if !kernel.exists() {
-        packages::install(&[packages::KERNEL], false)?;
-        build(&directory(), None)?;
+        packages::install(&needed(arch), false)?;
+        build(&directory(), arch)?;
     }
     Ok(kernel)
 }

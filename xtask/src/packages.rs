@@ -89,10 +89,25 @@ pub(crate) const KERNEL: &[Need] = &[
 ];
 
 /// What building a kernel for arm64 on another architecture takes besides.
-pub(crate) const KERNEL_AARCH64: &[Need] = &[need(
-    "aarch64-linux-gnu-gcc",
-    "gcc-aarch64-linux-gnu",
-    "compiles Linux for arm64",
+pub(crate) const KERNEL_AARCH64: &[Need] = &[
+    need(
+        "aarch64-linux-gnu-gcc",
+        "gcc-aarch64-linux-gnu",
+        "compiles Linux for arm64",
+    ),
+    need(
+        "/usr/aarch64-linux-gnu/lib/libc.a",
+        "libc6-dev-arm64-cross",
+        "makes a program to try it with",
+    ),
+    need("qemu-system-aarch64", "qemu-system-arm", "emulates arm64"),
+];
+
+/// What runs all of it for arm64 on another architecture, besides.
+pub(crate) const ARM64: &[Need] = &[need(
+    "qemu-aarch64-static",
+    "qemu-user-static",
+    "translates arm64 programs",
 )];
 
 /// What makes the images that `corpus` compares, besides.
