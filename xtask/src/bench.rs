@@ -112,6 +112,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("pull-100000-files", bench_pull::pull_many_files),
     ("published-port-vs-hostfwd", bench_net::published),
     ("density", bench_density::density),
+    ("density-tuned-kernel", bench_density::density_tuned),
     ("boots-under-load", bench_run::boots_under_load),
 ];
 

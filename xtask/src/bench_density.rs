@@ -33,6 +33,9 @@ const WINDOW: Duration = Duration::from_secs(10);
 const WORK: &str = "for i in 1 2 3 4 5; do dpkg -l; ls -laR /usr/share; \
                     find / -xdev -type f | sort | md5sum; done >/dev/null 2>&1";
 
+/// A program that has much memory for a moment.
+const HUNGRY: &str = "head -c 150M /dev/zero | tail -c 140M >/dev/null; true";
+
 /// The processes of a machine.
 const KINDS: [&str; 3] = ["supervisor", "VMM", "passt"];
 
@@ -43,16 +46,39 @@ struct Memory {
     proportional: f64,
 }
 
+/// With the distribution's kernel.
 pub(crate) fn density(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    measured(bench, None)
+}
+
+/// With the tuned kernel, which is built if need be.
+pub(crate) fn density_tuned(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
+    let kernel = crate::kernel::built(None)?;
+    let install = ["--json", "kernel", "install", "--from"];
+    let installed = process::output(bench.microagent().args(install).arg(kernel))?;
+    let record: Value = serde_json::from_slice(&installed.stdout)?;
+    let id = record["id"].as_str().context("a kernel without an id")?;
+    let figures = measured(bench, Some(id));
+    // The other benchmarks are of the distribution's.
+    process::output(bench.microagent().args(["kernel", "rm", id]))?;
+    let mut figures = figures?;
+    for figure in &mut figures {
+        figure.name.insert_str(0, "tuned kernel: ");
+    }
+    Ok(figures)
+}
+
+fn measured(bench: &Bench, kernel: Option<&str>) -> anyhow::Result<Vec<Figure>> {
     let count = machines(bench.machines)?;
     let names: Vec<String> = (1..=count).map(|n| format!("density-{n}")).collect();
     let _gone = Gone(bench, &names);
     for name in &names {
-        process::output(
-            bench
-                .microagent()
-                .args(["create", "--profile", "tiny", name, IMAGE]),
-        )?;
+        let mut create = bench.microagent();
+        create.args(["create", "--profile", "tiny"]);
+        if let Some(kernel) = kernel {
+            create.args(["--kernel", kernel]);
+        }
+        process::output(create.args([name, IMAGE]))?;
     }
     let begun = Instant::now();
     start_all(bench, &names)?;
@@ -110,15 +136,19 @@ pub(crate) fn density(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         ));
     }
     if let (Some(name), Some(machine)) = (names.first(), machines.first()) {
-        let work = ["exec", name, "--", "sh", "-c", WORK];
-        process::output(bench.microagent().args(work))?;
         let vmm = of_kind(std::slice::from_ref(machine), "VMM").next();
-        let after = memory(vmm.context("a machine without a VMM")?)?;
-        figures.push(Figure::new(
-            "VMM after work, PSS",
-            after.proportional,
-            "MiB",
-        ));
+        let vmm = vmm.context("a machine without a VMM")?;
+        for (work, what) in [(WORK, "work"), (HUNGRY, "a hungry program")] {
+            let exec = ["exec", name, "--", "sh", "-c", work];
+            process::output(bench.microagent().args(exec))?;
+            thread::sleep(SETTLES);
+            let after = memory(vmm)?;
+            figures.push(Figure::new(
+                format!("VMM after {what}, PSS"),
+                after.proportional,
+                "MiB",
+            ));
+        }
     }
     Ok(figures)
 }

@@ -2,6 +2,7 @@
 #![forbid(unsafe_code)]
 #![allow(clippy::print_stdout)]
 
+mod arm64;
 mod bench;
 mod bench_check;
 mod bench_density;
@@ -99,6 +100,12 @@ enum Task {
         /// Only this target.
         target: Option<String>,
     },
+    /// Build everything for arm64, and run a guest: translated and emulated on a host of another kind.
+    Arm64 {
+        /// Install packages without asking.
+        #[arg(long)]
+        yes: bool,
+    },
     /// Run every fuzz target.
     Fuzz {
         /// Only this target.
@@ -141,6 +148,7 @@ fn main() -> anyhow::Result<ExitCode> {
             yes,
         } => conformance::run(yes, backend, kernel.as_deref())?,
         Task::CheckTargets { yes, target } => targets::run(yes, target.as_deref())?,
+        Task::Arm64 { yes } => arm64::run(yes)?,
         Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
         Task::Kernel { task } => return kernel::run(task),
         Task::Install { prefix } => install::run(&prefix)?,

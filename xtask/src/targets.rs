@@ -88,17 +88,12 @@ pub(crate) fn run(yes: bool, only: Option<&str>) -> anyhow::Result<()> {
 }
 
 fn check(target: &Target, directory: &Path, stand_in: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new(CARGO);
+    let mut command = cargo();
     command
-        .current_dir(process::root())
         .args(["check", "--locked", "--workspace", "--target"])
         .args([target.triple, "-Zbuild-std=std,panic_abort"])
-        .env("RUSTC", RUSTC)
-        // The packaged compiler is a stable one; building the library is not stable yet.
-        .env("RUSTC_BOOTSTRAP", "1")
         .env("RUSTFLAGS", "-D warnings")
-        .env("CARGO_TARGET_DIR", directory)
-        .env_remove("RUSTUP_TOOLCHAIN");
+        .env("CARGO_TARGET_DIR", directory);
     for (name, _) in target.left_out {
         command.args(["--exclude", name]);
     }
@@ -107,6 +102,18 @@ fn check(target: &Target, directory: &Path, stand_in: &Path) -> anyhow::Result<(
         command.env(format!("{tool}_{suffix}"), stand_in);
     }
     process::run(&mut command)
+}
+
+/// The packaged toolchain at the top of the checkout; it can build its own library.
+pub(crate) fn cargo() -> Command {
+    let mut command = Command::new(CARGO);
+    command
+        .current_dir(process::root())
+        .env("RUSTC", RUSTC)
+        // It is a stable one; building the library is not stable yet.
+        .env("RUSTC_BOOTSTRAP", "1")
+        .env_remove("RUSTUP_TOOLCHAIN");
+    command
 }
 
 fn stand_in(directory: &Path) -> anyhow::Result<PathBuf> {
