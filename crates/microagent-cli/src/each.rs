@@ -32,7 +32,7 @@ pub(crate) fn each<T: Serialize>(
     for name in names {
         match act(name) {
             Ok(result) if screen.form == Form::Text => {
-                output::to_stdout(&output::clean(&line(&result)));
+                output::to_stdout(&output::clean_but_colours(&line(&result)));
             }
             Ok(result) => done.push(result),
             Err(error) => {

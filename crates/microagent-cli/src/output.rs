@@ -108,11 +108,18 @@ impl Screen {
 
     /// A result: one JSON document, or what `text` makes of it.
     pub(crate) fn result<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
-        let printed = match self.form {
-            Form::Json => json(value, io::stdout().is_terminal()),
-            Form::Text => clean(&text(value)),
-        };
-        to_stdout(&printed);
+        match self.form {
+            Form::Json => to_stdout(&json(value, io::stdout().is_terminal())),
+            Form::Text => to_stdout(&clean(&text(value))),
+        }
+    }
+
+    /// The same of a text with colours of ours in it; what is foreign in it is clean already.
+    pub(crate) fn coloured<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
+        match self.form {
+            Form::Json => self.result(value, |_| String::new()),
+            Form::Text => to_stdout(&clean_but_colours(&text(value))),
+        }
     }
 }
 
@@ -140,7 +147,7 @@ fn json<T: Serialize>(value: &T, pretty: bool) -> String {
         serde_json::to_string(value)
     };
     match written {
-        Ok(json) => json + "\n",
+        Ok(json) => escaped(&json) + "\n",
         Err(error) => format!(
             "{{\"kind\":\"internal\",\"message\":{:?}}}\n",
             error.to_string()
@@ -148,24 +155,57 @@ fn json<T: Serialize>(value: &T, pretty: bool) -> String {
     }
 }
 
-/// Text that may hold anything, made harmless for a terminal. Our own colours stay.
+/// JSON with everything escaped that means something to a terminal: JSON leaves some of it as it is.
+fn escaped(json: &str) -> String {
+    let mut escaped = String::with_capacity(json.len());
+    for character in json.chars() {
+        // Line breaks are those between the fields: in a text they are escaped.
+        if character != '\n' && is_harmful(character) {
+            escaped.push_str(&format!("\\u{:04x}", u32::from(character)));
+        } else {
+            escaped.push(character);
+        }
+    }
+    escaped
+}
+
+/// Whether a character steers a terminal, or turns the order of what stands beside it.
+fn is_harmful(character: char) -> bool {
+    character.is_control()
+        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text that may hold anything, made harmless for a terminal.
 pub(crate) fn clean(text: &str) -> String {
+    let harmless = |character| match character {
+        '\n' | '\t' => character,
+        c if is_harmful(c) => '\u{fffd}',
+        c => c,
+    };
+    text.chars().map(harmless).collect()
+}
+
+/// Text of ours, made harmless, in which our own colours stay.
+pub(crate) fn clean_but_colours(text: &str) -> String {
     let mut cleaned = String::with_capacity(text.len());
     let mut rest = text;
-    while let Some(character) = rest.chars().next() {
-        if let Some(colour) = OWN_COLOURS.iter().find(|colour| rest.starts_with(**colour)) {
-            cleaned.push_str(colour);
-            rest = &rest[colour.len()..];
-            continue;
-        }
-        cleaned.push(match character {
-            '\n' | '\t' => character,
-            c if c.is_control() => '\u{fffd}',
-            c => c,
-        });
-        rest = &rest[character.len_utf8()..];
+    while let Some(at) = rest.find('\x1b') {
+        let (before, after) = rest.split_at(at);
+        cleaned.push_str(&clean(before));
+        let colour = OWN_COLOURS
+            .iter()
+            .find(|colour| after.starts_with(**colour));
+        cleaned.push_str(colour.copied().unwrap_or("\u{fffd}"));
+        rest = &after[colour.map_or(1, |colour| colour.len())..];
     }
-    cleaned
+    cleaned + &clean(rest)
+}
+
+/// How many columns a cell takes: colours take none.
+fn columns(cell: &str) -> usize {
+    let colours = OWN_COLOURS.iter();
+    let unseen = colours.map(|colour| cell.matches(colour).count() * colour.len());
+    cell.chars().count() - unseen.sum::<usize>()
 }
 
 const OWN_COLOURS: [&str; 4] = ["\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
@@ -189,7 +229,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         let cells = rows
             .iter()
             .filter_map(|row| row.get(column))
-            .map(|cell| cell.chars().count());
+            .map(|cell| columns(cell));
         cells.chain([headings[column].len()]).max().unwrap_or(0)
     };
     let widths: Vec<_> = (0..headings.len()).map(width).collect();
@@ -197,7 +237,7 @@ pub(crate) fn table(headings: &[&str], rows: &[Vec<String>]) -> String {
         let mut line = String::new();
         for (cell, width) in cells.zip(&widths) {
             line.push_str(cell);
-            line.push_str(&" ".repeat(width.saturating_sub(cell.chars().count()) + 2));
+            line.push_str(&" ".repeat(width.saturating_sub(columns(cell)) + 2));
         }
         line.trim_end().to_owned() + "\n"
     };
@@ -256,7 +296,27 @@ mod tests {
             clean("a\x1b]0;x\x07\r\nb\u{9b}c\t"),
             "a\u{fffd}]0;x\u{fffd}\u{fffd}\nb\u{fffd}c\t"
         );
-        assert_eq!(clean("\x1b[31mred\x1b[0m"), "\x1b[31mred\x1b[0m");
+        // Not even a colour: what is green in our output is ours.
+        assert_eq!(clean("\x1b[32mok\x1b[0m"), "\u{fffd}[32mok\u{fffd}[0m");
+        assert_eq!(clean("a\u{202e}b\u{2066}c"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(
+            clean_but_colours("\x1b[31mred\x1b[0m\x1b[5m\u{9b}\x1b"),
+            "\x1b[31mred\x1b[0m\u{fffd}[5m\u{fffd}\u{fffd}"
+        );
+    }
+
+    #[test]
+    fn json_says_the_same_and_steers_no_terminal() {
+        let said = "\x1b[2J\u{9b}2J\u{7f}\u{202e}\r\n\"ä\u{1f980}\"";
+        for pretty in [false, true] {
+            let json = json(&serde_json::json!({ "out": said }), pretty);
+            assert!(
+                !json.trim_end().contains(|c| c != '\n' && is_harmful(c)),
+                "{json:?}"
+            );
+            let value: serde_json::Value = serde_json::from_str(&json).unwrap();
+            assert_eq!(value["out"], said);
+        }
     }
 
     #[test]
@@ -280,6 +340,11 @@ mod tests {
             vec!["long".to_owned(), "2".to_owned()],
         ];
         assert_eq!(table(&["X", "N"], &rows), "X     N\na     1\nlong  2\n");
+        let rows = [vec!["\x1b[32mup\x1b[0m".to_owned(), "1".to_owned()]];
+        assert_eq!(
+            table(&["STATE", "N"], &rows),
+            "STATE  N\n\x1b[32mup\x1b[0m     1\n"
+        );
     }
 
     #[test]

@@ -5,7 +5,7 @@ use microagent::{BackendChoice, DoctorOptions, DoctorReport, Error, Microagent, 
 
 use crate::{
     cli::{EXIT_FAILURE, Globals},
-    output::{Colour, Screen},
+    output::{Colour, Screen, clean},
     progress::Progress,
     surroundings,
 };
@@ -38,7 +38,7 @@ pub(crate) fn run(args: &DoctorArgs, globals: &Globals, screen: &Screen) -> Resu
     let report = microagent.doctor(&options);
     progress.clear();
     let report = report?;
-    screen.result(&report, |report| text(report, screen));
+    screen.coloured(&report, |report| text(report, screen));
     Ok(if report.ok { 0 } else { EXIT_FAILURE })
 }
 
@@ -55,16 +55,17 @@ fn text(report: &DoctorReport, screen: &Screen) -> String {
         text.push_str(&format!(
             "{verdict}  {:width$}  {}\n",
             check.name,
-            indented(&check.detail, 10 + width + 2)
+            indented(&clean(&check.detail), 10 + width + 2)
         ));
         if let Some(remedy) = &check.remedy
             && check.verdict != Verdict::Ready
+            && !check.detail.contains(remedy.as_str())
         {
-            text.push_str(&format!("{:8}  {:width$}  -> {remedy}\n", "", ""));
+            text.push_str(&format!("{:8}  {:width$}  -> {}\n", "", "", clean(remedy)));
         }
     }
     // The rest of it stands with the checks above.
-    let reason = report.reason.lines().next().unwrap_or_default();
+    let reason = clean(report.reason.lines().next().unwrap_or_default());
     let conclusion = match report.chosen {
         Some(backend) => format!("{backend} runs the machines: {reason}"),
         None => format!("nothing can run here: {reason}"),
@@ -74,7 +75,7 @@ fn text(report: &DoctorReport, screen: &Screen) -> String {
 }
 
 /// Text of several lines, each but the first moved in by `columns`.
-fn indented(text: &str, columns: usize) -> String {
+pub(super) fn indented(text: &str, columns: usize) -> String {
     text.replace('\n', &format!("\n{}", " ".repeat(columns)))
 }
 
@@ -113,6 +114,7 @@ mod tests {
             checks: vec![
                 check("qemu", Verdict::Ready, None),
                 check("kvm", Verdict::Unusable, Some("Enable it.")),
+                check("passt", Verdict::Degraded, Some("saw passt")),
             ],
         };
         let globals = Globals {
@@ -122,7 +124,8 @@ mod tests {
         let text = text(&report, &Screen::new(&globals));
         assert_eq!(
             text,
-            "ready     qemu  saw qemu\nunusable  kvm   saw kvm\n                -> Enable it.\n\n\
+            "ready     qemu   saw qemu\nunusable  kvm    saw kvm\n                 -> Enable it.\n\
+             degraded  passt  saw passt\n\n\
              degraded  qemu-tcg runs the machines: no hardware virtualisation\n"
         );
     }

@@ -3,7 +3,7 @@
 use clap::Args;
 use microagent::{BackendChoice, DoctorOptions, Error, HostReport, Microagent};
 
-use super::contract;
+use super::{contract, doctor::indented};
 use crate::{
     cli::Globals,
     output::{Screen, table},
@@ -39,11 +39,14 @@ fn text(report: &HostReport) -> String {
         .chosen
         .map_or_else(|| "none".to_owned(), |backend| backend.to_string());
     let mut text = format!(
-        "{} on {}; backend {chosen}: {}\n",
-        report.os, report.architecture, report.reason
+        "{} on {}; backend {chosen}\n\n",
+        report.os, report.architecture
     );
+    let names = report.checks.iter().map(|check| check.name.len());
+    let width = names.max().unwrap_or(0);
     for check in &report.checks {
-        text.push_str(&format!("{:14} {}\n", check.name, check.detail));
+        let detail = indented(&check.detail, width + 2);
+        text.push_str(&format!("{:width$}  {detail}\n", check.name));
     }
     let backends: Vec<_> = report
         .backends

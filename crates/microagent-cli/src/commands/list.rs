@@ -52,7 +52,7 @@ fn show(args: &ListArgs, live: bool, globals: &Globals, screen: &Screen) -> Resu
         return Ok(0);
     }
     let value = json!({ "workspaces": workspaces });
-    screen.result(&value, |_| {
+    screen.coloured(&value, |_| {
         let rows: Vec<_> = workspaces.iter().map(|it| row(it, screen)).collect();
         let headings = [
             "NAME", "STATE", "BACKEND", "IMAGE", "NETWORK", "RESTART", "CREATED",
@@ -60,7 +60,11 @@ fn show(args: &ListArgs, live: bool, globals: &Globals, screen: &Screen) -> Resu
         let mut text = table(&headings, &rows);
         for row in &workspaces {
             if let Some(damage) = &row.damage {
-                text.push_str(&format!("damaged: {}: {damage}\n", row.name));
+                text.push_str(&format!(
+                    "damaged: {}: {}\n",
+                    row.name,
+                    output::clean(damage)
+                ));
             }
         }
         text

@@ -64,7 +64,7 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
     if let Some(event) = &status.event {
         rows.push((
             "last event",
-            super::events::line(event).trim_end().to_owned(),
+            output::clean(super::events::line(event).trim_end()),
         ));
     }
     rows.extend([
@@ -93,7 +93,7 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
             "command",
             match &status.command[..] {
                 [] => "none: it idles".to_owned(),
-                words => words.join(" "),
+                words => output::clean(&words.join(" ")),
             },
         ),
     ]);
@@ -123,7 +123,7 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
             false => ("no", Colour::Yellow),
         };
         let why = readiness.error.as_ref().or(readiness.detail.as_ref());
-        let why = why.map_or_else(String::new, |why| format!(" ({why})"));
+        let why = why.map_or_else(String::new, |why| format!(" ({})", output::clean(why)));
         rows.push((
             "ready",
             format!(
@@ -168,7 +168,7 @@ fn text(status: &WorkspaceStatus, screen: &Screen) -> String {
     rows.extend(status.verification.divergence.iter().map(|divergence| {
         (
             "diverged",
-            screen.paint(Colour::Red, &divergence.to_string()),
+            screen.paint(Colour::Red, &output::clean(&divergence.to_string())),
         )
     }));
     output::facts(&rows)

@@ -148,7 +148,7 @@ impl MeasureArgs {
         }
         let verdict = comparison.as_ref().map(|it| it.verdict);
         let measured = Measured { report, comparison };
-        screen.result(&measured, |it| text(it, screen));
+        screen.coloured(&measured, |it| text(it, screen));
         Ok(match verdict {
             Some(PerfVerdict::Worse) => EXIT_WORSE,
             Some(PerfVerdict::Better | PerfVerdict::Same) | None => 0,
