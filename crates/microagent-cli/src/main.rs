@@ -10,6 +10,7 @@ mod documents;
 mod each;
 #[cfg(test)]
 mod flags;
+mod help;
 mod observe;
 mod options;
 mod output;

@@ -1,6 +1,6 @@
 //! `docs/cli.md`, written from the definitions that parse the command line.
 
-use clap::{Command, CommandFactory as _};
+use clap::Command;
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/cli.md");
 
@@ -8,16 +8,16 @@ fn page() -> String {
     let mut page = String::from(
         "# Command line\n\n\
          Written from the program's own `--help`; a test keeps it so. Exit codes and JSON are in\n\
-         [json.md](json.md).\n",
+         [json.md](json.md). Every command takes the options of `microagent` too.\n",
     );
-    let mut program = crate::cli::Cli::command().term_width(100);
+    let mut program = crate::help::program().term_width(100);
     program.build();
     section(&mut page, &mut program, "microagent");
     page
 }
 
 fn section(page: &mut String, command: &mut Command, name: &str) {
-    let help = command.render_long_help().to_string();
+    let help = shown(command).render_help().to_string();
     let lines: Vec<_> = help.lines().map(str::trim_end).collect();
     page.push_str(&format!(
         "\n## `{name}`\n\n```\n{}\n```\n",
@@ -29,6 +29,18 @@ fn section(page: &mut String, command: &mut Command, name: &str) {
             section(page, child, &name);
         }
     }
+}
+
+/// A command without the options of all commands, which the first section tells.
+fn shown(command: &Command) -> Command {
+    let own = command.clone();
+    if command.get_name() == "microagent" {
+        return own;
+    }
+    own.mut_args(|arg| match arg.is_global_set() {
+        true => arg.hide(true),
+        false => arg,
+    })
 }
 
 #[test]
