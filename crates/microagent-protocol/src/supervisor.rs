@@ -21,24 +21,31 @@
 //! [`FrameKind::Response`]: crate::FrameKind::Response
 //! [`FrameKind::Event`]: crate::FrameKind::Event
 
+mod error;
+mod event;
+mod host;
+
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
+pub use self::{
+    error::{ErrorKind, ErrorReport},
+    event::{Event, EventKind, WorkloadResult},
+    host::{BackendReport, HostCheck, HostReport, Verdict},
+};
 use crate::{
     confinement::Confinement,
     copy::{CopyIn, CopyOut},
-    exec::{ExecRequest, ExitStatus, StartFailure},
+    exec::{ExecRequest, StartFailure},
     guest::GuestNetwork,
     identity::ProcessIdentity,
-    launch::{Backend, BackendChoice, Capabilities, LaunchSpec, NetworkProvider},
+    launch::{Backend, BackendChoice, LaunchSpec, NetworkProvider},
     name::WorkspaceName,
-    output::CapturedOutput,
     readiness::ReadinessReport,
     shell::{ShellLine, ShellOrigin},
     state::{EndCause, State},
     stats::MachineStats,
-    time::Timestamp,
     wiring::PublishedPort,
 };
 
@@ -320,259 +327,4 @@ pub struct Status {
     /// What it was seen to be ready for.
     #[serde(default)]
     pub readiness: ReadinessReport,
-}
-
-/// What kind of failure it was, for programs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum ErrorKind {
-    /// What was named does not exist.
-    NotFound,
-    /// It cannot be done in the present state.
-    Conflict,
-    /// The request is wrong.
-    Invalid,
-    /// This host or backend cannot do it.
-    Unsupported,
-    /// It may work when tried again.
-    Transient,
-    /// It will fail the same way again.
-    Permanent,
-    /// A defect of microagent.
-    Internal,
-}
-
-impl ErrorKind {
-    /// Every kind.
-    pub const ALL: [Self; 7] = [
-        Self::NotFound,
-        Self::Conflict,
-        Self::Invalid,
-        Self::Unsupported,
-        Self::Transient,
-        Self::Permanent,
-        Self::Internal,
-    ];
-}
-
-/// A failure that can cross a process boundary.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[error("{message}{}", .remedy.as_ref().map(|remedy| format!("; {remedy}")).unwrap_or_default())]
-pub struct ErrorReport {
-    /// For programs.
-    pub kind: ErrorKind,
-    /// For people: who, what, why.
-    pub message: String,
-    /// For people: now what.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-    /// Whether trying again may help.
-    #[serde(default)]
-    pub retryable: bool,
-    /// More to look at: the end of the console or the VMM's own words.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-}
-
-impl ErrorReport {
-    /// A report with a kind and a message; transient ones are retryable.
-    #[must_use]
-    pub fn new(kind: ErrorKind, message: impl Into<String>) -> Self {
-        Self {
-            kind,
-            message: message.into(),
-            remedy: None,
-            retryable: kind == ErrorKind::Transient,
-            detail: None,
-        }
-    }
-
-    /// The same with what to do about it.
-    #[must_use]
-    pub fn remedy(mut self, remedy: impl Into<String>) -> Self {
-        self.remedy = Some(remedy.into());
-        self
-    }
-
-    /// The same with more to look at.
-    #[must_use]
-    pub fn detail(mut self, detail: impl Into<String>) -> Self {
-        self.detail = Some(detail.into());
-        self
-    }
-}
-
-/// One line of `events.jsonl`, and one frame to a subscriber.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct Event {
-    /// Counts from 1 over the workspace's whole life.
-    pub sequence: u64,
-    /// When.
-    pub at: Timestamp,
-    /// The state after it.
-    pub state: State,
-    /// What happened.
-    #[serde(flatten)]
-    pub kind: EventKind,
-}
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(tag = "event", rename_all = "snake_case")]
-pub enum EventKind {
-    /// A machine is about to be launched.
-    Starting {
-        /// The backend in use.
-        backend: Backend,
-        /// Why this one, for people.
-        reason: String,
-    },
-    /// The host's ports that lead into the guest are bound, or are at other addresses now.
-    PortsPublished {
-        /// Them, each with the host's port that was bound.
-        ports: Vec<PublishedPort>,
-    },
-    /// The VMM runs.
-    VmmStarted {
-        /// Its process.
-        vmm: ProcessIdentity,
-        /// Milliseconds from the launch to now.
-        ms: u64,
-    },
-    /// The first boot attempt came to nothing; another machine type is tried.
-    BootRetried {
-        /// What happened.
-        reason: String,
-    },
-    /// The agent said hello.
-    GuestHello {
-        /// The kernel's release.
-        kernel_release: String,
-        /// Milliseconds from the launch to now.
-        ms: u64,
-        /// Milliseconds from the kernel's start to the agent's, by the guest's clock.
-        kernel_ms: u64,
-    },
-    /// The guest is ready for sessions.
-    GuestReady {
-        /// Milliseconds from the launch to now.
-        ms: u64,
-    },
-    /// The workload runs.
-    WorkloadStarted {
-        /// Milliseconds from the launch to now.
-        ms: u64,
-    },
-    /// The workload ended.
-    WorkloadExited {
-        /// How.
-        exit: ExitStatus,
-        /// Milliseconds from the launch to now.
-        ms: u64,
-    },
-    /// Its vCPUs are frozen.
-    Paused,
-    /// Its vCPUs run again.
-    Resumed,
-    /// It is contained.
-    Quarantined,
-    /// The machine is gone. The last event of a boot.
-    Ended {
-        /// Why.
-        cause: EndCause,
-        /// More for people: the console's last words, for example.
-        #[serde(default, skip_serializing_if = "Option::is_none")]
-        detail: Option<String>,
-        /// Milliseconds from the launch to now.
-        ms: u64,
-    },
-}
-
-/// `result.json`: what became of the workload.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct WorkloadResult {
-    /// When the workload was started.
-    pub started_at: Timestamp,
-    /// When it ended.
-    pub exited_at: Timestamp,
-    /// How it ended, if it was seen to.
-    pub exit: Option<ExitStatus>,
-    /// The exit code for shells, if it was seen to end.
-    pub exit_code: Option<u8>,
-    /// How often the guest's kernel killed a process for lack of memory meanwhile.
-    #[serde(default)]
-    pub oom_kills: u64,
-    /// The kept part of its standard output.
-    pub stdout: CapturedOutput,
-    /// The kept part of its standard error.
-    pub stderr: CapturedOutput,
-}
-
-/// What this host can run, and how that is known.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct HostReport {
-    /// `linux`, `macos` or `windows`.
-    pub os: String,
-    /// `x86_64` or `aarch64`.
-    pub architecture: String,
-    /// The backend that would be used, if any works.
-    pub chosen: Option<Backend>,
-    /// Why that one.
-    pub reason: String,
-    /// Everything that was looked at.
-    pub checks: Vec<HostCheck>,
-    /// Every backend there is.
-    #[serde(default)]
-    pub backends: Vec<BackendReport>,
-}
-
-/// A backend, as a host has it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct BackendReport {
-    /// Which.
-    pub name: Backend,
-    /// Whether it would run a machine here.
-    pub usable: bool,
-    /// What its machines can do, here or elsewhere.
-    pub capabilities: Capabilities,
-}
-
-/// A verdict on one thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-#[serde(rename_all = "snake_case")]
-pub enum Verdict {
-    /// It works, and was seen to.
-    Ready,
-    /// It works less well than it could.
-    Degraded,
-    /// It does not work.
-    Unusable,
-}
-
-/// One thing that was looked at by doing what a boot does.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[cfg_attr(test, derive(schemars::JsonSchema))]
-pub struct HostCheck {
-    /// A short stable name, such as `kvm`.
-    pub name: String,
-    /// The verdict.
-    pub verdict: Verdict,
-    /// Whether nothing can run without it.
-    pub required: bool,
-    /// What was seen.
-    pub detail: String,
-    /// What to do about it.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub remedy: Option<String>,
-    /// How long it took, in milliseconds.
-    #[serde(default)]
-    pub ms: u64,
 }

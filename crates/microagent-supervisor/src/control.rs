@@ -1,13 +1,13 @@
 //! The control socket: clients, their requests, and their connections' changes of use.
 
 mod interactive;
+mod process;
 
 use std::{
     collections::HashMap,
-    io::{self, Read, Write as _},
+    io::{self, Read},
     net::Shutdown,
     os::unix::net::{UnixListener, UnixStream},
-    path::PathBuf,
     sync::{
         Arc, Mutex, OnceLock,
         mpsc::{Sender, channel},
@@ -17,7 +17,6 @@ use std::{
 
 use microagent_protocol::{
     ExecRequest, ExecRole, FrameError, FrameKind, FrameReader, MachineStats, ReadinessSignal,
-    exec::{ExitReport, ExitStatus},
     frame::write_json,
     guest::SessionRequest,
     supervisor::{
@@ -36,8 +35,7 @@ use crate::{
     owner::Owner,
     peer,
     readiness::Proofs,
-    result::Capture,
-    session::{self, MAX_SESSIONS, Notice, Opened, Orphan, Outcome, Relay, Sessions, Settled},
+    session::{MAX_SESSIONS, Sessions},
     stats::Sampler,
     wiring::Wiring,
 };
@@ -145,7 +143,7 @@ fn admit(stream: UnixStream, hub: &Hub) -> io::Result<()> {
             &stream,
             ErrorReport::new(
                 ErrorKind::Transient,
-                format!("{MAX_CLIENTS} clients are connected, which is the most"),
+                format!("{MAX_CLIENTS} clients are connected, which is the most."),
             ),
         );
         return Err(io::Error::other("too many clients"));
@@ -226,28 +224,29 @@ pub(crate) fn parse(json: &[u8]) -> Result<Request, Box<Response>> {
         ))
     };
     let envelope: Envelope = serde_json::from_slice(json)
-        .map_err(|error| invalid("", format!("the request is not understood: {error}")))?;
+        .map_err(|error| invalid("", format!("The request is not understood: {error}.")))?;
     if envelope.protocol != SUPERVISOR_PROTOCOL {
         return Err(Box::new(Response::new(
             envelope.id,
             Err(ErrorReport::new(
                 ErrorKind::Unsupported,
                 format!(
-                    "the request speaks protocol {}, this supervisor {SUPERVISOR_PROTOCOL}",
+                    "The request speaks protocol {}, this supervisor {SUPERVISOR_PROTOCOL}.",
                     envelope.protocol
                 ),
             )
-            .remedy("use the microagent-supervisor of the same version")),
+            .remedy("Use the microagent-supervisor of the same version.")),
         )));
     }
     serde_json::from_slice(json).map_err(|error| {
         invalid(
             &envelope.id,
-            format!("the request is not understood: {error}"),
+            format!("The request is not understood: {error}."),
         )
     })
 }
 
+/// Reads requests and answers them, until the connection becomes something else or ends.
 fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
     let mut reader = FrameReader::new(stream);
     let mut sampler = Sampler::default();
@@ -258,7 +257,7 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 let kind = frame.kind;
                 let report = ErrorReport::new(
                     ErrorKind::Invalid,
-                    format!("a {kind:?} frame came where a request was due"),
+                    format!("A {kind:?} frame came where a request was due."),
                 );
                 return respond(&reader, "", Err(report));
             }
@@ -268,92 +267,72 @@ fn converse(stream: UnixStream, hub: &Hub) -> io::Result<()> {
                 return respond(&reader, "", Err(report));
             }
         };
-        let request = match parsed {
-            Ok(request) => request,
+        reader = match parsed {
+            Ok(request) => match answer(reader, request, &mut sampler, hub)? {
+                Some(reader) => reader,
+                None => return Ok(()),
+            },
             Err(response) => {
                 send(&reader, &response)?;
-                continue;
+                reader
             }
         };
-        let id = request.id;
-        let ask = match request.command {
-            Command::Inspect => Ask::Inspect,
-            Command::Halt { grace_ms } => Ask::Halt { grace_ms },
-            Command::Stop { grace_ms } => Ask::Stop { grace_ms },
-            Command::Kill => Ask::Kill,
-            Command::Condemn { reason } => Ask::Condemn {
-                reason: reason.chars().take(MAX_REASON).collect(),
-            },
-            Command::Pause => Ask::Pause,
-            Command::Resume => Ask::Resume,
-            Command::Quarantine => Ask::Quarantine,
-            Command::Rebind { ports } => Ask::Rebind { ports },
-            Command::Stats => {
-                let stats = stats(&mut sampler, hub).map(|stats| Answer::Stats(Box::new(stats)));
-                respond(&reader, &id, stats)?;
-                continue;
-            }
-            Command::Subscribe { owner } => return subscribe(reader, &id, owner, hub),
-            Command::Exec(request) => match exec(reader, &id, request, hub)? {
-                Some(again) => {
-                    reader = again;
-                    continue;
-                }
-                None => return Ok(()),
-            },
-            Command::Shell(line) => match interactive::run_line(reader, &id, line, hub)? {
-                Some(again) => {
-                    reader = again;
-                    continue;
-                }
-                None => return Ok(()),
-            },
-            Command::Console => match interactive::attach(reader, &id, hub)? {
-                Some(again) => {
-                    reader = again;
-                    continue;
-                }
-                None => return Ok(()),
-            },
-            Command::CopyOut(request) => {
-                let request = SessionRequest::CopyOut(request);
-                match copy::serve(reader, &id, &request, hub)? {
-                    Some(again) => {
-                        reader = again;
-                        continue;
-                    }
-                    None => return Ok(()),
-                }
-            }
-            Command::CopyIn(request) => {
-                let request = SessionRequest::CopyIn(request);
-                match copy::serve(reader, &id, &request, hub)? {
-                    Some(again) => {
-                        reader = again;
-                        continue;
-                    }
-                    None => return Ok(()),
-                }
-            }
-            Command::Host(_) | Command::Check(_) | Command::Launch(_) => {
-                let report = ErrorReport::new(
-                    ErrorKind::Invalid,
-                    "host, check and launch are asked on a new supervisor's standard input",
-                );
-                respond(&reader, &id, Err(report))?;
-                continue;
-            }
-        };
-        let inspects = ask == Ask::Inspect;
-        let outcome = control(ask, hub).map(|mut status| {
-            if inspects && status.state.is_live() {
-                look_at_guest(&mut status, hub);
-                look_at_mediation(&mut status, hub);
-            }
-            Answer::Status(Box::new(status))
-        });
-        respond(&reader, &id, outcome)?;
     }
+}
+
+/// Answers a request; gives the connection back unless it has become a session, a copy, a console or
+/// a subscription.
+fn answer(
+    reader: FrameReader<UnixStream>,
+    request: Request,
+    sampler: &mut Sampler,
+    hub: &Hub,
+) -> io::Result<Option<FrameReader<UnixStream>>> {
+    let id = &request.id;
+    let outcome = match request.command {
+        Command::Inspect => steer(Ask::Inspect, hub),
+        Command::Halt { grace_ms } => steer(Ask::Halt { grace_ms }, hub),
+        Command::Stop { grace_ms } => steer(Ask::Stop { grace_ms }, hub),
+        Command::Kill => steer(Ask::Kill, hub),
+        Command::Condemn { reason } => {
+            let reason = reason.chars().take(MAX_REASON).collect();
+            steer(Ask::Condemn { reason }, hub)
+        }
+        Command::Pause => steer(Ask::Pause, hub),
+        Command::Resume => steer(Ask::Resume, hub),
+        Command::Quarantine => steer(Ask::Quarantine, hub),
+        Command::Rebind { ports } => steer(Ask::Rebind { ports }, hub),
+        Command::Stats => stats(sampler, hub).map(|stats| Answer::Stats(Box::new(stats))),
+        Command::Host(_) | Command::Check(_) | Command::Launch(_) => Err(ErrorReport::new(
+            ErrorKind::Invalid,
+            "Host, check and launch are asked on a new supervisor's standard input.",
+        )),
+        Command::Subscribe { owner } => {
+            return subscribe(reader, id, owner, hub).map(|()| None);
+        }
+        Command::Exec(request) => return process::run(reader, id, request, hub),
+        Command::Shell(line) => return interactive::run_line(reader, id, line, hub),
+        Command::Console => return interactive::attach(reader, id, hub),
+        Command::CopyOut(request) => {
+            return copy::serve(reader, id, &SessionRequest::CopyOut(request), hub);
+        }
+        Command::CopyIn(request) => {
+            return copy::serve(reader, id, &SessionRequest::CopyIn(request), hub);
+        }
+    };
+    respond(&reader, id, outcome)?;
+    Ok(Some(reader))
+}
+
+/// Has the engine do something, and says how the machine is then.
+fn steer(ask: Ask, hub: &Hub) -> Result<Answer, ErrorReport> {
+    let inspects = ask == Ask::Inspect;
+    let mut status = control(ask, hub)?;
+    if inspects && status.state.is_live() {
+        look_at_guest(&mut status, hub);
+        look_at_mediation(&mut status, hub);
+    }
+    Ok(Answer::Status(Box::new(status)))
 }
 
 /// Adds what a process that is started in the guest shows.
@@ -383,7 +362,10 @@ fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> 
     let vmm = status.vmm.ok_or_else(|| {
         ErrorReport::new(
             ErrorKind::Conflict,
-            format!("workspace {} has no machine to look at", status.workspace),
+            format!(
+                "The workspace {} has no machine to look at.",
+                status.workspace
+            ),
         )
     })?;
     sampler
@@ -391,7 +373,7 @@ fn stats(sampler: &mut Sampler, hub: &Hub) -> Result<MachineStats, ErrorReport> 
         .map_err(|error| {
             ErrorReport::new(
                 ErrorKind::Transient,
-                format!("the machine's process cannot be looked at: {error}"),
+                format!("The machine's process cannot be looked at: {error}."),
             )
         })
 }
@@ -421,7 +403,7 @@ pub(crate) fn deliver(hub: &Hub, message: Message) -> Result<(), ErrorReport> {
 }
 
 pub(crate) fn gone() -> ErrorReport {
-    ErrorReport::new(ErrorKind::Conflict, "the machine has ended")
+    ErrorReport::new(ErrorKind::Conflict, "The machine has ended.")
 }
 
 pub(crate) fn respond(
@@ -443,7 +425,7 @@ fn subscribe(
     hub: &Hub,
 ) -> io::Result<()> {
     if as_owner && !hub.owner.claim() {
-        let report = ErrorReport::new(ErrorKind::Conflict, "the machine has an owner already");
+        let report = ErrorReport::new(ErrorKind::Conflict, "The machine has an owner already.");
         return respond(&reader, id, Err(report));
     }
     let followed = respond(&reader, id, Ok(Answer::Subscribed)).and_then(|()| {
@@ -470,148 +452,4 @@ fn subscribe(
     let id = followed?;
     hub.journal.unfollow(id);
     Ok(())
-}
-
-/// Waits until the guest takes sessions, and says where.
-fn when_ready(
-    client: &FrameReader<UnixStream>,
-    role: ExecRole,
-    hub: &Hub,
-) -> Result<PathBuf, ErrorReport> {
-    let (reply, ticket) = channel();
-    deliver(hub, Message::Exec { role, reply })?;
-    let vsock = ticket.recv().map_err(|_| gone())??;
-    // Nothing may be run for somebody who gave up waiting.
-    if role != ExecRole::Workload && session::has_hung_up(client.get_ref()) {
-        return Err(ErrorReport::new(
-            ErrorKind::Transient,
-            "the client was gone before the guest was ready",
-        ));
-    }
-    Ok(vsock)
-}
-
-/// Tells of a session from its beginning to its end at once.
-fn tell_all(
-    reader: &FrameReader<UnixStream>,
-    id: &str,
-    pid: u32,
-    settled: Settled,
-) -> io::Result<()> {
-    let mut bytes = Vec::with_capacity(256 + settled.output.len());
-    let begun = Response::new(id, Ok(Answer::Started { pid }));
-    write_json(&mut bytes, FrameKind::Response, &begun).map_err(io::Error::other)?;
-    bytes.extend(settled.output);
-    write_json(&mut bytes, FrameKind::Exit, &settled.report).map_err(io::Error::other)?;
-    reader.get_ref().write_all(&bytes)?;
-    hang_up(reader.get_ref(), Shutdown::Both);
-    Ok(())
-}
-
-/// Runs a session on this connection; gives the connection back if none came of it.
-fn exec(
-    reader: FrameReader<UnixStream>,
-    id: &str,
-    request: ExecRequest,
-    hub: &Hub,
-) -> io::Result<Option<FrameReader<UnixStream>>> {
-    let is_workload = request.role == ExecRole::Workload;
-    let stdin = request.stdin;
-    let seat = match hub.sessions.admit() {
-        Ok(seat) => seat,
-        Err(report) => {
-            respond(&reader, id, Err(report))?;
-            return Ok(Some(reader));
-        }
-    };
-    let vsock = match when_ready(&reader, request.role, hub) {
-        Ok(vsock) => vsock,
-        Err(report) => {
-            respond(&reader, id, Err(report))?;
-            return Ok(Some(reader));
-        }
-    };
-    let capture = is_workload.then(|| Arc::new(Mutex::new(Capture::new(hub.capture_limit))));
-    let (pid, mut guest) = match session::open(&seat, &vsock, request) {
-        Ok(Opened::Started { pid, guest }) => (pid, guest),
-        Ok(Opened::Failed(status)) => {
-            if let Some(capture) = &capture {
-                lock(capture).exited(ExitReport {
-                    status: status.clone(),
-                    oom_kills: 0,
-                });
-                // An engine that is gone has recorded the end already.
-                let _ = deliver(hub, Message::WorkloadFailed(Arc::clone(capture)));
-            }
-            let outcome = match status {
-                ExitStatus::FailedToStart { reason, message } => {
-                    Ok(Answer::FailedToStart { reason, message })
-                }
-                ExitStatus::Exited { .. } | ExitStatus::Signaled { .. } => Err(ErrorReport::new(
-                    ErrorKind::Internal,
-                    "a process that never ran has an exit status",
-                )),
-            };
-            let told = respond(&reader, id, outcome);
-            if is_workload {
-                // As above.
-                let _ = deliver(hub, Message::Happened(Input::WorkloadDelivered));
-            }
-            told?;
-            return Ok(Some(reader));
-        }
-        Err(report) => {
-            if is_workload {
-                // As above.
-                let _ = deliver(hub, Message::WorkloadAbandoned);
-            }
-            respond(&reader, id, Err(report))?;
-            return Ok(Some(reader));
-        }
-    };
-    if let Some(capture) = &capture {
-        // As above.
-        let _ = deliver(hub, Message::WorkloadStarted(Arc::clone(capture)));
-    }
-    // Who the machine lives for is the owner's connection's to say, and nobody else's.
-    let orphan = if is_workload {
-        Orphan::Detach
-    } else {
-        Orphan::End
-    };
-    if !is_workload && let Ok(Some(settled)) = session::settled(&mut guest) {
-        // Ready for whatever the client asks next.
-        hub.sessions.keep(guest);
-        drop(seat);
-        return tell_all(&reader, id, pid, settled).map(|()| None);
-    }
-    let told = respond(&reader, id, Ok(Answer::Started { pid }));
-    if let Err(error) = told
-        && orphan == Orphan::End
-    {
-        return Err(error);
-    }
-    // From here on a slow client slows its process down and is no error.
-    reader.get_ref().set_write_timeout(None)?;
-    let relay = Relay {
-        client: reader,
-        guest,
-        orphan,
-        stdin,
-        capture,
-        seat,
-    };
-    let outbox = hub.outbox.clone();
-    relay.run(&hub.crew, move |notice| {
-        let input = match notice {
-            Notice::Exiting(report) if is_workload => Input::WorkloadEnded { report },
-            Notice::Over(Outcome::Exited) if is_workload => Input::WorkloadDelivered,
-            Notice::Over(Outcome::Lost) if is_workload => Input::WorkloadLost,
-            Notice::Over(Outcome::Violation(detail)) => Input::Violation { detail },
-            Notice::Exiting(_) | Notice::Over(_) => return,
-        };
-        // As above.
-        let _ = outbox.send(Message::Happened(input));
-    })?;
-    Ok(None)
 }

@@ -9,7 +9,7 @@ use microagent_protocol::{
 use serde::Serialize;
 
 use crate::{
-    options::{Profile, ProfileInfo},
+    profile::{Profile, ProfileInfo},
     result::{EXIT_FAILED, EXIT_TIMED_OUT},
     supervise::RestartPolicy,
 };

@@ -41,6 +41,7 @@ mod name;
 mod options;
 mod parallel;
 pub mod perf;
+mod profile;
 mod registries;
 mod result;
 mod run;
@@ -102,11 +103,13 @@ pub use microagent_protocol::{
     exec::InvalidEnvVar,
     guest::{GuestIpv6, GuestNetwork},
     launch::InvalidNetworkMode,
+    output::OutputEncoding,
     supervisor::{
         ErrorKind, ErrorReport, Event, EventKind, HostCheck, HostReport, Verdict, WorkloadResult,
     },
 };
-pub use options::{HostFile, KernelChoice, Profile, ProfileInfo, Resources, RunOptions};
+pub use options::{HostFile, KernelChoice, RunOptions};
+pub use profile::{Profile, ProfileInfo, Resources};
 pub use registries::{CredentialKind, Identity, Login, LoginOptions, Logout, Registries};
 pub use result::{EXIT_FAILED, EXIT_TIMED_OUT, ImageInfo, KernelInfo, Phase, RunResult, TagMove};
 pub use spec::{Spec, SpecError, SpecFault, SpecKey, SpecResources, SpecWorkload};

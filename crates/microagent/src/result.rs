@@ -9,7 +9,7 @@ use microagent_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::{artifacts::Artifact, options::Resources};
+use crate::{artifacts::Artifact, profile::Resources};
 
 /// The image that ran.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

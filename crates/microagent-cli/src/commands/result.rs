@@ -2,7 +2,7 @@
 
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
-use microagent::{CapturedOutput, Error, Microagent, WorkloadResult};
+use microagent::{CapturedOutput, Error, Microagent, OutputEncoding, WorkloadResult};
 
 use crate::{
     cli::Globals,
@@ -59,5 +59,9 @@ fn extent(stream: &CapturedOutput) -> String {
     } else {
         ""
     };
-    format!("{} bytes{kept}", stream.total_bytes)
+    let how = match stream.encoding {
+        OutputEncoding::Utf8 => "",
+        OutputEncoding::Base64 => ", no text: in base64",
+    };
+    format!("{} bytes{kept}{how}", stream.total_bytes)
 }

@@ -349,16 +349,7 @@ impl Muxer {
         let connection = Connection::from_host(key, self.guest_cid, socket, buf_alloc);
         let deadline = Instant::now() + self.limits.connect_timeout;
         self.request_deadlines.push_back((deadline, id));
-        self.by_key.insert(key, id);
-        self.entries.insert(
-            id,
-            Entry {
-                connection,
-                queued: false,
-                watching_room: false,
-            },
-        );
-        self.settle(id);
+        self.enter(id, connection);
     }
 
     fn insert(&mut self, connection: Connection<HostSocket>) -> io::Result<()> {
@@ -366,17 +357,20 @@ impl Muxer {
         if let Some(socket) = connection.stream() {
             self.watch(id, socket, false)?;
         }
-        self.by_key.insert(connection.key(), id);
-        self.entries.insert(
-            id,
-            Entry {
-                connection,
-                queued: false,
-                watching_room: false,
-            },
-        );
-        self.settle(id);
+        self.enter(id, connection);
         Ok(())
+    }
+
+    /// Takes a connection, whose socket is watched by this token, into the tables.
+    fn enter(&mut self, id: u64, connection: Connection<HostSocket>) {
+        self.by_key.insert(connection.key(), id);
+        let entry = Entry {
+            connection,
+            queued: false,
+            watching_room: false,
+        };
+        self.entries.insert(id, entry);
+        self.settle(id);
     }
 
     /// Room for one more connection, if need be by forgetting one the guest has not bothered to confirm the end of.

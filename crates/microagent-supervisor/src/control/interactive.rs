@@ -7,7 +7,7 @@ use microagent_protocol::{
     supervisor::{Answer, ErrorKind, ErrorReport},
 };
 
-use super::{Hub, deliver, gone, respond, when_ready};
+use super::{Hub, deliver, gone, process::when_ready, respond};
 use crate::{
     engine::Message,
     lifecycle::Input,

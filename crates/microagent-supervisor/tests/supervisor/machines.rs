@@ -444,7 +444,7 @@ fn killed() {
     };
     let vmm = status.vmm.unwrap().pid;
     assert!(alive(vmm));
-    crate::kill(machine.launched.supervisor.pid);
+    crate::ends::kill(machine.launched.supervisor.pid);
     wait_for(Duration::from_secs(10), || !alive(vmm));
 }
 

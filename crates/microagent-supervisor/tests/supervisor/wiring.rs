@@ -233,7 +233,7 @@ fn port_taken() {
     assert_eq!(report.kind, ErrorKind::Conflict);
     assert_eq!(
         report.message,
-        format!("port {port} of 127.0.0.1 is in use")
+        format!("Port {port} of 127.0.0.1 is in use.")
     );
     assert!(report.remedy.unwrap().contains("0 for a free one"));
     assert!(!workspace.spec.directory.join("events.jsonl").exists());

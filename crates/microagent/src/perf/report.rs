@@ -9,7 +9,7 @@ use super::stats::Summary;
 use crate::{
     error::{Error, Result},
     files::{self, Durability},
-    options::Resources,
+    profile::Resources,
     result::{ImageInfo, KernelInfo},
     workspaces::{Workspace, status::last_backend},
 };

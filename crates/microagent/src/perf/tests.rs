@@ -2,7 +2,7 @@ use std::{collections::BTreeMap, time::SystemTime};
 
 use super::*;
 use crate::{
-    options::Resources,
+    profile::Resources,
     result::{ImageInfo, KernelInfo},
 };
 

@@ -1,48 +1,42 @@
 //! The keys of `microagent.yaml`: the one table that the reader, the JSON Schema and the reference
 //! are made of.
 
+mod connections;
+mod values;
+
 use std::{
-    net::IpAddr,
     num::{NonZeroU16, NonZeroU32},
-    path::{Path, PathBuf},
+    path::Path,
     rc::Rc,
 };
 
 use microagent_image::Reference;
 use microagent_protocol::{
-    EnvVar, FileMode, Mebibytes, NetworkMode, VcpuCount, WorkspaceName,
-    wiring::{
-        DeclaredArtifact, GuestPath, ItemName, MAX_ARTIFACTS, MAX_DISKS, MAX_MEDIATION,
-        MAX_PUBLISHED, MediationRoute, MediationTarget, PublishedPort,
-    },
+    Mebibytes, VcpuCount,
+    wiring::{DeclaredArtifact, MAX_ARTIFACTS, MAX_DISKS, MAX_MEDIATION},
 };
 
-use super::{
-    kind::{
-        Kind, choice, flag, list, list_or, names, number, one_or_many, parsed, pattern, text,
-        written,
+use self::{
+    connections::{bundle, disk, mediation, network},
+    values::{
+        absolute, any_text, env, file, guest_path, host_path, hostname, item_name, user, words,
+        workspace_name,
     },
+};
+use super::{
+    kind::{Kind, choice, list, list_or, number, one_or_many, parsed, pattern, text},
     sense,
     table::Table,
     types::{Spec, SpecResources, SpecWorkload},
 };
 use crate::{
     command::SHELL,
-    options::{HostFile, Profile},
+    profile::Profile,
     supervise::{HealthCheck, HealthProbe, RestartPolicy},
-    wiring::Volume,
 };
 
 /// The most setup commands, files and words of a command each.
 const MAX_ITEMS: usize = 256;
-
-/// A path component that is not `.` or `..`, and the path of such.
-const GUEST_PATH: &str = r"^(/+([^/.\x00][^/\x00]*|\.[^/.\x00][^/\x00]*|\.\.[^/\x00]+))+/*$";
-
-const ITEM_NAME: &str = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$";
-
-const HOSTNAME: &str =
-    r"^[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?(\.[A-Za-z0-9]([A-Za-z0-9-]*[A-Za-z0-9])?)*$";
 
 /// A whole spec, whose relative paths start at `base`.
 pub(super) fn spec(base: &Path) -> Kind<Spec> {
@@ -279,126 +273,6 @@ const ABSENT: &[(&str, &str)] = &[
     ),
 ];
 
-fn workspace_name() -> Kind<WorkspaceName> {
-    pattern(
-        "a name of 1 to 63 of a-z, 0-9 and '-', with a letter or digit at both ends",
-        "^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$",
-        |text| text.parse().ok(),
-    )
-}
-
-fn item_name() -> Kind<ItemName> {
-    pattern(
-        "a name of 1 to 63 of a-z, A-Z, 0-9, '.', '_' and '-' that starts with a letter or digit",
-        ITEM_NAME,
-        |text| text.parse().ok(),
-    )
-}
-
-fn guest_path() -> Kind<GuestPath> {
-    pattern("an absolute path without . and ..", GUEST_PATH, |text| {
-        text.parse::<GuestPath>().ok()
-    })
-    .limited(GuestPath::MAX_LEN)
-}
-
-fn absolute() -> Kind<String> {
-    pattern("an absolute path in the guest", r"^/[^\x00]*$", |text| {
-        (text.starts_with('/') && !text.contains('\0')).then(|| text.to_owned())
-    })
-}
-
-fn hostname() -> Kind<String> {
-    pattern(
-        "a host name, up to 63 letters, digits, '-' and '.'",
-        HOSTNAME,
-        |text| crate::hostname::check(text).then(|| text.to_owned()),
-    )
-    .limited(crate::hostname::MAX_LEN)
-}
-
-fn user() -> Kind<String> {
-    pattern(
-        "NAME, UID, NAME:GROUP or UID:GID",
-        r"^[^:\x00\n]+(:[^:\x00\n]*)?$",
-        |text| crate::command::is_user(text).then(|| text.to_owned()),
-    )
-}
-
-/// A path of the host, from `base` if it is relative.
-fn host_path(base: &Rc<Path>) -> Kind<PathBuf> {
-    let base = Rc::clone(base);
-    text().map(move |path| base.join(path))
-}
-
-/// A program, or a list of words.
-fn words() -> Kind<Vec<String>> {
-    let word = pattern(
-        "a program (for more words write a list, for a shell line use service)",
-        r"^[^ \t\r\n\x00]+$",
-        |text| {
-            let good = !text.is_empty() && !text.contains([' ', '\t', '\r', '\n', '\0']);
-            good.then(|| vec![text.to_owned()])
-        },
-    );
-    list_or(list(any_text(), MAX_ITEMS), word)
-}
-
-/// Any text without a NUL; it may be empty.
-fn any_text() -> Kind<String> {
-    pattern("text", r"^[^\x00]*$", |text| {
-        (!text.contains('\0')).then(|| text.to_owned())
-    })
-}
-
-fn file(base: &Rc<Path>) -> Kind<HostFile> {
-    let mut table = Table::new("a table");
-    let src = table.required(
-        "src",
-        "The file on the host; relative to the spec.",
-        host_path(base),
-    );
-    let dst = table.required("dst", "Where it goes in the guest.", guest_path());
-    let mode = table.optional(
-        "mode",
-        "Its permissions, octal and in quotes (`\"0644\"`); those it has on the host unless said.",
-        pattern(
-            "octal permissions such as \"0644\"",
-            "^[0-7]{3,4}$",
-            |text| text.parse::<FileMode>().ok(),
-        ),
-    );
-    table.absent(&[
-        ("source", "write src"),
-        ("target", "write dst"),
-        (
-            "path",
-            "write src for the host's file and dst for the guest's",
-        ),
-        (
-            "content",
-            "put it into a file beside the spec and name that with src",
-        ),
-    ]);
-    table.build(move |_, _| {
-        Some(HostFile {
-            mode: mode.take(),
-            src: src.take()?,
-            dst: dst.take()?,
-        })
-    })
-}
-
-fn env() -> Kind<Vec<EnvVar>> {
-    let valid = |name: &str| !name.is_empty() && !name.contains(['=', '\0']);
-    names("variable name", r"^[^=\x00]+$", valid, written()).map(|pairs| {
-        pairs
-            .into_iter()
-            .filter_map(|(name, value)| EnvVar::new(name, value).ok())
-            .collect()
-    })
-}
-
 fn resources() -> Kind<SpecResources> {
     let mut table = Table::new("a table");
     let size = || number(1, u32::MAX).map(Mebibytes);
@@ -427,191 +301,6 @@ fn resources() -> Kind<SpecResources> {
             disk: disk.take(),
             headroom: headroom.take(),
         })
-    })
-}
-
-const NO_ADDRESSES: &str = "the guest's address, gateway and resolver are those of the user network \
-     and cannot be set; leave it out";
-
-fn network() -> Kind<(Option<NetworkMode>, Vec<PublishedPort>)> {
-    const USER: &str =
-        "write user, which lets the guest reach out, and publish ports with forwards";
-    let mut table = Table::new("a table");
-    let mode = table.optional(
-        "mode",
-        "`user` (outbound connections) or `isolated` (loopback only); `user` unless said.",
-        choice(
-            &[
-                ("user", NetworkMode::User),
-                ("isolated", NetworkMode::Isolated),
-            ],
-            &[
-                ("nat", USER),
-                ("bridge", USER),
-                ("bridged", USER),
-                ("named", USER),
-                ("host", USER),
-                ("none", "write isolated"),
-            ],
-        ),
-    );
-    let forwards = table.optional(
-        "forwards",
-        "TCP ports of the host that lead into the guest, in either mode.",
-        list(forward(), MAX_PUBLISHED),
-    );
-    table.absent(&[
-        ("interface", "a workspace is on no bridge; leave it out"),
-        ("name", "workspaces share no network; leave it out"),
-        ("ip", NO_ADDRESSES),
-        ("subnet", NO_ADDRESSES),
-        ("gateway", NO_ADDRESSES),
-        ("dns", NO_ADDRESSES),
-        ("routes", NO_ADDRESSES),
-        ("ipv6", NO_ADDRESSES),
-        ("ipv6Subnet", NO_ADDRESSES),
-        ("ipv6Gateway", NO_ADDRESSES),
-        ("ports", "write forwards"),
-        ("publish", "write forwards"),
-        ("portForwards", "write forwards"),
-    ]);
-    table.build(move |_, _| Some((mode.take(), forwards.take().unwrap_or_default())))
-}
-
-fn forward() -> Kind<PublishedPort> {
-    let mut table = Table::new("a table");
-    let _protocol = table.default(
-        "protocol",
-        "tcp",
-        "`tcp`, the one protocol there is.",
-        choice(&[("tcp", ())], &[("udp", "only TCP can be published")]),
-    );
-    let host = table.default(
-        "host",
-        "127.0.0.1",
-        "The host's address to listen at.",
-        parsed("an IP address", |text| match text {
-            "localhost" => Ok(IpAddr::from([127, 0, 0, 1])),
-            text => text.parse().map_err(|_| {
-                format!("{text:?} is not an IP address, such as 127.0.0.1 or \"::1\"")
-            }),
-        }),
-    );
-    let host_port = table.required(
-        "hostPort",
-        "The host's port; 0 picks a free one.",
-        number(0, u16::MAX),
-    );
-    let guest_port = table.required("guestPort", "The port in the guest.", number(1, u16::MAX));
-    table.build(move |_, _| {
-        Some(PublishedPort {
-            host: host.take()?,
-            host_port: host_port.take()?,
-            guest_port: guest_port.take()?,
-        })
-    })
-}
-
-/// A route, or none where it is switched off.
-fn mediation() -> Kind<Option<MediationRoute>> {
-    let mut table = Table::new("a table");
-    let enabled = table.default("enabled", "true", "Whether it is there at all.", flag());
-    let port = table.optional(
-        "port",
-        "The port in the guest; required unless `enabled` is false.",
-        number(MediationRoute::MIN_PORT, u16::MAX),
-    );
-    let target = table.optional(
-        "target",
-        "The server on the host, `HOST:PORT` or `unix:/path`; required unless `enabled` is false.",
-        parsed("a mediation target", str::parse::<MediationTarget>),
-    );
-    let required = table.default(
-        "required",
-        "true",
-        "Whether the machine may only start while the target can be reached.",
-        flag(),
-    );
-    let fail_closed = table.optional(
-        "failClosed",
-        "Whether nothing else takes the target's place when it is away. Nothing ever does here, so \
-         it may be left out; `required` does not go with `false`.",
-        flag(),
-    );
-    let connections = table.default(
-        "maxConnections",
-        "128",
-        "The most connections at a time; further ones are refused.",
-        number(1_u32, 4096),
-    );
-    table.unless_off("enabled", &["port", "target"]);
-    table.build(move |node, reader| {
-        let required = required.take()?;
-        if required && fail_closed.take() == Some(false) {
-            let at = node.get("failClosed").map_or(node.at, |node| node.at);
-            reader.object(
-                at,
-                "failClosed: false contradicts required: true; write required: false for a route \
-                 that may be away",
-            );
-        }
-        let (port, target, max_connections) = (port.take(), target.take(), connections.take());
-        if !enabled.take()? {
-            return Some(None);
-        }
-        Some(Some(MediationRoute {
-            port: port?,
-            target: target?,
-            required,
-            max_connections: max_connections?,
-        }))
-    })
-}
-
-/// Whether the guest may write.
-fn access() -> Kind<bool> {
-    choice(&[("ro", false), ("rw", true)], &[])
-}
-
-const ACCESS: &str = "`ro` (the machine refuses writes) or `rw`.";
-const MOUNTPOINT: &str = "Where it is mounted in the guest; made if it is missing.";
-
-fn disk(base: &Rc<Path>) -> Kind<Volume> {
-    let mut table = Table::new("a table");
-    let name = table.required("name", "Its name, one of a kind.", item_name());
-    let path = table.required(
-        "path",
-        "The ext4 image; relative to the spec.",
-        host_path(base),
-    );
-    let mountpoint = table.required("mountpoint", MOUNTPOINT, guest_path());
-    let mode = table.default("mode", "ro", ACCESS, access());
-    table.absent(&[
-        (
-            "sourcePath",
-            "the image is attached where it is; write path",
-        ),
-        ("bundle", "write an archive under bundles"),
-    ]);
-    table.build(move |_, _| {
-        let (name, path, mountpoint) = (name.take(), path.take(), mountpoint.take());
-        Some(Volume::disk(name?, path?, mountpoint?).writable(mode.take()?))
-    })
-}
-
-fn bundle(base: &Rc<Path>) -> Kind<Volume> {
-    let mut table = Table::new("a table");
-    let name = table.required("name", "Its name, one of a kind.", item_name());
-    let path = table.required(
-        "path",
-        "The archive: a tar, plain or compressed with gzip or zstd; relative to the spec.",
-        host_path(base),
-    );
-    let mountpoint = table.required("mountpoint", MOUNTPOINT, guest_path());
-    let mode = table.default("mode", "ro", ACCESS, access());
-    table.build(move |_, _| {
-        let (name, path, mountpoint) = (name.take(), path.take(), mountpoint.take());
-        Some(Volume::bundle(name?, path?, mountpoint?).writable(mode.take()?))
     })
 }
 

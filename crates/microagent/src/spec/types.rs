@@ -9,7 +9,8 @@ use microagent_protocol::{
 };
 
 use crate::{
-    options::{HostFile, Profile},
+    options::HostFile,
+    profile::Profile,
     supervise::{HealthCheck, RestartPolicy},
     wiring::Volume,
 };

@@ -13,25 +13,20 @@ use std::{
 };
 
 use microagent_protocol::{
-    EndCause, State, WorkspaceName,
-    supervisor::{Command, ErrorKind, ErrorReport, Event},
+    State,
+    supervisor::{ErrorKind, Event},
 };
-use serde::Serialize;
 
 use super::{
-    health::HealthCheck,
-    keeper::{Condition, Ending, Keeper, Next, Pulse, SuperviseEnd},
-    policy::RestartPolicy,
-    probe::Probe,
+    beat::Beat,
+    keeper::{Ending, Keeper, Next, SuperviseEnd},
+    step::{SuperviseEvent, SuperviseReport},
 };
 use crate::{
     error::{Error, Result},
     io::RunIo,
-    workspaces::{StartOptions, Started, Workspace, history, machine},
+    workspaces::{StartOptions, Workspace, history, machine},
 };
-
-/// How long a machine whose probes failed may take to be gone.
-const CONDEMN_LIMIT: Duration = Duration::from_secs(30);
 
 /// How often is looked whether a machine that says nothing any more is gone.
 const SOON: Duration = Duration::from_millis(100);
@@ -119,72 +114,9 @@ impl SuperviseStop {
     }
 }
 
-/// A step of a supervision.
-#[derive(Clone, Debug, Serialize)]
-#[serde(tag = "event", rename_all = "snake_case")]
-#[non_exhaustive]
-pub enum SuperviseEvent {
-    /// It is up already and watched from here on.
-    Found {
-        /// Its state.
-        state: State,
-    },
-    /// It is started; `restart` counts from 1, and is 0 for the first start.
-    Starting {
-        /// Which restart this is.
-        restart: u32,
-    },
-    /// Its guest is ready.
-    Started(Started),
-    /// It could not be started.
-    StartFailed {
-        /// Why.
-        error: ErrorReport,
-    },
-    /// A probe failed.
-    Unwell {
-        /// How many failed one after the other.
-        failures: u32,
-        /// Why this one did.
-        reason: String,
-    },
-    /// A probe succeeded after others had failed.
-    Well,
-    /// Its machine ended.
-    Ended {
-        /// Its state.
-        state: State,
-        /// Why.
-        cause: Option<EndCause>,
-    },
-    /// It will be started again after a pause.
-    Waiting {
-        /// The pause, in milliseconds.
-        ms: u64,
-    },
-    /// The caller asked for the end: it is being halted.
-    Halting,
-}
-
-/// How a supervision ended.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-#[non_exhaustive]
-pub struct SuperviseReport {
-    /// The workspace.
-    pub workspace: WorkspaceName,
-    /// Why it ended.
-    pub end: SuperviseEnd,
-    /// The policy it went by in the end.
-    pub restart: RestartPolicy,
-    /// How often the workspace was started again.
-    pub restarts: u32,
-    /// Its state now; `None` if it was removed.
-    pub state: Option<State>,
-}
-
 /// What the loop waits for.
 #[derive(Debug)]
-enum Happening {
+pub(super) enum Happening {
     /// The caller asked for the end.
     Stop,
     /// Something happened to the machine of this watch.
@@ -417,102 +349,6 @@ impl Watcher<'_> {
         }
         Ok(Watched::Over(SuperviseEnd::Requested))
     }
-}
-
-/// The probes of one machine: when the next one is due, and whether one is under way.
-struct Beat {
-    check: HealthCheck,
-    pulse: Pulse,
-    begun: Instant,
-    probing: bool,
-    condemned: bool,
-}
-
-impl Beat {
-    fn new(check: HealthCheck, begun: Instant) -> Self {
-        Self {
-            pulse: Pulse::new(&check),
-            check,
-            begun,
-            probing: false,
-            condemned: false,
-        }
-    }
-
-    /// When a probe is to be made.
-    fn due(&self) -> Option<Instant> {
-        (!self.probing && !self.condemned).then(|| self.begun + self.pulse.next())
-    }
-
-    /// Makes a probe, in a thread of its own.
-    fn probe(
-        &mut self,
-        workspace: &Workspace<'_>,
-        state: State,
-        watch: u64,
-        sender: &Sender<Happening>,
-    ) {
-        if state != State::Running {
-            self.pulse.skipped(self.begun.elapsed());
-            return;
-        }
-        self.probing = true;
-        let probe = Probe::new(workspace, &self.check);
-        let sender = sender.clone();
-        thread::spawn(move || {
-            // Nobody listens any more when the supervision ended meanwhile.
-            let _ = sender.send(Happening::Probed(watch, probe.run()));
-        });
-    }
-
-    /// Takes note of a probe's outcome, and ends a machine that is lost.
-    fn probed(
-        &mut self,
-        workspace: &Workspace<'_>,
-        outcome: Result<(), String>,
-        state: State,
-        tell: &mut impl FnMut(SuperviseEvent),
-    ) -> Result<()> {
-        self.probing = false;
-        let now = self.begun.elapsed();
-        if state != State::Running {
-            self.pulse.skipped(now);
-            return Ok(());
-        }
-        let failed_before = self.pulse.failures() > 0;
-        let condition = self.pulse.probed(outcome.is_ok(), now);
-        let reason = outcome.err().unwrap_or_default();
-        match condition {
-            Condition::Well if failed_before => tell(SuperviseEvent::Well),
-            Condition::Well => {}
-            Condition::Unwell(failures) => tell(SuperviseEvent::Unwell { failures, reason }),
-            Condition::Lost(failures) => {
-                self.condemned = true;
-                let detail = match failures {
-                    1 => format!("its health probe failed: {reason}"),
-                    _ => format!("{failures} health probes failed, the last one: {reason}"),
-                };
-                tell(SuperviseEvent::Unwell { failures, reason });
-                condemn(workspace, detail)?;
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Ends a machine that is not well; it counts as failed.
-fn condemn(workspace: &Workspace<'_>, reason: String) -> Result<()> {
-    let asked = workspace
-        .connect()
-        .and_then(|control| control.status(Command::Condemn { reason }, CONDEMN_LIMIT));
-    if machine::wait_gone(workspace.directory(), CONDEMN_LIMIT) {
-        return Ok(());
-    }
-    asked?;
-    Err(Error::NotEnding {
-        name: workspace.name().to_string(),
-        limit: CONDEMN_LIMIT,
-    })
 }
 
 /// Tells `sender` what happens to the workspace's machine until it is gone.

@@ -22,7 +22,8 @@ use crate::{
     error::{Error, Result},
     event::RunEvent,
     io::{Parts as IoParts, RunIo},
-    options::{Resources, RunOptions},
+    options::RunOptions,
+    profile::Resources,
     result::{ImageInfo, KernelInfo, Phase, TagMove},
     run::{
         Plan,

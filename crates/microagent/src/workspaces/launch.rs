@@ -17,7 +17,7 @@ use crate::{
     event::RunEvent,
     files::{self, Durability},
     io::EventSink,
-    options::Resources,
+    profile::Resources,
     run::{Happening, drive::describe, millis},
     session::{Session, Sinks},
     supervisor::{

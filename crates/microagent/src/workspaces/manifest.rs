@@ -20,7 +20,8 @@ use crate::{
     command,
     error::{Error, IoContext, Result},
     files::{self, Durability},
-    options::{HostFile, Resources},
+    options::HostFile,
+    profile::Resources,
     result::{ImageInfo, KernelInfo},
     supervise::{HealthCheck, RestartPolicy},
 };

@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::{Error, Result},
     io::{Parts, RunIo},
-    options::{Profile, Resources},
+    profile::{Profile, Resources},
     result::TagMove,
 };
 

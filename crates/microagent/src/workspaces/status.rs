@@ -21,7 +21,7 @@ use crate::{
     artifacts::ArtifactChannels,
     directories::SCRATCH,
     error::{IoContext, Result},
-    options::Resources,
+    profile::Resources,
     result::{ImageInfo, KernelInfo},
     supervise::{HealthCheck, RestartPolicy},
 };
