@@ -292,7 +292,7 @@ impl<W: Write> Packer<W> {
         }
         entry.size = stat.st_size.unsigned_abs();
         entry.xattrs = attributes::read(&file, &shown)?;
-        self.report.bytes += entry.size;
+        self.report.bytes = self.report.bytes.saturating_add(entry.size);
         let segments = segments(&file, &stat);
         self.put(&entry, segments.as_deref())?;
         let whole = [(0, entry.size)];

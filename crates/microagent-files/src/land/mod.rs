@@ -115,7 +115,7 @@ impl Lander {
         }
         let temporary = match &item.kind {
             Kind::File => {
-                incoming.report.bytes += item.size;
+                incoming.report.bytes = incoming.report.bytes.saturating_add(item.size);
                 self.file(&item, incoming, &shown)?
             }
             Kind::HardLink(target) => self.hard_link(target, &item.place, &shown)?,

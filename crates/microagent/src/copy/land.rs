@@ -223,7 +223,7 @@ impl Lander {
         let near = folder.upper;
         let kind = match &item.kind {
             Kind::File => {
-                incoming.report.bytes += item.size;
+                incoming.report.bytes = incoming.report.bytes.saturating_add(item.size);
                 return self.file(item, near, incoming);
             }
             Kind::HardLink(target) => return self.target(target, item),

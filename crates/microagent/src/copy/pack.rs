@@ -184,7 +184,7 @@ impl<W: Write> Packer<'_, W> {
             return Ok(None);
         }
         entry.size = inode.size();
-        self.report.bytes += entry.size;
+        self.report.bytes = self.report.bytes.saturating_add(entry.size);
         self.file(node, &entry)?;
         Ok(None)
     }
