@@ -7,11 +7,11 @@ use std::{io, path::PathBuf, time::Duration};
 #[non_exhaustive]
 pub enum Error {
     /// A program is not there.
-    #[error("{program} was not found (looked in {searched}); {remedy}")]
+    #[error("{program} is not {}; {remedy}", place(searched))]
     ProgramMissing {
         /// The program.
         program: String,
-        /// Where it was looked for.
+        /// Where it was looked for: its own path, or a `PATH` value.
         searched: String,
         /// What to install.
         remedy: String,
@@ -66,4 +66,13 @@ pub enum Error {
         /// The system's error.
         source: io::Error,
     },
+}
+
+/// A place that was looked at, without the many of a `PATH`.
+fn place(searched: &str) -> String {
+    let mut places = std::env::split_paths(searched);
+    match (places.next(), places.next()) {
+        (Some(one), None) => format!("at {}", one.display()),
+        _ => "on the PATH".to_owned(),
+    }
 }

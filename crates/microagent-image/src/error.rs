@@ -266,7 +266,7 @@ pub enum ImageError {
         platform: Platform,
     },
     /// Nothing in the store matches.
-    #[error("No image matches `{name}`; `images list` shows what is there.")]
+    #[error("No image matches `{name}`.")]
     Unknown {
         /// What was asked for.
         name: String,

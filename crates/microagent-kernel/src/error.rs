@@ -8,7 +8,7 @@ use std::time::Duration;
 #[non_exhaustive]
 pub enum KernelError {
     /// A file or directory could not be read or written.
-    #[error("cannot {action} {path}: {source}", path = path.display())]
+    #[error("Cannot {action} {path}: {source}.", path = path.display())]
     Io {
         /// What was attempted, as a verb ("read", "create").
         action: &'static str,
@@ -18,7 +18,7 @@ pub enum KernelError {
         source: std::io::Error,
     },
     /// The image is no kernel this crate can boot.
-    #[error("{name} is not a bootable kernel: {reason}")]
+    #[error("{name} is not a bootable kernel: {reason}.")]
     InvalidImage {
         /// File or package the image came from.
         name: String,
@@ -26,7 +26,7 @@ pub enum KernelError {
         reason: String,
     },
     /// Compressed data is damaged, too large or in a format Linux packages do not use.
-    #[error("cannot decompress {name}: {reason}")]
+    #[error("Cannot decompress {name}: {reason}.")]
     Decompress {
         /// What was being decompressed.
         name: String,
@@ -34,7 +34,7 @@ pub enum KernelError {
         reason: String,
     },
     /// A kernel module, or the description of them, is damaged.
-    #[error("kernel module data in {name} is damaged: {reason}")]
+    #[error("The kernel modules in {name} are damaged: {reason}.")]
     InvalidModules {
         /// The module or the file that lists modules.
         name: String,
@@ -43,7 +43,7 @@ pub enum KernelError {
     },
     /// The kernel cannot run a microVM.
     #[error(
-        "kernel {release} lacks what a microVM needs: {missing}. Use a kernel that has these built in or give the \
+        "The kernel {release} lacks what a microVM needs: {missing}. Use a kernel that has these built in or give the \
          directory of its modules.",
         missing = missing.join(", ")
     )]
@@ -54,7 +54,7 @@ pub enum KernelError {
         missing: Vec<String>,
     },
     /// The modules were built for another kernel.
-    #[error("the modules in {path} are for kernel {found}, but the kernel is {expected}. Give the modules that belong to it.", path = path.display())]
+    #[error("The modules in {path} are for kernel {found}, but the kernel is {expected}. Give the modules that belong to it.", path = path.display())]
     WrongModules {
         /// Module directory.
         path: PathBuf,
@@ -64,13 +64,13 @@ pub enum KernelError {
         expected: String,
     },
     /// This host has no kernel image or no modules to borrow.
-    #[error("this host's kernel cannot be used: {path} does not exist. Install the distribution's kernel package, or choose the package or a file as the source.", path = path.display())]
+    #[error("This host's kernel cannot be used: {path} does not exist. Install the distribution's kernel package, or choose the package or a file as the source.", path = path.display())]
     HostKernelAbsent {
         /// The file or directory that is missing.
         path: PathBuf,
     },
     /// A program that is needed is not installed.
-    #[error("cannot run {program}: {source}. {remedy}")]
+    #[error("Cannot run {program}: {source}. {remedy}")]
     ToolUnavailable {
         /// Program name.
         program: String,
@@ -80,7 +80,7 @@ pub enum KernelError {
         remedy: &'static str,
     },
     /// A library that a program is built with is not installed.
-    #[error("the compiler does not find {library}'s header. {remedy}")]
+    #[error("The compiler does not find {library}'s header. {remedy}")]
     LibraryMissing {
         /// Its name.
         library: &'static str,
@@ -98,7 +98,7 @@ pub enum KernelError {
         stderr: String,
     },
     /// A program did not finish in time and was killed.
-    #[error("{program} did not finish within {}", humantime::format_duration(*.after))]
+    #[error("{program} did not finish within {}.", humantime::format_duration(*.after))]
     ToolTimedOut {
         /// Program name with its arguments.
         program: String,
@@ -106,13 +106,13 @@ pub enum KernelError {
         after: Duration,
     },
     /// The package manager knows no such kernel package.
-    #[error("the package manager knows none of these kernel packages: {packages}. Run `apt-get update` as root and try again, or install a kernel from a file.", packages = packages.join(", "))]
+    #[error("The package manager knows none of these kernel packages: {packages}. Run `apt-get update` as root and try again, or install a kernel from a file.", packages = packages.join(", "))]
     PackageUnknown {
         /// Package names that were looked up.
         packages: Vec<String>,
     },
     /// A package's metadata or contents cannot be used.
-    #[error("package {package} cannot be used: {reason}")]
+    #[error("The package {package} cannot be used: {reason}.")]
     InvalidPackage {
         /// Package name or file.
         package: String,
@@ -134,7 +134,7 @@ pub enum KernelError {
     },
     /// A kernel for another architecture cannot be installed.
     #[error(
-        "a kernel for {architecture:?} runs no machine on this host: write it to a directory instead of installing it"
+        "A kernel for {architecture:?} runs no machine on this host: write it to a directory instead of installing it."
     )]
     ForeignArchitecture {
         /// What it would be for.
@@ -142,7 +142,7 @@ pub enum KernelError {
     },
     /// What a repository says of itself does not hold.
     #[error(
-        "the kernel repository {url} cannot be trusted: {reason}. Nothing was installed; ask who runs it before you try again."
+        "The kernel repository {url} cannot be trusted: {reason}. Nothing was installed; ask who runs it before you try again."
     )]
     RepositoryRefused {
         /// Its address.
@@ -151,7 +151,7 @@ pub enum KernelError {
         reason: String,
     },
     /// A repository's file could not be had.
-    #[error("cannot get {url}: {reason}. Try again, or give another repository.")]
+    #[error("Cannot get {url}: {reason}. Try again, or give another repository.")]
     RepositoryUnreachable {
         /// Address of the file.
         url: String,
@@ -160,7 +160,7 @@ pub enum KernelError {
     },
     /// The address of a repository is in no form that is read.
     #[error(
-        "{url:?} is no address of a kernel repository: give https://HOST/PATH, http://HOST/PATH or file:///PATH"
+        "{url:?} is no address of a kernel repository: give https://HOST/PATH, http://HOST/PATH or file:///PATH."
     )]
     InvalidRepository {
         /// The address.
@@ -168,17 +168,17 @@ pub enum KernelError {
     },
     /// There is nobody to trust, or no place to look.
     #[error(
-        "this build of microagent was given no kernel repository. Name one, and a file with its root metadata."
+        "This build of microagent was given no kernel repository. Name one, and a file with its root metadata."
     )]
     NoTrustedRoot,
     /// The name of a channel cannot be one.
-    #[error("{channel:?} is no name of a channel: letters, digits and . _ - are allowed")]
+    #[error("{channel:?} is no name of a channel: letters, digits and . _ - are allowed.")]
     InvalidChannel {
         /// The name.
         channel: String,
     },
     /// The repository has no such channel for this architecture.
-    #[error("the kernel repository {url} has no channel {channel:?} for this host's architecture")]
+    #[error("The kernel repository {url} has no channel {channel:?} for this host's architecture.")]
     NoSuchChannel {
         /// Its address.
         url: String,
@@ -186,7 +186,7 @@ pub enum KernelError {
         channel: String,
     },
     /// What was known of a repository cannot be read any more.
-    #[error("what is known of a kernel repository cannot be used: {path}: {reason}. Remove the directory of this file to begin anew; what was known there then protects no more against old kernels.", path = path.display())]
+    #[error("What is known of a kernel repository cannot be used: {path}: {reason}. Remove the directory of this file to begin anew; what was known there then protects no more against old kernels.", path = path.display())]
     TrustDamaged {
         /// The file.
         path: PathBuf,
@@ -206,13 +206,13 @@ pub enum KernelError {
         found: String,
     },
     /// No kernel of that id is installed.
-    #[error("no kernel {id:?} is installed")]
+    #[error("No kernel {id:?} is installed.")]
     NotFound {
         /// The id asked for.
         id: String,
     },
     /// The manifest of an installed kernel cannot be understood.
-    #[error("the manifest {path} cannot be used: {reason}. Remove the kernel and install it again.", path = path.display())]
+    #[error("The manifest {path} cannot be used: {reason}. Remove the kernel and install it again.", path = path.display())]
     InvalidManifest {
         /// Manifest file.
         path: PathBuf,
@@ -220,7 +220,7 @@ pub enum KernelError {
         reason: String,
     },
     /// The choice of the default kernel cannot be understood.
-    #[error("the choice of the default kernel in {path} cannot be used: {reason}. Choose the default kernel again.", path = path.display())]
+    #[error("The choice of the default kernel in {path} cannot be used: {reason}. Choose the default kernel again.", path = path.display())]
     InvalidDefault {
         /// File with the choice.
         path: PathBuf,
@@ -229,11 +229,11 @@ pub enum KernelError {
     },
     /// This build carries no guest agent.
     #[error(
-        "the guest agent is empty: this microagent was built for a system on which the guest cannot be compiled. Build it with MICROAGENT_GUEST_BINARY set."
+        "The guest agent is empty: this microagent was built for a system on which the guest cannot be compiled. Build it with MICROAGENT_GUEST_BINARY set."
     )]
     NoGuest,
     /// Another process holds the kernel store.
-    #[error("another process has been working on the kernels in {path} for {}. Try again when it is done.", humantime::format_duration(*.after), path = path.display())]
+    #[error("Another process has been working on the kernels in {path} for {}. Try again when it is done.", humantime::format_duration(*.after), path = path.display())]
     Busy {
         /// The store's directory.
         path: PathBuf,

@@ -74,7 +74,7 @@ fn open(
         Ok(guest) => Ok((seat, guest)),
         Err(message) => Err(ErrorReport::new(
             ErrorKind::Transient,
-            format!("the guest does not copy: {}", harmless(&message, MAX_TEXT)),
+            format!("The guest does not copy: {}.", harmless(&message, MAX_TEXT)),
         )),
     }
 }

@@ -11,7 +11,7 @@ use crate::wiring::busy_remedy;
 #[non_exhaustive]
 pub enum Error {
     /// The launch specification is wrong.
-    #[error("the launch is refused: {field} {reason}")]
+    #[error("The launch is refused: {field} {reason}.")]
     BadSpec {
         /// The field.
         field: &'static str,
@@ -19,7 +19,7 @@ pub enum Error {
         reason: String,
     },
     /// A file or directory could not be used.
-    #[error("cannot {action} {}: {source}", path.display())]
+    #[error("Cannot {action} {}: {source}.", path.display())]
     File {
         /// What was being done.
         action: &'static str,
@@ -29,7 +29,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The system refused something that is no file.
-    #[error("cannot {action}: {source}")]
+    #[error("Cannot {action}: {source}.")]
     System {
         /// What was being done.
         action: &'static str,
@@ -46,15 +46,15 @@ pub enum Error {
     },
     /// Published ports are to move that are not those of the machine.
     #[error(
-        "these are not the machine's published ports: only their addresses can change while it runs"
+        "These are not the machine's published ports: only their addresses can change while it runs."
     )]
     OtherPorts,
     /// The machine has no connections any more.
-    #[error("the machine is cut off from its host, and its ports with it")]
+    #[error("The machine is cut off from its host, and its ports with it.")]
     CutOff,
     /// A disk is attached to another machine in a way that does not go with this one.
     #[error(
-        "the disk {name} ({}) cannot be attached {}: {holder} has it",
+        "The disk {name} ({}) cannot be attached {}: {holder} has it.",
         path.display(),
         if *read_only { "ro" } else { "rw" }
     )]
@@ -69,7 +69,7 @@ pub enum Error {
         read_only: bool,
     },
     /// A required mediation target does not answer.
-    #[error("the required mediation {route} cannot be reached: {source}")]
+    #[error("The required mediation {route} cannot be reached: {source}.")]
     MediationUnreachable {
         /// The route.
         route: String,
@@ -77,7 +77,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Another supervisor has a machine of this workspace.
-    #[error("a machine of the workspace in {} runs already", directory.display())]
+    #[error("A machine of the workspace in {} runs already.", directory.display())]
     Running {
         /// The workspace's directory.
         directory: PathBuf,
@@ -124,12 +124,12 @@ impl Error {
             }
             Self::PortUnusable { source, .. } if source.kind() == io::ErrorKind::AddrInUse => {
                 ErrorReport::new(ErrorKind::Conflict, self.to_string())
-                    .remedy("choose another port, or 0 for a free one")
+                    .remedy("Choose another port, or 0 for a free one.")
             }
             Self::PortUnusable { .. } => ErrorReport::new(ErrorKind::Invalid, self.to_string())
-                .remedy("choose another address or port"),
+                .remedy("Choose another address or port."),
             Self::OtherPorts => ErrorReport::new(ErrorKind::Invalid, self.to_string())
-                .remedy("name each of them in its order, or publish others at its next start"),
+                .remedy("Name each of them in its order, or publish others at its next start."),
             Self::CutOff => ErrorReport::new(ErrorKind::Conflict, self.to_string()),
             Self::DiskBusy { read_only, .. } => {
                 ErrorReport::new(ErrorKind::Conflict, self.to_string())
@@ -137,12 +137,12 @@ impl Error {
             }
             Self::MediationUnreachable { .. } => {
                 ErrorReport::new(ErrorKind::Transient, self.to_string()).remedy(
-                    "start the server it leads to, or let the machine run without it by making \
-                     the route optional",
+                    "Start the server it leads to, or let the machine run without it by making \
+                     the route optional.",
                 )
             }
             Self::Running { .. } => ErrorReport::new(ErrorKind::Conflict, self.to_string())
-                .remedy("end it first, or use it"),
+                .remedy("End it first, or use it."),
             Self::Backend(report) => (**report).clone(),
         }
     }
@@ -151,11 +151,11 @@ impl Error {
 fn port_unusable(address: SocketAddr, source: &io::Error) -> String {
     let (ip, port) = (address.ip(), address.port());
     match source.kind() {
-        io::ErrorKind::AddrInUse => format!("port {port} of {ip} is in use"),
-        io::ErrorKind::AddrNotAvailable => format!("{ip} is no address of this host"),
+        io::ErrorKind::AddrInUse => format!("Port {port} of {ip} is in use."),
+        io::ErrorKind::AddrNotAvailable => format!("{ip} is no address of this host."),
         io::ErrorKind::PermissionDenied => {
-            format!("port {port} of {ip} may not be bound by this user")
+            format!("Port {port} of {ip} may not be bound by this user.")
         }
-        _ => format!("port {port} of {ip} cannot be bound: {source}"),
+        _ => format!("Port {port} of {ip} cannot be bound: {source}."),
     }
 }

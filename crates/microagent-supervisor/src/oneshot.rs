@@ -55,7 +55,7 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
                     ErrorKind::Invalid,
                     "only host, check and launch are asked on standard input",
                 )
-                .remedy("ask the workspace's supervisor at its control socket")),
+                .remedy("Ask the workspace's supervisor at its control socket.")),
             };
             Response::new(id, outcome)
         }

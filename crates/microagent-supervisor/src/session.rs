@@ -63,9 +63,9 @@ impl Sessions {
         if open.guests.len() >= MAX_SESSIONS {
             return Err(ErrorReport::new(
                 ErrorKind::Transient,
-                format!("{MAX_SESSIONS} sessions are open in this workspace, which is the most"),
+                format!("{MAX_SESSIONS} sessions are open in this workspace, which is the most."),
             )
-            .remedy("wait for one of them to end"));
+            .remedy("Wait for one of them to end."));
         }
         open.next += 1;
         let id = open.next;
@@ -119,7 +119,7 @@ impl Sessions {
 fn closed() -> ErrorReport {
     ErrorReport::new(
         ErrorKind::Conflict,
-        "the machine ended or was cut off before the process was started",
+        "The machine ended or was cut off before the process was started.",
     )
 }
 

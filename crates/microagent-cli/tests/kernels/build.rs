@@ -240,7 +240,7 @@ fn what_cannot_be_built_says_why_and_what_to_do() {
     }
     refused(
         build("linux-source-tiny").env("PATH", few.path().to_str().unwrap()),
-        &["cannot run flex", "install gcc, make, flex, bison, bc"],
+        &["Cannot run flex", "install gcc, make, flex, bison, bc"],
     );
     assert_eq!(fs::read_dir(place.path()).unwrap().count(), 0);
     assert_eq!(count(&sandbox), 0);

@@ -123,7 +123,7 @@ impl Engine {
             running.link = None;
         }
         frozen.and(severed).map_err(|error| {
-            refused(&error).remedy("its connections were cut as far as possible; kill it")
+            refused(&error).remedy("Its connections were cut as far as possible: kill it.")
         })?;
         self.feed(Input::Quarantined);
         Ok(())
@@ -165,13 +165,13 @@ impl Engine {
         };
         if let Some(what) = refusal {
             let refused = conflict(format!(
-                "workspace {} {what}; nothing was started in it",
+                "The workspace {} {what}; nothing was started in it.",
                 self.setup.spec.workspace
             ));
             // A client that did not wait needs no answer.
             let _ = reply.send(Err(match self.life.state() {
-                State::Paused => refused.remedy("resume it first"),
-                State::Quarantined => refused.remedy("nothing reaches it any more; end it first"),
+                State::Paused => refused.remedy("It has to be resumed first."),
+                State::Quarantined => refused.remedy("Nothing reaches it any more: end it first."),
                 _ => refused,
             }));
             return;

@@ -31,7 +31,8 @@ impl Engine {
     }
 
     fn try_launch(&mut self, attempt: u32) -> Result<ProcessIdentity, (String, bool)> {
-        let ours = |error: Error| (error.to_string(), false);
+        // It becomes the reason within another sentence.
+        let ours = |error: Error| (error.to_string().trim_end_matches('.').to_owned(), false);
         let spec = machine_spec(&self.setup.spec, attempt);
         let mut hello = spec.vsock.uds.clone().into_os_string();
         hello.push(format!("_{HELLO_PORT}"));

@@ -106,9 +106,9 @@ fn numbers(device: u64) -> (u32, u32) {
 /// Says what is behind a lock that cannot be had, and what to do.
 pub(crate) fn busy_remedy(read_only: bool) -> &'static str {
     if read_only {
-        "end the machine that writes to it, or use a copy"
+        "End the machine that writes to it, or use a copy."
     } else {
-        "end the machines that use it, attach it ro in all of them, or use a copy"
+        "End the machines that use it, attach it ro in all of them, or use a copy."
     }
 }
 

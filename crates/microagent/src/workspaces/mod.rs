@@ -373,13 +373,20 @@ impl Workspace<'_> {
     pub(crate) fn in_state(&self, state: State, doing: &'static str) -> Error {
         let name = self.name();
         let remedy = match state {
-            State::Quarantined => format!("end it first: microagent kill {name}"),
-            State::Paused if doing == "used" => format!("thaw it first: microagent resume {name}"),
+            State::Quarantined => format!("End it first: `microagent kill {name}`."),
+            State::Running if doing == "started" => {
+                format!(
+                    "Use it: `microagent exec {name} -- COMMAND`, or `microagent connect {name}`."
+                )
+            }
+            State::Paused if ["used", "started"].contains(&doing) => {
+                format!("Thaw it first: `microagent resume {name}`.")
+            }
             State::Starting | State::Running | State::Paused => {
-                format!("end it first: microagent halt {name}")
+                format!("End it first: `microagent halt {name}`.")
             }
             State::Prepared | State::Halted | State::Stopped | State::Failed => {
-                format!("start it first: microagent start {name}")
+                format!("Start it first: `microagent start {name}`.")
             }
         };
         Error::State {

@@ -48,7 +48,7 @@ pub(super) fn remove(
                 name: name.to_string(),
                 state,
                 doing: "deleted",
-                remedy: format!("end it first: microagent halt {name}, or give --force"),
+                remedy: format!("End it first with `microagent halt {name}`, or give --force."),
             });
         }
         kill(name, &directory)?;
