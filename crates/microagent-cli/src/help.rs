@@ -46,7 +46,7 @@ const GROUPS: &[(&str, &[&str])] = &[
         ],
     ),
     (
-        "microagent itself",
+        "The program",
         &["completions", "man", "contract", "version", "help"],
     ),
 ];
