@@ -43,6 +43,7 @@ pub(crate) const TEST: &[Need] = &[
     need("umoci", "umoci", "unpacks images, to compare with"),
     need("htpasswd", "apache2-utils", "the registry's users"),
     need("e2fsck", "e2fsprogs", "checks the disks we write"),
+    need("b3sum", "b3sum", "hashes the files of disks by hand"),
     need("setcap", "libcap2-bin", "file capabilities in test images"),
     need("busybox", "busybox-static", "a tiny test image"),
     need("zstd", "zstd", "zstd layers in test images"),

@@ -39,7 +39,7 @@ pub use self::join::{JoinedDisk, join};
 pub use self::limits::Limits;
 pub use self::scratch::create_scratch;
 pub use self::source::{Compression, LayerSource};
-pub use self::sums::{CHUNK_BYTES, ChunkSums};
+pub use self::sums::{CHUNK_BYTES, ChunkHash, ChunkSums};
 pub(crate) use self::xattr::acl_from_disk;
 
 /// Raised whenever equal layers begin to give other bytes; part of a cached disk's name.

@@ -218,8 +218,8 @@ impl Unsynced {
 
     /// The sums of the whole file, which has its final size: what was not written in order is read back.
     pub(crate) fn sums(&mut self, file: &File, size_bytes: u64) -> io::Result<ChunkSums> {
-        let known = self.sums.take().map_or_else(Vec::new, SumsInOrder::known);
-        ChunkSums::complete(file, size_bytes, known)
+        let known = self.sums.take().unwrap_or_default();
+        known.complete(file, size_bytes)
     }
 }
 

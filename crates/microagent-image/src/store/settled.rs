@@ -30,7 +30,7 @@ pub(super) fn written_now(files: &[&Path]) -> Result<Option<String>> {
 /// Whether a file that was written in `boot` is what its sums were then.
 pub(super) fn is_whole(path: &Path, sums: Digest) -> bool {
     File::open(path)
-        .and_then(|file| ChunkSums::of_file(&file))
+        .and_then(|file| ChunkSums::against(&sums, &file, path))
         .is_ok_and(|found| found.digest() == sums)
 }
 

@@ -65,9 +65,9 @@ enum Found {
     Unreadable(String),
 }
 
-/// Files that were read already: images share them.
+/// Files that were read already, and what they were held against: images share them.
 struct Reader<'a> {
-    found: BTreeMap<PathBuf, Found>,
+    found: BTreeMap<(PathBuf, Digest), Found>,
     bytes: u64,
     told: u64,
     events: &'a dyn Fn(ImageEvent),
@@ -161,7 +161,7 @@ impl Reader<'_> {
         size: Option<u64>,
         path: PathBuf,
     ) -> Option<ImageDivergence> {
-        let (expected, actual) = match self.look(&path) {
+        let (expected, actual) = match self.look(&path, digest) {
             Found::File {
                 digest: actual,
                 size: length,
@@ -181,20 +181,21 @@ impl Reader<'_> {
         })
     }
 
-    fn look(&mut self, path: &Path) -> Found {
-        if let Some(found) = self.found.get(path) {
+    fn look(&mut self, path: &Path, recorded: Digest) -> Found {
+        let at = (path.to_owned(), recorded);
+        if let Some(found) = self.found.get(&at) {
             return found.clone();
         }
-        let found = match self.hash(path) {
+        let found = match self.hash(path, recorded) {
             Ok((digest, size)) => Found::File { digest, size },
             Err(error) if error.kind() == io::ErrorKind::NotFound => Found::Missing,
             Err(error) => Found::Unreadable(error.to_string()),
         };
-        self.found.insert(path.to_owned(), found.clone());
+        self.found.insert(at, found.clone());
         found
     }
 
-    fn hash(&mut self, path: &Path) -> io::Result<(Digest, u64)> {
+    fn hash(&mut self, path: &Path, recorded: Digest) -> io::Result<(Digest, u64)> {
         let mut file = File::open(path)?;
         if path
             .extension()
@@ -202,7 +203,7 @@ impl Reader<'_> {
         {
             // Disks are hashed in chunks.
             let size = file.metadata()?.len();
-            let sums = ChunkSums::of_file(&file)?;
+            let sums = ChunkSums::against(&recorded, &file, path)?;
             self.bytes += size;
             (self.events)(ImageEvent::Verifying { bytes: self.bytes });
             return Ok((sums.digest(), size));

@@ -30,8 +30,8 @@ use sha2::{Digest, Sha256};
 
 /// What `docs/concepts.md` says how to make by hand.
 fn sums_by_hand(disk: &Path) -> String {
-    let by_hand = r#"echo "microagent-disk-sums 1 4194304 $(stat -c %s "$0")"
-        split -b 4M --filter='sha256sum | cut -c -64' "$0""#;
+    let by_hand = r#"echo "microagent-disk-sums 2 4194304 $(stat -c %s "$0")"
+        split -b 4M --filter='b3sum --no-names' "$0""#;
     let output = Command::new("sh").args(["-ec", by_hand]).arg(disk).output();
     String::from_utf8(output.unwrap().stdout).unwrap()
 }

@@ -9,7 +9,7 @@
 
 use std::{
     fs::{self, File, Metadata},
-    io::Read as _,
+    io,
     path::Path,
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
@@ -28,9 +28,6 @@ use crate::{
 
 /// How long ago a file must have changed for its change time to tell it from a later change.
 const RACY: Duration = Duration::from_secs(2);
-
-/// The list of sums beside a disk may not be larger, in bytes.
-const MAX_SUMS: u64 = 8 << 20;
 
 /// How thoroughly a workspace is verified.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,21 +157,22 @@ fn place_of_change(part: &Part) -> String {
     if part.hashed != Hashed::Chunks {
         return String::new();
     }
-    let recorded = File::open(part.path.with_extension("sums"))
-        .ok()
-        .and_then(|file| {
-            let mut text = String::new();
-            file.take(MAX_SUMS).read_to_string(&mut text).ok()?;
-            ChunkSums::parse(&text)
-        })
-        .filter(|sums| sums.digest().hex() == part.sha256);
+    let recorded = ChunkSums::beside(&part.path).filter(|sums| sums.digest().hex() == part.sha256);
     let changed = recorded.and_then(|recorded| {
-        let found = ChunkSums::of_file(&File::open(&part.path).ok()?).ok()?;
+        let found = ChunkSums::by(recorded.hash(), &File::open(&part.path).ok()?).ok()?;
         recorded.first_difference(&found)
     });
     changed.map_or_else(String::new, |(from, to)| {
         format!(" (first changed between the bytes {from} and {to})")
     })
+}
+
+fn chunks_of(file: &File, part: &Part) -> io::Result<Digest> {
+    let sums = match format!("sha256:{}", part.sha256).parse() {
+        Ok(recorded) => ChunkSums::against(&recorded, file, &part.path)?,
+        Err(_) => ChunkSums::of_file(file)?,
+    };
+    Ok(sums.digest())
 }
 
 /// A file's identity at the time it was hashed.
@@ -248,13 +246,15 @@ fn sha256_of(config: &Config, part: &Part, how: Verify) -> Result<String> {
         && let Ok(known) = serde_json::from_slice::<Known>(&bytes)
         && known.stamp == before
         && known.hashed == part.hashed
+        // Chunks have more than one digest.
+        && (part.hashed != Hashed::Chunks || known.sha256 == part.sha256)
     {
         return Ok(known.sha256);
     }
     let begun = SystemTime::now();
     let sha256 = match part.hashed {
         Hashed::Whole | Hashed::List => Digest::of_reader(&file),
-        Hashed::Chunks => ChunkSums::of_file(&file).map(|sums| sums.digest()),
+        Hashed::Chunks => chunks_of(&file, part),
     }
     .context("read", path)?
     .hex();
@@ -277,6 +277,8 @@ fn sha256_of(config: &Config, part: &Part, how: Verify) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
+    use microagent_image::disk::ChunkHash;
+
     use super::*;
     use crate::config::SupervisorProgram;
 
@@ -349,6 +351,11 @@ mod tests {
         let actual = sha256_of(&config, &part, Verify::Everything).unwrap();
         assert_eq!(actual, files::sha256(b"content"));
         part.hashed = Hashed::Chunks;
+        for hash in [ChunkHash::Sha256, ChunkHash::Blake3] {
+            let sums = ChunkSums::by(hash, &File::open(&path).unwrap()).unwrap();
+            part.sha256 = sums.digest().hex();
+            assert_eq!(check(&config, "disk", &part, Verify::Changed), []);
+        }
         let chunks = sha256_of(&config, &part, Verify::Changed).unwrap();
         assert!(chunks != "known" && chunks != actual, "{chunks}");
     }
