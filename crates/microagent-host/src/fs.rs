@@ -310,6 +310,27 @@ pub fn let_go(file: &File, offset: u64, length: u64) {
     let _ = (file, offset, length);
 }
 
+/// The same file for writing past the page cache: bytes, offset and length are to be whole pages.
+///
+/// # Errors
+/// The system's; `Unsupported` where it has no such thing.
+pub fn reopen_direct(file: &File) -> io::Result<File> {
+    #[cfg(target_os = "linux")]
+    {
+        use std::os::{fd::AsRawFd as _, unix::fs::OpenOptionsExt as _};
+        let flags = i32::try_from(rustix::fs::OFlags::DIRECT.bits()).unwrap_or(0);
+        OpenOptions::new()
+            .write(true)
+            .custom_flags(flags)
+            .open(format!("/proc/self/fd/{}", file.as_raw_fd()))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = file;
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::{fs, os::unix::fs::PermissionsExt};

@@ -6,6 +6,7 @@ use std::io;
 
 use microagent_files::tar::TarFault;
 
+use super::buffer::PageBuffer;
 use super::error::LayerFault;
 use super::limits::Limits;
 
@@ -24,7 +25,7 @@ pub(crate) trait BlockFile {
     fn write_blocks(&mut self, block: u32, bytes: &[u8]) -> io::Result<()>;
 
     /// The same for a whole buffer, which comes back empty, perhaps as another one.
-    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn write_buffer(&mut self, block: u32, buffer: &mut PageBuffer) -> io::Result<()> {
         self.write_blocks(block, buffer)?;
         buffer.clear();
         Ok(())
@@ -86,7 +87,7 @@ pub(crate) struct Appender<'o> {
     out: &'o mut dyn BlockFile,
     /// Block number of the buffer's first byte.
     base: u32,
-    buffer: Vec<u8>,
+    buffer: PageBuffer,
     max_blocks: u32,
 }
 
@@ -96,7 +97,7 @@ impl<'o> Appender<'o> {
         Appender {
             out,
             base: first_block,
-            buffer: Vec::with_capacity(BUFFER_BLOCKS * BLOCK),
+            buffer: PageBuffer::with_capacity(BUFFER_BLOCKS * BLOCK),
             max_blocks,
         }
     }
@@ -115,7 +116,7 @@ impl<'o> Appender<'o> {
         while !blocks.is_empty() {
             let room = BUFFER_BLOCKS * BLOCK - self.buffer.len();
             let take = room.min(blocks.len());
-            self.buffer.extend_from_slice(&blocks[..take]);
+            self.buffer.extend(&blocks[..take]);
             blocks = &blocks[take..];
             if self.buffer.len() == BUFFER_BLOCKS * BLOCK {
                 self.flush()?;
@@ -138,7 +139,9 @@ impl<'o> Appender<'o> {
         if !self.buffer.is_empty() {
             let blocks = (self.buffer.len() / BLOCK) as u32;
             self.out.write_buffer(self.base, &mut self.buffer)?;
-            self.buffer.reserve_exact(BUFFER_BLOCKS * BLOCK);
+            if self.buffer.room() < BUFFER_BLOCKS * BLOCK {
+                self.buffer = PageBuffer::with_capacity(BUFFER_BLOCKS * BLOCK);
+            }
             self.base += blocks;
         }
         Ok(())

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 
 use microagent_disk::DiskList;
 
+use super::buffer::PageBuffer;
 use super::content::{Appender, BLOCK, BlockFile, Extents};
 use super::convert::Piece;
 use super::ext4::{self, FIRST_CONTENT_BLOCK};
@@ -203,7 +204,7 @@ impl BlockFile for Front {
         self.inner.write_blocks(at, bytes)
     }
 
-    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn write_buffer(&mut self, block: u32, buffer: &mut PageBuffer) -> io::Result<()> {
         let at = self.place(block);
         self.inner.write_buffer(at, buffer)
     }

@@ -10,6 +10,7 @@
 //! Everything a layer says is hostile until checked: see [`Limits`] and [`LayerFault`]. The merge rules are stated in
 //! the module `tree`. The same layers give the same bytes, on every machine.
 
+mod buffer;
 mod content;
 mod convert;
 mod error;
@@ -22,6 +23,7 @@ mod layer;
 mod limits;
 mod output;
 mod scratch;
+mod sink;
 mod source;
 mod sums;
 mod tree;

@@ -9,10 +9,12 @@ use std::thread::{Builder, JoinHandle};
 use microagent_host::fs::{Positioned, set_mode, sync_dir};
 use tempfile::NamedTempFile;
 
+use super::buffer::PageBuffer;
 use super::content::{BLOCK, BlockFile};
 use super::error::DiskError;
+use super::sink::Sink;
 use super::sums::{ChunkSums, SumsInOrder};
-use crate::sync::{Behind, Syncer};
+use crate::sync::Syncer;
 
 /// A disk being written beside its final place, as `.<name>.<random>.partial`; removed if it is dropped.
 #[derive(Debug)]
@@ -105,7 +107,7 @@ fn directory_of(path: &Path) -> &Path {
 pub(crate) struct FileBlocks {
     file: File,
     writer: Writer,
-    used: Receiver<Vec<u8>>,
+    used: Receiver<PageBuffer>,
     /// Written here, not by the thread.
     apart: Vec<(u64, u64)>,
 }
@@ -118,7 +120,7 @@ struct Done {
 
 enum Writer {
     Working {
-        buffers: SyncSender<(u32, Vec<u8>)>,
+        buffers: SyncSender<(u32, PageBuffer)>,
         thread: JoinHandle<io::Result<Done>>,
     },
     /// It has failed, and its error was told.
@@ -139,9 +141,9 @@ impl FileBlocks {
     /// For a file that is empty so far; `hashed` says whether its sums will be asked for, `synced` whether it is to
     /// be on stable storage in the end.
     pub(crate) fn new(file: &File, hashed: bool, synced: bool) -> io::Result<Self> {
-        let (buffers, arriving) = sync_channel::<(u32, Vec<u8>)>(Self::BUFFERS);
+        let (buffers, arriving) = sync_channel::<(u32, PageBuffer)>(Self::BUFFERS);
         let (recycle, used) = channel();
-        let to = file.try_clone()?;
+        let mut sink = Sink::new(file)?;
         let mut done = Done {
             syncer: synced.then(|| Syncer::new(file)).transpose()?,
             sums: hashed.then(SumsInOrder::default),
@@ -149,12 +151,11 @@ impl FileBlocks {
         let thread = Builder::new()
             .name("disk-write".to_owned())
             .spawn(move || {
-                let (mut behind, mut end) = (Behind::default(), 0);
+                let mut end = 0;
                 for (block, mut bytes) in arriving {
                     let at = offset(block);
-                    to.write_all_at(&bytes, at)?;
+                    sink.write(&bytes, at)?;
                     end = at + bytes.len() as u64;
-                    behind.reached(&to, end);
                     if let Some(syncer) = &mut done.syncer {
                         syncer.wrote(bytes.len())?;
                     }
@@ -165,7 +166,7 @@ impl FileBlocks {
                     // Nobody takes it back where all is written.
                     let _ = recycle.send(bytes);
                 }
-                behind.finish(&to, end);
+                sink.finish(end);
                 Ok(done)
             })?;
         Ok(FileBlocks {
@@ -230,7 +231,7 @@ impl BlockFile for FileBlocks {
         Ok(())
     }
 
-    fn write_buffer(&mut self, block: u32, buffer: &mut Vec<u8>) -> io::Result<()> {
+    fn write_buffer(&mut self, block: u32, buffer: &mut PageBuffer) -> io::Result<()> {
         let empty = self.used.try_recv().unwrap_or_default();
         let full = std::mem::replace(buffer, empty);
         if let Writer::Working { buffers, .. } = &self.writer

@@ -9,7 +9,7 @@ use std::thread::{Scope, ScopedJoinHandle};
 use sha2::{Digest, Sha256};
 
 /// Bytes that travel between the threads at once.
-const PIECE: usize = 1 << 20;
+const PIECE: usize = 256 << 10;
 /// Pieces in flight.
 const PIECES: usize = 12;
 /// zstd frames may ask for this much memory (2^26 = 64 MiB), more than the 8 MiB every decoder must grant.

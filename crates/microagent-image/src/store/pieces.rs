@@ -25,7 +25,7 @@ const MAX_NOTE: u64 = 64 << 10;
 pub(super) const PIECE: &str = "piece";
 /// Its index, its sums, its note.
 pub(super) const BESIDE: [&str; 3] = ["index", "sums", "json"];
-/// Layers that are converted at once: each takes three threads and some 20 MiB.
+/// Layers that are converted at once: each takes three threads and some 10 MiB.
 const AT_ONCE: usize = 2;
 
 /// What is recorded beside a piece.
