@@ -15,7 +15,10 @@ use std::{
 use microagent_protocol::ExitStatus;
 use rustix::{
     event::{EventfdFlags, eventfd},
-    process::{Pid, PidfdFlags, WaitOptions, WaitStatus, pidfd_open, waitpid},
+    process::{
+        Pid, PidfdFlags, WaitId, WaitIdOptions, WaitIdStatus, WaitOptions, WaitStatus, pidfd_open,
+        waitid, waitpid,
+    },
 };
 
 use crate::{
@@ -109,22 +112,31 @@ impl Processes {
     }
 
     /// Whether `child` has ended: its status is known then. Whoever waits for it need not wait for
-    /// the reaper's turn as well.
+    /// the reaper's turn as well, nor for the burial, which takes the kernel longer than a look.
     pub(crate) fn has_ended(&self, child: &Child) -> bool {
         if child.exit.status().is_none() {
-            let mut state = self.lock();
+            let state = self.lock();
             // Until it is buried the number is its own.
             if child.exit.status().is_none() {
-                state.bury(child.pid);
+                state.look(child.pid);
             }
         }
         child.exit.status().is_some()
     }
 
+    /// Buries `child` if it has ended and nobody has done so yet.
+    pub(crate) fn bury(&self, child: &Child) {
+        let mut state = self.lock();
+        // One that is buried already may have left its number to another.
+        if state.is_watched(child) {
+            state.bury(child.pid);
+        }
+    }
+
     /// Sends `signal` to the process's group, if the process has not ended.
     pub(crate) fn signal(&self, child: &Child, signal: i32) {
         let state = self.lock();
-        if state.watched.contains_key(&number(child.pid)) {
+        if child.exit.status().is_none() && state.is_watched(child) {
             // SAFETY: no pointers. It is not reaped while the lock is held, so
             // the number is still its own. It may be a zombie: then nobody is hurt.
             unsafe { libc::kill(-number(child.pid), signal) };
@@ -158,12 +170,28 @@ impl Processes {
 }
 
 impl State {
+    fn is_watched(&self, child: &Child) -> bool {
+        let watched = self.watched.get(&number(child.pid));
+        watched.is_some_and(|exit| Arc::ptr_eq(exit, &child.exit))
+    }
+
+    /// Learns how a watched child ended, if it has, and leaves its burial for later.
+    fn look(&self, pid: Pid) {
+        let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        if let Some(exit) = self.watched.get(&number(pid))
+            && let Ok(Some(seen)) = waitid(WaitId::Pid(pid), options)
+        {
+            // Set once: nobody has seen it yet.
+            let _ = exit.status.set(seen_status(&seen));
+        }
+    }
+
     /// Buries a child if it has ended and nobody has done so yet.
     fn bury(&mut self, pid: Pid) {
         if let Ok(Some((_, status))) = waitpid(Some(pid), WaitOptions::NOHANG)
             && let Some(exit) = self.watched.remove(&number(pid))
         {
-            // Set once: the entry has just been removed.
+            // Whoever looked at it before has seen the same.
             let _ = exit.status.set(exit_status(status));
             if let ExitEvent::Counter(counter) = &exit.event {
                 // It takes one more unless somebody wrote 2^64 - 2.
@@ -187,8 +215,16 @@ fn number(pid: Pid) -> i32 {
 }
 
 fn exit_status(status: WaitStatus) -> ExitStatus {
+    ended(status.exit_status(), status.terminating_signal())
+}
+
+fn seen_status(status: &WaitIdStatus) -> ExitStatus {
+    ended(status.exit_status(), status.terminating_signal())
+}
+
+fn ended(code: Option<i32>, signal: Option<i32>) -> ExitStatus {
     let byte = |value: i32| u8::try_from(value & 0xff).unwrap_or(u8::MAX);
-    match (status.exit_status(), status.terminating_signal()) {
+    match (code, signal) {
         (_, Some(signal)) => ExitStatus::Signaled {
             signal: byte(signal),
         },
@@ -264,4 +300,71 @@ pub(crate) fn start(processes: Arc<Processes>, events: Sender<Event>) -> Result<
         })
         .context("start the reaper thread")?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use super::*;
+    use crate::exec::ONE_AT_A_TIME;
+
+    fn started(processes: &Processes, script: &str) -> Child {
+        processes
+            .start(|| {
+                let child = Command::new("/bin/sh")
+                    .args(["-c", script])
+                    .stdin(Stdio::null())
+                    .spawn()
+                    .context("start a shell")?;
+                Ok(Pid::from_raw(child.id() as i32).unwrap())
+            })
+            .unwrap()
+    }
+
+    fn wait_for_end(processes: &Processes, child: &Child) {
+        while !processes.has_ended(child) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// A process that has ended is there until it is buried.
+    fn is_there(child: &Child) -> bool {
+        // SAFETY: no pointers, and no signal.
+        unsafe { libc::kill(number(child.pid), 0) == 0 }
+    }
+
+    #[test]
+    fn an_end_is_seen_before_the_burial_and_told_the_same_after_it() {
+        let _guard = ONE_AT_A_TIME.lock();
+        let processes = Processes::default();
+        for (script, status) in [
+            ("exit 7", ExitStatus::Exited { code: 7 }),
+            ("kill -9 $$", ExitStatus::Signaled { signal: 9 }),
+        ] {
+            let child = started(&processes, script);
+            wait_for_end(&processes, &child);
+            assert_eq!(child.exit.status(), Some(&status));
+            assert!(is_there(&child));
+            processes.bury(&child);
+            assert!(!is_there(&child));
+            assert_eq!(child.exit.status(), Some(&status));
+            // Again is nothing.
+            processes.bury(&child);
+            assert!(processes.has_ended(&child));
+        }
+    }
+
+    #[test]
+    fn what_was_seen_to_end_gets_no_signal_and_is_reaped_by_whoever_comes_first() {
+        let _guard = ONE_AT_A_TIME.lock();
+        let processes = Processes::default();
+        let child = started(&processes, "exit 0");
+        processes.bury(&child);
+        wait_for_end(&processes, &child);
+        processes.signal(&child, libc::SIGKILL);
+        processes.reap();
+        assert!(!is_there(&child));
+        assert_eq!(child.exit.status(), Some(&ExitStatus::Exited { code: 0 }));
+    }
 }

@@ -31,6 +31,8 @@ use std::{
 
 use microagent_protocol::guest::AGENT_PORT;
 
+#[cfg(test)]
+pub(crate) use self::pump::tests::ONE_AT_A_TIME;
 use self::{oom::OomCounter, shell::Shells, spawn::null_device, user::Accounts};
 use crate::{
     THREAD_STACK,

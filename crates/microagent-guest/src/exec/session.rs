@@ -97,7 +97,8 @@ fn run(host: Host, request: &ExecRequest, server: &Server) -> Result<Option<Host
     };
     let pid = child.pid.as_raw_nonzero().get().unsigned_abs();
     let process = Process::new(child, &server.processes, oom_kills);
-    let (_, pumped) = Pump::new(host, process, sides).run(&SessionReply::Started { pid });
+    let (process, pumped) = Pump::new(host, process, sides).run(&SessionReply::Started { pid });
+    process.bury();
     pumped.map(Some)
 }
 

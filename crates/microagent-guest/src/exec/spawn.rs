@@ -13,6 +13,7 @@ use rustix::process::{WaitOptions, waitpid};
 
 use super::{offspring, plan::Plan};
 use crate::{
+    MOST_FILES,
     cgroup::Workloads,
     error::{Context, Error},
     reaper::{Child, Processes},
@@ -254,20 +255,24 @@ fn prepare(plan: &Plan, stdio: &Stdio, members: Option<RawFd>) -> Result<(), c_i
                 step::SETUP,
             )?;
         }
-        let mut files: libc::rlimit = std::mem::zeroed();
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut files) == 0 {
-            files.rlim_cur = SOFT_FILES.min(files.rlim_max);
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
-        }
+        // The hard limit is the agent's own.
+        let files = libc::rlimit {
+            rlim_cur: SOFT_FILES,
+            rlim_max: MOST_FILES,
+        };
+        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const files);
         check(libc::chdir(plan.cwd.as_ptr()), step::CWD)?;
-        let call = |result: libc::c_long| check(result as c_int, step::USER);
-        call(libc::syscall(
-            libc::SYS_setgroups,
-            identity.groups.len(),
-            identity.groups.as_ptr(),
-        ))?;
-        call(libc::syscall(libc::SYS_setgid, identity.gid))?;
-        call(libc::syscall(libc::SYS_setuid, identity.uid))?;
+        // The agent is root in no other group: for such a process there is nothing to change.
+        if identity.is_other_than_root() {
+            let call = |result: libc::c_long| check(result as c_int, step::USER);
+            call(libc::syscall(
+                libc::SYS_setgroups,
+                identity.groups.len(),
+                identity.groups.as_ptr(),
+            ))?;
+            call(libc::syscall(libc::SYS_setgid, identity.gid))?;
+            call(libc::syscall(libc::SYS_setuid, identity.uid))?;
+        }
         // Everything is close-on-exec already; this holds it even if something slips.
         libc::syscall(
             libc::SYS_close_range,

@@ -37,11 +37,28 @@ pub(crate) struct Identity {
     pub(crate) home: String,
 }
 
+impl Identity {
+    /// Whether it differs from what the agent itself is.
+    pub(crate) fn is_other_than_root(&self) -> bool {
+        (self.uid, self.gid) != (0, 0) || !self.groups.is_empty()
+    }
+}
+
 /// The passwd and group files of an image.
 #[derive(Debug)]
 pub(crate) struct Accounts {
     passwd: Kept,
     group: Kept,
+    last: Mutex<Option<Resolved>>,
+}
+
+/// Who was asked for last, and in which files he was found.
+#[derive(Debug)]
+struct Resolved {
+    user: Option<String>,
+    passwd: Arc<str>,
+    group: Arc<str>,
+    identity: Identity,
 }
 
 impl Accounts {
@@ -50,6 +67,7 @@ impl Accounts {
         Self {
             passwd: Kept::new(root.join("etc/passwd")),
             group: Kept::new(root.join("etc/group")),
+            last: Mutex::new(None),
         }
     }
 
@@ -60,11 +78,24 @@ impl Accounts {
     /// entry) and the user's supplementary groups count; with a group only that
     /// one counts.
     pub(crate) fn resolve(&self, user: Option<&str>) -> Result<Identity, Error> {
-        lookup(
-            user.unwrap_or_default(),
-            &self.passwd.text()?,
-            &self.group.text()?,
-        )
+        let (passwd, group) = (self.passwd.text()?, self.group.text()?);
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(last) = &*last
+            && last.user.as_deref() == user
+            && Arc::ptr_eq(&last.passwd, &passwd)
+            && Arc::ptr_eq(&last.group, &group)
+        {
+            return Ok(last.identity.clone());
+        }
+        let identity = lookup(user.unwrap_or_default(), &passwd, &group)?;
+        // Files that are not kept would only be held in memory for nothing.
+        *last = (passwd.len().max(group.len()) <= MOST_KEPT).then(|| Resolved {
+            user: user.map(str::to_owned),
+            passwd,
+            group,
+            identity: identity.clone(),
+        });
+        Ok(identity)
     }
 }
 
@@ -359,6 +390,33 @@ mod tests {
         assert_eq!(uid(), 7);
         replace(8);
         assert_eq!(uid(), 8);
+    }
+
+    #[test]
+    fn whoever_is_asked_for_again_is_not_looked_for_and_nobody_else_is_mistaken_for_him() {
+        let folder = tempfile::tempdir().unwrap();
+        let accounts = Accounts::below(folder.path());
+        let keep = |kept: &Kept, text: &str| {
+            fs::create_dir_all(folder.path().join("etc")).unwrap();
+            fs::write(&kept.path, text).unwrap();
+            let stamp = Stamp::of(&fs::metadata(&kept.path).unwrap());
+            *kept.last.lock().unwrap() = Some((stamp, Arc::from(text)));
+        };
+        keep(&accounts.passwd, PASSWD);
+        keep(&accounts.group, GROUP);
+        for _ in 0..2 {
+            let alice = accounts.resolve(Some("alice")).unwrap();
+            assert_eq!((alice.uid, alice.groups.len()), (1000, 2));
+            assert_eq!(accounts.resolve(Some("alice")).unwrap(), alice);
+            assert!(!accounts.resolve(None).unwrap().is_other_than_root());
+            assert!(accounts.resolve(Some("mallory")).is_err());
+        }
+        // A change of either file counts.
+        let alice = accounts.resolve(Some("alice")).unwrap();
+        keep(&accounts.group, "video:x:44:alice\n");
+        assert_eq!(accounts.resolve(Some("alice")).unwrap().groups, [44]);
+        keep(&accounts.passwd, "alice:x:5:6::/:\n");
+        assert_ne!(accounts.resolve(Some("alice")).unwrap().uid, alice.uid);
     }
 
     proptest! {

@@ -31,7 +31,8 @@ use crate::error::{Context, Error};
 
 /// How long the news that a process has begun waits for the news that it has ended. Most commands are
 /// over before the host could do anything with the former, and each packet costs both sides a while.
-const SETTLING: Duration = Duration::from_millis(3);
+/// Long enough for a small program under emulation, and too short for anybody to notice.
+const SETTLING: Duration = Duration::from_millis(6);
 /// How much is said at once in that case.
 const SETTLED: usize = 4096;
 /// As many frames of output make a process one that writes a lot.

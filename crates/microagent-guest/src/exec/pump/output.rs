@@ -65,8 +65,18 @@ pub(super) struct Output {
     kind: FrameKind,
     /// Gone at its end.
     fd: Option<OwnedFd>,
-    /// After the process's end, how many bytes may still be its own.
-    left: Option<usize>,
+    left: Left,
+}
+
+/// How many bytes may still be the process's own.
+#[derive(Clone, Copy)]
+enum Left {
+    /// It runs.
+    Any,
+    /// It has ended, and whether it left anything was not looked at yet.
+    Held,
+    /// It has ended.
+    Bytes(usize),
 }
 
 impl Output {
@@ -75,7 +85,7 @@ impl Output {
         Self {
             kind,
             fd: Some(fd),
-            left: None,
+            left: Left::Any,
         }
     }
 
@@ -87,8 +97,7 @@ impl Output {
     /// The process has ended: from now on only what is there already counts,
     /// as a child left behind may hold it open, or write, for ever.
     pub(super) fn note_exit(&mut self) {
-        let held = self.fd.as_ref().and_then(|fd| fcntl_getpipe_size(fd).ok());
-        self.left = Some(held.unwrap_or(TERMINAL_BUFFER));
+        self.left = Left::Held;
     }
 
     /// Reads what is there, as one frame behind what little is in `outgoing`.
@@ -96,7 +105,10 @@ impl Output {
         let Some(fd) = &self.fd else {
             return Ok(());
         };
-        let most = self.left.unwrap_or(MOST_OUTPUT).min(MOST_OUTPUT);
+        let most = match self.left {
+            Left::Bytes(left) => left.min(MOST_OUTPUT),
+            Left::Any | Left::Held => MOST_OUTPUT,
+        };
         let bytes = &mut outgoing.bytes;
         let frame = bytes.len();
         let payload = frame + HEADER;
@@ -116,11 +128,19 @@ impl Output {
         match result {
             Ok(count) if count > 0 => {
                 bytes[frame..payload].copy_from_slice(&encode_header(self.kind, count)?);
-                self.left = self.left.map(|left| left - count);
+                let held = match self.left {
+                    Left::Any => None,
+                    // Asked only now: most processes that end have left nothing.
+                    Left::Held => Some(fcntl_getpipe_size(fd).unwrap_or(TERMINAL_BUFFER)),
+                    Left::Bytes(left) => Some(left),
+                };
+                if let Some(held) = held {
+                    self.left = Left::Bytes(held.saturating_sub(count));
+                }
             }
             Err(Errno::INTR) => {}
             // A process that runs may write more; of one that has ended this was all.
-            Err(Errno::AGAIN) if self.left.is_none() => {}
+            Err(Errno::AGAIN) if matches!(self.left, Left::Any) => {}
             // The end, or (a terminal says so by EIO) nobody left to write.
             _ => self.fd = None,
         }

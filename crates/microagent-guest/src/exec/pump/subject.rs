@@ -58,6 +58,11 @@ impl<'a> Process<'a> {
             oom_kills,
         }
     }
+
+    /// It was told of, and need not be kept for anybody.
+    pub(crate) fn bury(&self) {
+        self.processes.bury(&self.child);
+    }
 }
 
 impl Subject for Process<'_> {
