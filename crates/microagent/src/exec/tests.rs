@@ -235,6 +235,35 @@ fn a_workspace_that_is_not_ready_in_time_is_an_error() {
 }
 
 #[test]
+fn a_large_request_comes_whole_and_one_that_nobody_reads_holds_nobody() {
+    let rig = Rig::new(|command, _, stream, _| {
+        let Command::Exec(request) = command else {
+            panic!("{command:?}");
+        };
+        let length = request.argv[1].len().to_string();
+        answer(stream, Ok(Answer::Started { pid: 7 }));
+        write_frame(stream, FrameKind::Stdout, length.as_bytes()).unwrap();
+        end(stream, ExitStatus::Exited { code: 0 }, None);
+    });
+    let large = |length: usize| ExecOptions::new(["echo".to_owned(), "x".repeat(length)]);
+    for length in [10, 30_000, 40_000, 500_000] {
+        let result = rig.exec(&large(length)).unwrap();
+        assert_eq!(result.stdout.data, length.to_string());
+    }
+    // A socket of which nobody takes anything.
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("control.sock");
+    let _listener = UnixListener::bind(&socket).unwrap();
+    let target = Target {
+        control: Control::new("test", socket),
+        ..rig.target.clone()
+    };
+    let options = large(500_000).ready_timeout(Duration::from_millis(20));
+    let error = exec(&target, &options, RunIo::captured()).unwrap_err();
+    assert!(matches!(error, Error::NotReady { .. }), "{error}");
+}
+
+#[test]
 fn what_the_supervisor_refuses_is_refused() {
     let rig = Rig::new(|_, _, stream, _| {
         let report = ErrorReport::new(ErrorKind::Conflict, "workspace test is ending");

@@ -73,7 +73,7 @@ pub(crate) struct Session {
 impl Session {
     /// Opens a session in threads of its own, which tell `sender` how it goes.
     pub(crate) fn spawn(
-        opening: Opening,
+        mut opening: Opening,
         stdin: Option<Box<dyn Read + Send>>,
         sinks: Sinks,
         sender: Sender<Happening>,
@@ -82,6 +82,8 @@ impl Session {
             .stream
             .try_clone()
             .map_err(|error| Error::connection("the session", &error.into()))?;
+        // Before there is a thread: making one takes a while, in which the guest can be at work.
+        opening.ask();
         let stream = Arc::new(Mutex::new(copy));
         let credit = Arc::new(Credit::default());
         let session = Self {

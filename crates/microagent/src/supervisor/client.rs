@@ -1,6 +1,7 @@
 //! The streaming form: connections to the control socket of a supervisor that runs.
 
 use std::{
+    io::Write as _,
     net::Shutdown,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -15,6 +16,9 @@ use microagent_protocol::{
 };
 
 use crate::error::{Error, Result};
+
+/// What a connection that is new takes at once, whether or not anybody reads.
+const AT_ONCE: usize = 32 * 1024;
 
 /// How long an answer to a control command may take.
 const ANSWER_LIMIT: Duration = Duration::from_secs(30);
@@ -95,7 +99,7 @@ impl Control {
         Ok(Opening {
             subject: self.subject.clone(),
             stream: connect(&self.subject, &self.socket)?,
-            command,
+            question: Question::Due(command),
         })
     }
 }
@@ -237,23 +241,49 @@ pub(crate) enum Begun {
 pub(crate) struct Opening {
     subject: String,
     pub(crate) stream: LocalStream,
-    command: Command,
+    question: Question,
+}
+
+/// What a session is opened by.
+enum Question {
+    /// It is still to be asked.
+    Due(Command),
+    /// It was, or could not be.
+    Asked(Result<(), FrameError>),
 }
 
 impl Opening {
+    /// Asks for it, if that keeps nobody waiting; what comes of it is [`Self::start`]'s to say.
+    pub(crate) fn ask(&mut self) {
+        if let Question::Due(command) = &self.question {
+            let mut bytes = Vec::new();
+            let request = Request::new(command.clone());
+            let asked = match frame::write_json(&mut bytes, FrameKind::Request, &request) {
+                Ok(()) if bytes.len() > AT_ONCE => return,
+                Ok(()) => self.stream.write_all(&bytes).map_err(FrameError::from),
+                Err(error) => Err(error),
+            };
+            self.question = Question::Asked(asked);
+        }
+    }
+
     /// Waits until it has begun, or cannot.
     pub(crate) fn start(mut self) -> Result<Begun> {
-        Ok(
-            match request(&self.subject, &mut self.stream, self.command, None)? {
-                Answer::Started { .. } => Begun::Process(self.stream),
-                Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
-                Answer::Attached => Begun::Console(self.stream),
-                Answer::FailedToStart { reason, message } => {
-                    Begun::Failed(ExitStatus::FailedToStart { reason, message })
-                }
-                _ => return Err(unexpected(&self.subject)),
-            },
-        )
+        match self.question {
+            Question::Due(command) => ask(&self.subject, &mut self.stream, command)?,
+            Question::Asked(asked) => {
+                asked.map_err(|error| Error::connection(&self.subject, &error))?;
+            }
+        }
+        Ok(match answer(&self.subject, &mut self.stream, None)? {
+            Answer::Started { .. } => Begun::Process(self.stream),
+            Answer::Line { shell, .. } => Begun::Line(self.stream, shell),
+            Answer::Attached => Begun::Console(self.stream),
+            Answer::FailedToStart { reason, message } => {
+                Begun::Failed(ExitStatus::FailedToStart { reason, message })
+            }
+            _ => return Err(unexpected(&self.subject)),
+        })
     }
 }
 
@@ -280,11 +310,20 @@ fn request(
     command: Command,
     limit: Option<Duration>,
 ) -> Result<Answer> {
+    ask(subject, stream, command)?;
+    answer(subject, stream, limit)
+}
+
+fn ask(subject: &str, stream: &mut LocalStream, command: Command) -> Result<()> {
+    frame::write_json(stream, FrameKind::Request, &Request::new(command))
+        .map_err(|error| Error::connection(subject, &error))
+}
+
+fn answer(subject: &str, stream: &mut LocalStream, limit: Option<Duration>) -> Result<Answer> {
     let lost = |error: FrameError| Error::connection(subject, &error);
     stream
         .set_read_timeout(limit)
         .map_err(|error| lost(error.into()))?;
-    frame::write_json(stream, FrameKind::Request, &Request::new(command)).map_err(lost)?;
     let mut reader = FrameReader::new(&mut *stream);
     let response: Response = reader
         .require()
