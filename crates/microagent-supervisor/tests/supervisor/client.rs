@@ -1,11 +1,12 @@
 //! The other side: a program that launches a supervisor and talks to it.
 
 use std::{
+    cell::RefCell,
     io::Write,
     os::unix::{fs::PermissionsExt, net::UnixStream, process::CommandExt},
     path::PathBuf,
     process::{Command, Stdio},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use microagent_host::process::ProcessHandle;
@@ -20,11 +21,39 @@ use microagent_protocol::{
     },
 };
 
-/// A workspace on disk, and a spec to launch it by.
+/// A workspace on disk, and a spec to launch it by. Nothing that was launched by it outlives it,
+/// however its test goes on after the launch.
 pub(crate) struct Workspace {
+    // Before the directory, in which its supervisors may write.
+    launched: Swept,
     pub(crate) root: tempfile::TempDir,
     pub(crate) spec: LaunchSpec,
 }
+
+/// Supervisors that a test must not leave behind; their VMMs die with them.
+#[derive(Default)]
+struct Swept(RefCell<Vec<ProcessHandle>>);
+
+impl Swept {
+    fn add(&self, launched: &Launched) {
+        // One that has ended already has no handle.
+        let handle = ProcessHandle::open(launched.supervisor.pid);
+        self.0.borrow_mut().extend(handle);
+    }
+}
+
+impl Drop for Swept {
+    fn drop(&mut self) {
+        for handle in self.0.get_mut().drain(..) {
+            // As a rule it has ended by itself.
+            let _ = handle.kill();
+            let _ = handle.ended_by(Instant::now() + SWEEP_LIMIT);
+        }
+    }
+}
+
+/// How long the kernel may take to end a killed supervisor.
+const SWEEP_LIMIT: Duration = Duration::from_secs(10);
 
 impl Workspace {
     /// A machine that does what `script` says.
@@ -76,12 +105,19 @@ impl Workspace {
             console_limit: 65_536,
             log: None,
         };
-        Self { root, spec }
+        Self {
+            launched: Swept::default(),
+            root,
+            spec,
+        }
     }
 
     pub(crate) fn launch(&self) -> Launched {
         match one_shot(Ask::Launch(Box::new(self.spec.clone()))) {
-            (Ok(Answer::Launched(launched)), true) => launched,
+            (Ok(Answer::Launched(launched)), true) => {
+                self.launched.add(&launched);
+                launched
+            }
             other => panic!("{other:?}"),
         }
     }
@@ -227,31 +263,11 @@ impl Client {
 pub(crate) struct Machine {
     pub(crate) launched: Launched,
     pub(crate) events: Client,
-    _swept: Swept,
-}
-
-/// A supervisor that a test which failed must not leave behind; its VMM dies with it.
-struct Swept(u32);
-
-impl Drop for Swept {
-    fn drop(&mut self) {
-        if std::thread::panicking()
-            && let Ok(handle) = ProcessHandle::open(self.0)
-        {
-            // It may have ended by itself.
-            let _ = handle.kill();
-        }
-    }
 }
 
 impl Machine {
     pub(crate) fn new(launched: Launched, events: Client) -> Self {
-        let _swept = Swept(launched.supervisor.pid);
-        Self {
-            launched,
-            events,
-            _swept,
-        }
+        Self { launched, events }
     }
 
     pub(crate) fn client(&self) -> Client {

@@ -15,7 +15,7 @@ use microagent_protocol::{
 
 use crate::{
     SOON,
-    client::{Workspace, alive, request},
+    client::{Client, Machine, Workspace, alive, request},
     gone,
     vmm::wait_for,
 };
@@ -121,6 +121,40 @@ pub(crate) fn launcher(how: &str) -> ! {
     std::mem::forget((workspace, held));
     std::thread::sleep(Duration::from_secs(600));
     std::process::exit(1);
+}
+
+/// A test that fails after it has told which supervisor it launched.
+pub(crate) fn failing(when: &str) -> ! {
+    let test = std::thread::spawn({
+        let when = when.to_owned();
+        move || {
+            let workspace = Workspace::new("normal");
+            let launched = workspace.launch();
+            println!("{}", launched.supervisor.pid);
+            assert_ne!(when, "launched");
+            let mut watcher = Client::connect(&launched.socket);
+            watcher.ask(Ask::Subscribe { owner: false }).unwrap();
+            let mut machine = Machine::new(launched, watcher);
+            machine.ready();
+            assert_ne!(when, "ready");
+            // One that has only forgotten about it.
+            drop(machine);
+        }
+    });
+    std::process::exit(i32::from(test.join().is_err()));
+}
+
+pub(crate) fn a_test_that_fails_leaves_no_supervisor() {
+    for (when, failed) in [("launched", true), ("ready", true), ("never", false)] {
+        let test = Command::new(std::env::current_exe().unwrap())
+            .args(["__failing", when])
+            .output()
+            .unwrap();
+        assert_eq!(test.status.success(), !failed, "{when}: {test:?}");
+        let pid = String::from_utf8(test.stdout).unwrap();
+        let pid: u32 = pid.trim().parse().unwrap();
+        wait_for(SOON, || !alive(pid));
+    }
 }
 
 pub(crate) fn an_owned_machine_dies_with_the_program_that_launched_it() {

@@ -37,6 +37,7 @@ fn main() {
     match arguments.get(1).map(String::as_str) {
         Some(vmm::MARKER) => guest::main(&arguments[2..]),
         Some("__launcher") => ends::launcher(&arguments[2]),
+        Some("__failing") => ends::failing(&arguments[2]),
         Some("__stranger") => control::stranger(&arguments[2]),
         _ => {}
     }
@@ -46,6 +47,7 @@ fn main() {
         copies::a_hostile_guest_ends_with_its_copy,
         copies::nothing_is_copied_where_nothing_runs,
         sessions::a_stream_to_the_guest_serves_one_session_after_the_other,
+        ends::a_test_that_fails_leaves_no_supervisor,
         sessions::a_workload_runs_and_its_end_ends_the_machine,
         boots::a_clean_workload_ends_halted_and_the_next_boot_goes_on_counting,
         sessions::much_output_and_input_is_relayed_exactly,
