@@ -113,8 +113,14 @@ impl Invocation {
         let stdout = Collector::new(child.0.stdout.take().expect("a pipe"));
         let stderr = Collector::new(child.0.stderr.take().expect("a pipe"));
         let stdin = child.0.stdin.take();
+        let witness = Witness {
+            command: words(&self.command),
+            stdout: stdout.bytes.clone(),
+            stderr: stderr.bytes.clone(),
+        };
         Running {
             child,
+            witness,
             stdin,
             stdout,
             stderr,
@@ -152,13 +158,56 @@ impl Collector {
     }
 
     fn so_far(&self) -> Vec<u8> {
-        self.bytes.lock().expect("the output").clone()
+        so_far(&self.bytes)
     }
 
     fn finish(self) -> Vec<u8> {
         self.thread.join().expect("the collector");
         std::mem::take(&mut self.bytes.lock().expect("the output"))
     }
+}
+
+fn so_far(bytes: &Mutex<Vec<u8>>) -> Vec<u8> {
+    bytes.lock().expect("the output").clone()
+}
+
+/// Tells what a command said that was still running when its test failed.
+#[derive(Debug)]
+struct Witness {
+    command: String,
+    stdout: Arc<Mutex<Vec<u8>>>,
+    stderr: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Drop for Witness {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("{self}");
+        }
+    }
+}
+
+impl std::fmt::Display for Witness {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "-- {}\n-- stdout so far\n{}\n-- stderr so far\n{}",
+            self.command,
+            head(&so_far(&self.stdout)),
+            head(&so_far(&self.stderr))
+        )
+    }
+}
+
+fn words(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    let words: Vec<_> = words.map(std::ffi::OsStr::to_string_lossy).collect();
+    words.join(" ")
+}
+
+/// As much of an output as is shown.
+fn head(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(&bytes[..bytes.len().min(4000)]).into_owned()
 }
 
 /// A child that a failing test does not leave behind.
@@ -178,6 +227,7 @@ impl Drop for Reaped {
 #[derive(Debug)]
 pub struct Running {
     child: Reaped,
+    witness: Witness,
     /// Its standard input, while it is open.
     pub stdin: Option<ChildStdin>,
     stdout: Collector,
@@ -206,6 +256,31 @@ impl Running {
         });
     }
 
+    /// Asks `done` again and again, while the command runs, until it gives something; panics with
+    /// what the command said once it has ended, or after `limit`.
+    pub fn until<T>(
+        &mut self,
+        limit: Duration,
+        what: &str,
+        mut done: impl FnMut() -> Result<T, String>,
+    ) -> T {
+        loop {
+            let last = match done() {
+                Ok(value) => return value,
+                Err(why) => why,
+            };
+            if let Some(status) = self.child.0.try_wait().expect("the command's end") {
+                panic!("{what} did not happen, as the command ended: {status}; last: {last}");
+            }
+            let waited = self.started.elapsed();
+            assert!(
+                waited < limit,
+                "{what} did not happen within {limit:?} of the command's start; last: {last}"
+            );
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
     /// Sends it a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_child(&self.child.0);
@@ -222,11 +297,7 @@ impl Running {
             }
             if self.started.elapsed() > LIMIT {
                 self.child.0.kill().expect("the command can be killed");
-                let stderr = self.stderr.finish();
-                panic!(
-                    "the command took more than {LIMIT:?}; stderr: {}",
-                    String::from_utf8_lossy(&stderr)
-                );
+                panic!("the command took more than {LIMIT:?}\n{}", self.witness);
             }
             std::thread::sleep(Duration::from_millis(5));
         };
@@ -321,8 +392,6 @@ pub fn sha256(bytes: &[u8]) -> String {
 
 impl std::fmt::Display for Finished {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let head =
-            |bytes: &[u8]| String::from_utf8_lossy(&bytes[..bytes.len().min(4000)]).into_owned();
         write!(
             f,
             "{}\n-- stdout\n{}\n-- stderr\n{}",
@@ -330,5 +399,56 @@ impl std::fmt::Display for Finished {
             head(&self.stdout),
             head(&self.stderr)
         )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Running {
+        let nowhere = Path::new("/nonexistent");
+        Invocation::new(Path::new("/bin/sh"), nowhere, nowhere, "none")
+            .args(["-c", script])
+            .start()
+    }
+
+    /// What a test would fail with.
+    fn failure(test: impl FnOnce() + std::panic::UnwindSafe) -> String {
+        let panic = std::panic::catch_unwind(test).unwrap_err();
+        panic.downcast_ref::<String>().unwrap().clone()
+    }
+
+    #[test]
+    fn waiting_for_a_commands_work_tells_of_its_end_and_of_the_last_try() {
+        let limit = Duration::from_secs(60);
+        let seen = shell("echo up; exec sleep 60").until(limit, "the word", || Ok::<_, String>(7));
+        assert_eq!(seen, 7);
+        let ended = failure(move || {
+            shell("exit 3").until(limit, "the word", || Err::<(), _>("no answer".to_owned()));
+        });
+        assert!(
+            ended.contains("exit status: 3") && ended.contains("no answer"),
+            "{ended}"
+        );
+        let late = failure(|| {
+            let limit = Duration::from_millis(50);
+            shell("exec sleep 60").until(limit, "the word", || Err::<(), _>("not yet".to_owned()));
+        });
+        assert!(
+            late.contains("within 50ms") && late.contains("not yet"),
+            "{late}"
+        );
+    }
+
+    #[test]
+    fn what_a_command_said_is_told_with_its_words() {
+        let running = shell("echo one; echo two >&2; exec sleep 60");
+        running.says("two");
+        let told = running.witness.to_string();
+        assert!(
+            told.contains("/bin/sh -c echo one") && told.contains("stderr so far\ntwo"),
+            "{told}"
+        );
     }
 }

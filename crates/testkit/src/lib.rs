@@ -9,6 +9,7 @@
 
 mod command;
 pub mod corpus;
+mod evidence;
 mod fixture;
 pub mod harness;
 pub mod kernels;

@@ -5,10 +5,13 @@ use std::{
     os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     process::Command,
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
-use crate::{Invocation, Leftovers, cache_dir, fixture};
+use crate::{Invocation, Leftovers, cache_dir, evidence, fixture};
 
 /// A place to run microagent in. Its kernel and images are shared by all
 /// tests and made once; its runtime directory is its own and must be empty at
@@ -21,6 +24,8 @@ pub struct Sandbox {
     own_state: Option<tempfile::TempDir>,
     marker: String,
     runs: AtomicU32,
+    /// Names of workspaces that were run.
+    names: Mutex<Vec<String>>,
 }
 
 impl Sandbox {
@@ -86,6 +91,7 @@ impl Sandbox {
             own_state,
             marker,
             runs: AtomicU32::new(0),
+            names: Mutex::default(),
         }
     }
 
@@ -165,6 +171,9 @@ impl Sandbox {
     /// `microagent run --name NAME ARGUMENTS` in this sandbox.
     #[must_use]
     pub fn run_as<const N: usize>(&self, name: &str, arguments: [&str; N]) -> Invocation {
+        let mut names = self.names.lock().unwrap_or_else(PoisonError::into_inner);
+        names.push(name.to_owned());
+        drop(names);
         self.microagent(["run", "--name", name]).args(arguments)
     }
 
@@ -218,9 +227,12 @@ impl Sandbox {
 }
 
 impl Drop for Sandbox {
-    /// A test that failed leaves its machines to nobody.
+    /// A test that failed shows what its workspaces recorded, and leaves its machines to nobody.
     fn drop(&mut self) {
         if std::thread::panicking() {
+            let names = self.names.get_mut().unwrap_or_else(PoisonError::into_inner);
+            let runtime = self.runtime.path();
+            eprintln!("{}", evidence::collect(&self.state, runtime, names));
             self.leftovers().kill();
         }
     }

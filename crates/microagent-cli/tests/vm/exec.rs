@@ -36,15 +36,19 @@ impl Workspace {
                 ],
             )
             .start();
-        let workspace = Self {
+        let mut workspace = Self {
             sandbox,
             name,
             run: Some(run),
         };
+        let Self { sandbox, name, run } = &mut workspace;
         // The first one waits for the machine; before it there is no workspace to wait for.
-        eventually(Duration::from_secs(120), "the workspace", || {
-            (workspace.exec(["true"]).run().code() == 0).then_some(())
-        });
+        run.as_mut()
+            .unwrap()
+            .until(Duration::from_secs(120), "the workspace", || {
+                let asked = sandbox.microagent(["exec", name, "true"]).run();
+                (asked.code() == 0).then_some(()).ok_or(asked.to_string())
+            });
         workspace
     }
 
@@ -102,6 +106,7 @@ fn commands_run_in_a_workspace_beside_each_other() {
     signals_reach_it_and_a_killed_client_ends_it(&workspace);
     twenty_at_a_time(&workspace);
     a_terminal_is_a_real_one(&workspace);
+    colours_are_for_terminals_that_want_them(&workspace);
 
     let name = workspace.name.clone();
     let sandbox = sandbox();
@@ -277,6 +282,30 @@ fn twenty_at_a_time(workspace: &Workspace) {
     for (number, running) in all.into_iter().enumerate() {
         assert_eq!(running.finish().success().out(), format!("{number}\n"));
     }
+}
+
+fn colours_are_for_terminals_that_want_them(workspace: &Workspace) {
+    let row = |words: &[&str], variable: &str| {
+        let list = workspace.microagent([]).words(words).env(variable, "1");
+        let mut terminal = list.on_terminal(24, 200);
+        let screen = terminal.wait_for("running");
+        assert_eq!(terminal.finish(), Some(0));
+        screen
+    };
+    let coloured = row(&["list"], "UNUSED");
+    assert!(coloured.contains("\x1b[32mrunning"), "{coloured:?}");
+    for (words, variable) in [
+        (&["--no-color", "list"][..], "UNUSED"),
+        (&["list"], "NO_COLOR"),
+    ] {
+        let plain = row(words, variable);
+        assert!(!plain.contains('\x1b'), "{words:?} {variable}: {plain:?}");
+    }
+    let piped = workspace.microagent(["list"]).run().success().out();
+    assert!(
+        piped.contains("running") && !piped.contains('\x1b'),
+        "{piped}"
+    );
 }
 
 fn a_terminal_is_a_real_one(workspace: &Workspace) {
