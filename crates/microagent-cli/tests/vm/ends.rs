@@ -38,6 +38,25 @@ fn end(sandbox: &Sandbox) -> (String, String, String) {
     })
 }
 
+/// Starts it, and holds its monitor meanwhile, so that it is not ready before it is let go.
+fn commands_wait_for_a_start_as_long_as_they_may(sandbox: &Sandbox) {
+    let starting = sandbox.microagent(["start", "kept-ends"]).json().start();
+    let vmm = eventually(PATIENCE, "the monitor", || {
+        let status = json(sandbox, ["status", "kept-ends"]);
+        let pid = i32::try_from(status["processes"]["vmm"]["pid"].as_i64()?).ok()?;
+        (status["state"] == "starting").then(|| Pid::from_raw(pid).unwrap())
+    });
+    kill_process(vmm, Signal::STOP).unwrap();
+    let exec = ["exec", "--ready-timeout", "100ms", "kept-ends", "true"];
+    let early = sandbox.microagent(exec).run();
+    kill_process(vmm, Signal::CONT).unwrap();
+    let early = early.exited(125);
+    assert!(early.err().contains("not ready within 100ms"), "{early}");
+    let exec = ["exec", "--ready-timeout", "60s", "kept-ends", "true"];
+    sandbox.microagent(exec).run().success();
+    let _ready = starting.finish().success();
+}
+
 #[test]
 fn every_end_is_recorded_with_its_cause() {
     let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
@@ -78,7 +97,7 @@ fn every_end_is_recorded_with_its_cause() {
     );
     assert_eq!(none["logs"], "");
 
-    start(&sandbox, &[]);
+    commands_wait_for_a_start_as_long_as_they_may(&sandbox);
     run("echo 2 >/proc/sys/vm/panic_on_oom; tail /dev/zero");
     let (state, cause, _) = end(&sandbox);
     assert_eq!((&*state, &*cause), ("failed", "out_of_memory"));

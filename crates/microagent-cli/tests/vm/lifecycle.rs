@@ -307,6 +307,15 @@ fn several_are_steered_at_once_and_one_that_cannot_be_stops_no_other() {
         network["network"]["runtime"]["interface"]["gateway"],
         "10.0.2.2"
     );
+    let network = sandbox
+        .microagent(["network", "steer-a"])
+        .run()
+        .success()
+        .out();
+    assert!(
+        network.contains("steer-a") && network.contains("10.0.2.15"),
+        "{network}"
+    );
 
     let contained = sandbox
         .microagent(["quarantine", "steer-b"])
@@ -353,10 +362,15 @@ fn several_are_steered_at_once_and_one_that_cannot_be_stops_no_other() {
         .start();
     let logs = sandbox.microagent(["logs", "steer-a", "--follow"]).start();
     let waiting = sandbox.microagent(["wait", "steer-a"]).json().start();
+    let costs = sandbox.microagent(["stats", "steer-a", "--follow"]).start();
     eventually(SOON, "the first events", || {
         String::from_utf8_lossy(&following.output_so_far())
             .contains("resumed")
             .then_some(())
+    });
+    eventually(SOON, "the first costs", || {
+        let seen = String::from_utf8_lossy(&costs.output_so_far()).into_owned();
+        seen.starts_with("steer-a  cpu ").then_some(())
     });
     let killed = sandbox
         .microagent(["kill", "steer-a", "steer-b"])
@@ -381,6 +395,13 @@ fn several_are_steered_at_once_and_one_that_cannot_be_stops_no_other() {
             .contains("killed"),
         "{followed}"
     );
+    let costs = costs.finish().success();
+    for line in costs.out().lines() {
+        assert!(
+            line.contains("  memory ") && line.contains("  sessions "),
+            "{costs}"
+        );
+    }
     let waited = waiting.finish().success().parsed();
     assert_eq!(
         (&waited["state"], &waited["ok"]),
@@ -390,12 +411,14 @@ fn several_are_steered_at_once_and_one_that_cannot_be_stops_no_other() {
     assert!(console.out().contains("[ "), "{console}");
     let last = json(&sandbox, ["logs", "steer-a", "--tail", "1"]);
     assert_eq!(last["logs"].as_str().unwrap().lines().count(), 1, "{last}");
-    let endless = sandbox
-        .microagent(["logs", "steer-a", "-f"])
-        .json()
-        .run()
-        .exited(2);
-    assert!(endless.err().contains("--follow"), "{endless}");
+    for words in [
+        &["--json", "logs", "-f", "steer-a"][..],
+        &["--json", "stats", "-f", "steer-a"],
+        &["stats", "-f", "steer-a", "steer-b"],
+    ] {
+        let endless = sandbox.microagent([]).words(words).run().exited(2);
+        assert!(endless.err().contains("--follow"), "{endless}");
+    }
 
     // A live one goes with --force alone.
     sandbox.microagent(["start", "steer-a"]).run().success();

@@ -51,8 +51,27 @@ fn what_was_left_behind_is_counted_and_removed() {
     let text = sandbox.microagent(["gc"]).run().success();
     assert_eq!(text.out(), "0 B reclaimed\n");
     assert!(!workspaces.join("half-made").exists());
+    // On a terminal one is asked, unless one has said it already.
+    for (answer, words) in [("n\n", "Nothing was deleted"), ("y\n", "stays deleted")] {
+        let mut asked = sandbox.microagent(["delete", "stays"]).on_terminal(24, 80);
+        let question = asked.wait_for("[y/N]");
+        assert!(question.contains("Delete stays"), "{question:?}");
+        asked.type_text(answer);
+        asked.wait_for(words);
+        assert_eq!(asked.finish(), Some(i32::from(answer == "n\n")));
+    }
+    for option in ["--yes", "--force"] {
+        let again = ["create", "stays", Sandbox::BUSYBOX];
+        sandbox.microagent(again).run().success();
+        let mut told = sandbox
+            .microagent(["delete", option, "stays"])
+            .on_terminal(24, 80);
+        let screen = told.wait_for("stays deleted");
+        assert!(!screen.contains("[y/N]"), "{screen:?}");
+        assert_eq!(told.finish(), Some(0));
+    }
     let gone = sandbox.microagent(["delete", "stays"]).run().success();
-    assert_eq!(gone.out(), "stays deleted\n");
+    assert_eq!(gone.out(), "stays did not exist\n");
 }
 
 #[test]
