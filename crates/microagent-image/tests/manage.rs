@@ -684,6 +684,16 @@ fn a_disk_of_the_format_before_stays_as_long_as_a_workspace_needs_it() {
         text.replace(&format!(".{}.", before + 1), &format!(".{before}.")),
     )
     .unwrap();
+    // One of the first format is one file, and longer than any list.
+    for (name, bytes) in [
+        ("ext4", vec![0; 3 << 20]),
+        ("sums", vec![b'x']),
+        ("json", vec![b'x']),
+    ] {
+        let path = folder.join(format!("{}.1.{name}", a.digest.hex()));
+        fs::write(&path, bytes).unwrap();
+        old.insert(path);
+    }
     let there = || -> BTreeSet<PathBuf> {
         let files = bench.files().into_iter();
         files.filter(|path| old.contains(path)).collect()
@@ -697,6 +707,7 @@ fn a_disk_of_the_format_before_stays_as_long_as_a_workspace_needs_it() {
     let needed = BTreeSet::from([a.digest]);
     bench.store.prune(&PruneOptions::new(), &needed).unwrap();
     assert_eq!(there(), old);
+    bench.store.usage().unwrap();
     bench.store.prune(&PruneOptions::new(), &NOBODY).unwrap();
     assert_eq!(there(), BTreeSet::new());
     assert!(a.disk.as_ref().unwrap().exists());

@@ -17,6 +17,7 @@ mod library;
 mod lifecycle;
 mod lifetime;
 mod network;
+mod older;
 mod options;
 mod perf;
 mod plain;

@@ -405,8 +405,11 @@ impl ImageStore {
         own_files(&path).chain([path.clone()]).collect()
     }
 
-    /// The pieces of the disk whose list is at `path`; none where there is no list.
+    /// The pieces of the disk whose list is at `path`; none where there is no list, or a disk in one file.
     pub(super) fn listed_pieces(&self, path: &Path) -> Result<Vec<PathBuf>> {
+        if !microagent_disk::is_list(path) {
+            return Ok(Vec::new());
+        }
         let Some((_, list)) = self.list_at(path)? else {
             return Ok(Vec::new());
         };
