@@ -72,6 +72,11 @@ pub(crate) const TEST: &[Need] = &[
     need("fish", "fish", "a shell to complete in"),
     need("cpio", "cpio", "reads the initramfs back"),
     need("c++", "g++", "builds the fuzzer"),
+    need(
+        "mkfs.xfs",
+        "xfsprogs",
+        "a file system whose files share blocks",
+    ),
 ];
 
 /// What building a kernel takes besides.

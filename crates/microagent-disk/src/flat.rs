@@ -45,7 +45,6 @@ impl JoinedFile {
         for (from, run) in self.runs() {
             let mut from: &File = from;
             from.seek(SeekFrom::Start(run.offset))?;
-            // Blocks are shared where the host's file system can.
             let copied = io::copy(&mut from.take(run.length), &mut &file)?;
             if copied != run.length {
                 return Err(io::ErrorKind::UnexpectedEof.into());

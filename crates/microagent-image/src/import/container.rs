@@ -176,7 +176,7 @@ impl Part {
     /// What the part hashes to.
     pub(super) fn digest(&self) -> Result<Digest> {
         let mut hasher = Hasher::default();
-        self.each_piece(&mut |piece| {
+        self.each_piece(self.reader()?, &mut |piece| {
             hasher.update(piece);
             Ok(())
         })?;
@@ -188,7 +188,15 @@ impl Part {
     pub(super) fn copy(&self, to: &Path, progress: &mut dyn FnMut(u64)) -> Result<Digest> {
         let mut copy = Copy::begin(&self.file, self.offset, self.size, to.to_owned())?;
         let mut done = 0u64;
-        self.each_piece(&mut |piece| {
+        let reader = match copy.shared()? {
+            Some(file) => PartReader {
+                file,
+                offset: 0,
+                left: self.size,
+            },
+            None => self.reader()?,
+        };
+        self.each_piece(reader, &mut |piece| {
             copy.add(piece)?;
             done += piece.len() as u64;
             progress(done);
@@ -197,8 +205,11 @@ impl Part {
         copy.finish()
     }
 
-    fn each_piece(&self, take: &mut dyn FnMut(&[u8]) -> Result<()>) -> Result<()> {
-        let mut reader = self.reader()?;
+    fn each_piece(
+        &self,
+        mut reader: PartReader,
+        take: &mut dyn FnMut(&[u8]) -> Result<()>,
+    ) -> Result<()> {
         let mut buffer = vec![0u8; 256 << 10];
         while reader.left > 0 {
             let count = match reader.read(&mut buffer) {
@@ -255,7 +266,7 @@ impl Copy {
             && source
                 .metadata()
                 .is_ok_and(|metadata| metadata.len() == size);
-        let shared = whole && reflink(&file, source);
+        let shared = whole && reflink(source, &file);
         let syncer = Syncer::new(&file).context("open", &to)?;
         Ok(Self {
             file,
@@ -265,6 +276,14 @@ impl Copy {
             syncer,
             completed: false,
         })
+    }
+
+    /// What is to be read in place of the source where the copy shares its blocks: the copy itself. The source may
+    /// be changed meanwhile, and only what was hashed may be kept.
+    pub(super) fn shared(&self) -> Result<Option<File>> {
+        self.shared
+            .then(|| File::open(&self.path).context("open", &self.path))
+            .transpose()
     }
 
     pub(super) fn add(&mut self, bytes: &[u8]) -> Result<()> {

@@ -29,9 +29,10 @@ impl Import<'_> {
     ) -> Result<ImageRecord> {
         let reference = self.name(&[])?;
         let staged_layer = transaction.path("layer");
+        let copy = Copy::begin(&file, 0, length, staged_layer.clone())?;
         let tap = Tap(Arc::new(Mutex::new(Tapped {
-            copy: Some(Copy::begin(&file, 0, length, staged_layer.clone())?),
-            file,
+            file: copy.shared()?.unwrap_or(file),
+            copy: Some(copy),
             read: 0,
             failed: None,
         })));
