@@ -77,6 +77,29 @@ impl Invocation {
         self
     }
 
+    /// The same where there is no network: in a namespace of its own, whose loopback is not even up.
+    #[must_use]
+    pub fn without_network(self) -> Self {
+        let mut command = Command::new("unshare");
+        command
+            .args(["--map-root-user", "--net", "--"])
+            .arg(self.command.get_program())
+            .args(self.command.get_args())
+            .env_clear();
+        for (name, value) in self.command.get_envs() {
+            if let Some(value) = value {
+                command.env(name, value);
+            }
+        }
+        if let Some(directory) = self.command.get_current_dir() {
+            command.current_dir(directory);
+        }
+        Self {
+            command,
+            stdin: self.stdin,
+        }
+    }
+
     /// Asks for JSON.
     #[must_use]
     pub fn json(self) -> Self {

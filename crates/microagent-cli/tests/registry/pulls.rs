@@ -206,6 +206,17 @@ fn offline_and_outdated() {
         .run()
         .success();
     assert!(named.out().contains(&digest), "{named}");
+    // Where there is no network at all it is the same, and what asks the registry says that it cannot.
+    let apart = |words: &[&str]| {
+        let command = sandbox.microagent(["images"]).words(words);
+        command.without_network().run()
+    };
+    let named = apart(&["pull", &pinned]).success();
+    assert!(named.out().contains(&digest), "{named}");
+    let listed = apart(&["list"]).success();
+    assert!(listed.out().contains(&digest[7..19]), "{listed}");
+    let asked = apart(&["pull", &a]).exited(1);
+    assert!(asked.err().contains("unreachable"), "{asked}");
     let unknown = sandbox
         .microagent(["images", "outdated", &a])
         .run()

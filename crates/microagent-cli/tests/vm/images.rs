@@ -71,9 +71,10 @@ fn an_image_is_pulled_run_listed_and_removed() {
     assert_eq!(moved["tag_moved"], expected, "{moved}");
     assert_ne!(expected["from"], expected["to"], "{moved}");
 
-    // What is here is run without the registry.
+    // What is here is run without the registry, and without any network.
     drop(registry);
-    let offline = sandbox.run(["--pull", "never", &reference]).run().success();
+    let run = ["--network", "isolated", "--pull", "never", &reference];
+    let offline = sandbox.run(run).without_network().run().success();
     assert_eq!(offline.out(), format!("moved {ARCHITECTURE}\n"));
     let always = sandbox
         .run(["--pull", "always", &reference])
