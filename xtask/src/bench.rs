@@ -7,14 +7,14 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, bail};
 
 use crate::{
-    bench_check, bench_density, bench_exec, bench_image, bench_net, bench_pull, bench_run,
-    bench_workspace, debian, install, packages, process,
+    bench_check, bench_density, bench_exec, bench_files, bench_first, bench_image, bench_net,
+    bench_pull, bench_run, bench_workspace, debian, install, packages, process,
 };
 
 /// One measured figure.
@@ -63,12 +63,22 @@ pub(crate) struct Bench {
     pub(crate) runs: usize,
     /// How many machines at once, if that was said.
     pub(crate) machines: Option<usize>,
+    limit: Option<Duration>,
 }
 
 impl Bench {
     /// A directory for files of the benchmarks.
     pub(crate) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    /// The rounds of one benchmark, from now on: as many as were asked for, but none is begun when its time is up,
+    /// save the first.
+    pub(crate) fn rounds(&self) -> impl Iterator<Item = usize> + use<> {
+        let (begun, limit) = (Instant::now(), self.limit);
+        let is_in_time =
+            move |round: &usize| *round == 0 || limit.is_none_or(|limit| begun.elapsed() < limit);
+        (0..self.runs).take_while(is_in_time)
     }
 
     /// `microagent` on the benchmarks' own state.
@@ -109,7 +119,8 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("copy", bench_exec::copy),
     ("import-vs-umoci-mke2fs", bench_image::import),
     ("pull-1gb", bench_pull::pull),
-    ("pull-100000-files", bench_pull::pull_many_files),
+    ("pull-100000-files", bench_files::pull_many_files),
+    ("first-start", bench_first::first_start),
     ("published-port-vs-hostfwd", bench_net::published),
     ("density", bench_density::density),
     ("density-tuned-kernel", bench_density::density_tuned),
@@ -122,6 +133,7 @@ pub(crate) fn run(
     filter: &str,
     runs: usize,
     machines: Option<usize>,
+    limit: Option<Duration>,
     save: Option<&Path>,
     check: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
@@ -142,6 +154,7 @@ pub(crate) fn run(
         dir: process::target_dir().join("bench"),
         runs: runs.max(1),
         machines,
+        limit,
     };
     fs::create_dir_all(&bench.dir)?;
     prepare(&bench)?;
@@ -240,7 +253,7 @@ pub(crate) fn median(mut values: Vec<f64>) -> f64 {
 
 #[cfg(test)]
 mod tests {
-    use super::{median, short};
+    use super::{Duration, median, short};
 
     #[test]
     fn promises_are_readable() {
@@ -248,6 +261,20 @@ mod tests {
             [1.0 / 6.0, 1.3, 15.0, 0.0].map(short),
             ["0.167", "1.3", "15", "0"]
         );
+    }
+
+    #[test]
+    fn no_round_is_begun_when_time_is_up() {
+        let of = |limit| super::Bench {
+            microagent: "microagent".into(),
+            dir: "bench".into(),
+            runs: 3,
+            machines: None,
+            limit,
+        };
+        assert_eq!(of(None).rounds().count(), 3);
+        assert_eq!(of(Some(Duration::ZERO)).rounds().count(), 1);
+        assert_eq!(of(Some(Duration::from_secs(60))).rounds().count(), 3);
     }
 
     #[test]

@@ -22,7 +22,7 @@ pub(crate) fn import(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let layer = largest_blob(&layout)?;
 
     let (mut ours, mut unpack, mut mke2fs, mut floor) = (vec![], vec![], vec![], vec![]);
-    for _ in 0..bench.runs {
+    for _ in bench.rounds() {
         clear(&state)?;
         ours.push(seconds(
             bench

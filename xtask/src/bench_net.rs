@@ -80,7 +80,7 @@ pub(crate) fn published(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let mut figures = Vec::new();
     for (what, unit, measure) in MEASURES {
         let (mut published, mut forwarded) = (Vec::new(), Vec::new());
-        for _ in 0..bench.runs {
+        for _ in bench.rounds() {
             published.push(measure(ours.address)?);
             forwarded.push(measure(theirs.address)?);
         }

@@ -21,10 +21,9 @@ use crate::{
     process,
 };
 
-const MIB: f64 = 1024.0 * 1024.0;
+pub(crate) const MIB: f64 = 1024.0 * 1024.0;
 /// Layers of the large image, each as large as a Debian.
 const LAYERS: u8 = 5;
-const SMALL_FILES: usize = 100_000;
 
 /// A cold pull of 1 GB in 5 layers, then of an image that shares 4 of them. What stands without a promise
 /// is aimed at in `docs/design/disks.md`.
@@ -39,7 +38,7 @@ pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let mut columns: [Vec<f64>; 4] = Default::default();
     let (mut grown, mut peak) = ([0; 4], 0);
     let mut content = 0;
-    for _ in 0..bench.runs {
+    for _ in bench.rounds() {
         clear(&state)?;
         let images = state.join("images");
         let first = registry.pull(bench, &state, "first")?;
@@ -90,43 +89,20 @@ pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     ])
 }
 
-/// A pull of an image of 100,000 files.
-pub(crate) fn pull_many_files(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
-    let layout = layout(bench)?;
-    let registry = Registry::start(&bench.dir().join("registry"))?;
-    registry.push(&layout, "many")?;
-    let state = bench.dir().join("pull-state");
-    let (mut ours, mut theirs, mut peak) = (vec![], vec![], 0);
-    for _ in 0..bench.runs {
-        clear(&state)?;
-        let pulled = registry.pull(bench, &state, "many")?;
-        ours.push(pulled.seconds);
-        peak = peak.max(pulled.peak);
-        theirs.push(registry.with_other_tools(bench, "many")?);
-    }
-    clear(&state)?;
-    let (ours, theirs) = (median(ours), median(theirs));
-    Ok(vec![
-        Figure::new("images pull of 100,000 files, median", ours, "s"),
-        Figure::new("100,000 files: pull / other tools", ours / theirs, "×").at_most(1.0 / 6.0),
-        Figure::new("peak memory of that pull", peak as f64 / MIB, "MiB").at_most(150.0),
-    ])
-}
-
-struct Pulled {
-    seconds: f64,
+pub(crate) struct Pulled {
+    pub(crate) seconds: f64,
     /// The most memory it had, in bytes.
-    peak: u64,
+    pub(crate) peak: u64,
 }
 
 /// Debian's `docker-registry` on a loopback port of its choice.
-struct Registry {
+pub(crate) struct Registry {
     child: Child,
     port: u16,
 }
 
 impl Registry {
-    fn start(directory: &Path) -> anyhow::Result<Self> {
+    pub(crate) fn start(directory: &Path) -> anyhow::Result<Self> {
         fs::create_dir_all(directory)?;
         let config = serde_json::json!({
             "version": 0.1,
@@ -165,7 +141,7 @@ impl Registry {
         Ok(registry)
     }
 
-    fn push(&self, layout: &Path, tag: &str) -> anyhow::Result<()> {
+    pub(crate) fn push(&self, layout: &Path, tag: &str) -> anyhow::Result<()> {
         process::output(
             Command::new("skopeo")
                 .args(["--insecure-policy", "copy", "--preserve-digests"])
@@ -176,11 +152,11 @@ impl Registry {
         Ok(())
     }
 
-    fn reference(&self, tag: &str) -> String {
+    pub(crate) fn reference(&self, tag: &str) -> String {
         format!("127.0.0.1:{}/bench:{tag}", self.port)
     }
 
-    fn pull(&self, bench: &Bench, state: &Path, tag: &str) -> anyhow::Result<Pulled> {
+    pub(crate) fn pull(&self, bench: &Bench, state: &Path, tag: &str) -> anyhow::Result<Pulled> {
         let start = Instant::now();
         let mut child = bench
             .microagent_on(state)
@@ -270,7 +246,7 @@ impl Registry {
         Ok(stream)
     }
 
-    fn with_other_tools(&self, bench: &Bench, tag: &str) -> anyhow::Result<f64> {
+    pub(crate) fn with_other_tools(&self, bench: &Bench, tag: &str) -> anyhow::Result<f64> {
         let copy = bench.dir().join("pull-copy");
         let bundle = bench.dir().join("bundle");
         let disk = bench.dir().join("mke2fs.ext4");
@@ -321,7 +297,7 @@ fn high_water(status: &str) -> u64 {
 }
 
 /// Bytes that the files below a directory have on the host's disk.
-fn allocated(directory: &Path) -> anyhow::Result<u64> {
+pub(crate) fn allocated(directory: &Path) -> anyhow::Result<u64> {
     let mut bytes = 0;
     for entry in fs::read_dir(directory)? {
         let entry = entry?;
@@ -335,8 +311,8 @@ fn allocated(directory: &Path) -> anyhow::Result<u64> {
     Ok(bytes)
 }
 
-/// An OCI layout with the images `first` and `second`, of 5 layers of which they share 4, and `many`.
-fn layout(bench: &Bench) -> anyhow::Result<PathBuf> {
+/// An OCI layout with the images `first` and `second`, of 5 layers of which they share 4.
+pub(crate) fn layout(bench: &Bench) -> anyhow::Result<PathBuf> {
     let layout = bench.dir().join("pull-layout");
     let done = layout.join("complete");
     if done.exists() {
@@ -381,18 +357,6 @@ fn layout(bench: &Bench) -> anyhow::Result<PathBuf> {
     clear(&tree)?;
     shifted(&bundle.join("rootfs"), &tree, LAYERS)?;
     insert("shared", "second", "/opt/second")?;
-    clear(&tree)?;
-    for at in 0..SMALL_FILES {
-        let folder = tree.join(format!("{:03}", at / 200));
-        if at % 200 == 0 {
-            fs::create_dir_all(&folder)?;
-        }
-        fs::write(
-            folder.join(format!("{at}.txt")),
-            format!("{at}\n").repeat(at % 300),
-        )?;
-    }
-    insert("base", "many", "/opt/many")?;
     clear(&tree)?;
     clear(&bundle)?;
     fs::write(&done, "")?;

@@ -130,7 +130,7 @@ pub(crate) fn run_against_bare_boot(bench: &Bench) -> anyhow::Result<Vec<Figure>
     let arguments = bare_arguments(bench)?;
     let mut ours = Vec::new();
     let mut bare = Vec::new();
-    for _ in 0..bench.runs {
+    for _ in bench.rounds() {
         let start = Instant::now();
         process::run_within(
             Command::new("qemu-system-x86_64").args(&arguments),
@@ -168,7 +168,7 @@ pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<F
         with("-kernel", &|_| kernel.display().to_string()),
     ];
     let mut times = [const { Vec::new() }; 3];
-    for _ in 0..bench.runs {
+    for _ in bench.rounds() {
         for (arguments, times) in variants.iter().zip(&mut times) {
             let start = Instant::now();
             process::run_within(

@@ -67,7 +67,7 @@ pub(crate) fn start_against_bare_boot(bench: &Bench) -> anyhow::Result<Vec<Figur
     let mut ours = Vec::new();
     let mut command = Vec::new();
     let mut bare = Vec::new();
-    for _ in 0..bench.runs {
+    for _ in bench.rounds() {
         bare.push(seconds(
             Command::new("qemu-system-x86_64").args(&arguments),
         )?);
@@ -88,7 +88,7 @@ pub(crate) fn start_against_bare_boot(bench: &Bench) -> anyhow::Result<Vec<Figur
 }
 
 /// When the workspace whose start that was could run processes.
-fn exec_ready(started: &Output) -> anyhow::Result<SystemTime> {
+pub(crate) fn exec_ready(started: &Output) -> anyhow::Result<SystemTime> {
     let report: serde_json::Value = serde_json::from_slice(&started.stdout)
         .context("understand what `start --json` printed")?;
     let at = report["readiness"]["execReady"]["observed_at"]

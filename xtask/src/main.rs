@@ -7,6 +7,8 @@ mod bench;
 mod bench_check;
 mod bench_density;
 mod bench_exec;
+mod bench_files;
+mod bench_first;
 mod bench_image;
 mod bench_net;
 mod bench_pull;
@@ -24,7 +26,7 @@ mod process;
 mod targets;
 mod test;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{path::PathBuf, process::ExitCode, time::Duration};
 
 use clap::{Parser, Subcommand};
 
@@ -61,6 +63,9 @@ enum Task {
         /// How many runs of each.
         #[arg(long, default_value_t = 9)]
         runs: usize,
+        /// Begin no further run of a benchmark after so many seconds; each is run once in any case.
+        #[arg(long, value_name = "SECONDS")]
+        limit: Option<u64>,
         /// How many machines for `density`; 20 by default, fewer where memory is short.
         #[arg(long)]
         machines: Option<usize>,
@@ -79,6 +84,9 @@ enum Task {
         /// How many random stacks.
         #[arg(long, default_value_t = 2000)]
         stacks: usize,
+        /// The seed they begin with; a run says which was its last.
+        #[arg(long, default_value_t = 0)]
+        seed: u64,
     },
     /// Prove on this host what a driver promises: every part of the suite, on real machines.
     Conformance {
@@ -134,14 +142,23 @@ fn main() -> anyhow::Result<ExitCode> {
         Task::Bench {
             filter,
             runs,
+            limit,
             machines,
             save,
             check,
         } => {
+            let limit = limit.map(Duration::from_secs);
             let filter = filter.as_deref().unwrap_or_default();
-            return bench::run(filter, runs, machines, save.as_deref(), check.as_deref());
+            return bench::run(
+                filter,
+                runs,
+                machines,
+                limit,
+                save.as_deref(),
+                check.as_deref(),
+            );
         }
-        Task::Corpus { yes, stacks } => corpus::run(yes, stacks)?,
+        Task::Corpus { yes, stacks, seed } => corpus::run(yes, stacks, seed)?,
         Task::Conformance {
             backend,
             kernel,

@@ -16,6 +16,10 @@ pub struct Recipe {
     pub name: &'static str,
     /// Seconds at most, and no network: fit for every run of the tests.
     pub is_quick: bool,
+    /// The tool that makes the image or its layers.
+    pub by: &'static str,
+    /// What is in it.
+    pub from: &'static str,
     /// The programs it takes, and the packages they are in.
     needs: &'static [(&'static str, &'static str)],
     /// Run by `sh` in an empty directory; leaves what `form` says there.
@@ -64,6 +68,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "static-binary",
         is_quick: true,
+        by: "GNU tar",
+        from: "a program",
         needs: &[("busybox", "busybox-static")],
         script: "tar -C /bin -cf rootfs.tar busybox",
         form: Form::Rootfs,
@@ -71,6 +77,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "busybox-hard-links",
         is_quick: true,
+        by: "busybox's tar",
+        from: "a program",
         needs: &[("busybox", "busybox-static")],
         script: r#"
             mkdir -p root/bin root/etc root/tmp && chmod 1777 root/tmp
@@ -83,6 +91,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "python-venv",
         is_quick: true,
+        by: "Python's tarfile",
+        from: "an application",
         needs: &[("python3", "python3")],
         script: r"
             mkdir root && python3 -m venv --without-pip --copies root/app
@@ -92,6 +102,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "dpkg-layers",
         is_quick: true,
+        by: "umoci",
+        from: "packages",
         needs: &[("umoci", "umoci")],
         script: r"
             for package in base-files tzdata libc6 perl-base coreutils util-linux iproute2 libcap2-bin e2fsprogs dpkg; do
@@ -103,6 +115,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "forty-layers",
         is_quick: true,
+        by: "umoci",
+        from: "made-up files",
         needs: &[("umoci", "umoci")],
         script: r#"
             mkdir -p root/etc
@@ -117,6 +131,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "tar-formats",
         is_quick: true,
+        by: "umoci",
+        from: "made-up files",
         needs: &[("umoci", "umoci"), ("setcap", "libcap2-bin")],
         script: r#"
             mkdir -p root/d/e && truncate -s 5M root/sparse
@@ -134,6 +150,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "umoci-repack",
         is_quick: true,
+        by: "umoci repack",
+        from: "packages",
         needs: &[("umoci", "umoci")],
         script: r"
             installed base base-files tzdata && image base.tar
@@ -148,6 +166,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "docker-save",
         is_quick: true,
+        by: "skopeo",
+        from: "packages",
         needs: &[("umoci", "umoci"), ("skopeo", "skopeo")],
         script: r"
             installed one base-files && installed two libc6 libcap2-bin && image one.tar two.tar one.tar
@@ -157,6 +177,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "skopeo-zstd",
         is_quick: true,
+        by: "skopeo",
+        from: "packages",
         needs: &[("umoci", "umoci"), ("skopeo", "skopeo")],
         script: r"
             installed one base-files && installed two coreutils && image one.tar two.tar
@@ -166,6 +188,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "mmdebstrap-minbase",
         is_quick: false,
+        by: "mmdebstrap",
+        from: "packages",
         needs: &[("mmdebstrap", "mmdebstrap")],
         script: "mmdebstrap --quiet --variant=minbase bookworm rootfs.tar",
         form: Form::Rootfs,
@@ -173,6 +197,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "mmdebstrap-essential",
         is_quick: false,
+        by: "mmdebstrap",
+        from: "packages",
         needs: &[("mmdebstrap", "mmdebstrap")],
         script: "mmdebstrap --quiet --variant=essential --include=iputils-ping bookworm rootfs.tar",
         form: Form::Rootfs,
@@ -180,6 +206,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "mmdebstrap-extract",
         is_quick: false,
+        by: "mmdebstrap",
+        from: "packages",
         needs: &[("mmdebstrap", "mmdebstrap")],
         script: "mmdebstrap --quiet --variant=extract --include=perl-base,coreutils,bash,iputils-ping,sudo bookworm rootfs.tar",
         form: Form::Rootfs,
@@ -187,6 +215,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "mmdebstrap-trixie",
         is_quick: false,
+        by: "mmdebstrap",
+        from: "packages",
         needs: &[("mmdebstrap", "mmdebstrap")],
         script: "mmdebstrap --quiet --variant=apt trixie rootfs.tar",
         form: Form::Rootfs,
@@ -194,6 +224,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "debootstrap-minbase",
         is_quick: false,
+        by: "debootstrap",
+        from: "packages",
         needs: &[("debootstrap", "debootstrap")],
         script: r"
             debootstrap --variant=minbase bookworm root
@@ -203,6 +235,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "debootstrap-foreign",
         is_quick: false,
+        by: "debootstrap",
+        from: "packages",
         needs: &[("debootstrap", "debootstrap")],
         script: r"
             debootstrap --foreign --variant=minbase bookworm root
@@ -212,6 +246,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "cdebootstrap-minimal",
         is_quick: false,
+        by: "cdebootstrap",
+        from: "packages",
         needs: &[("cdebootstrap", "cdebootstrap")],
         script: r"
             cdebootstrap -f minimal bookworm root
@@ -221,6 +257,8 @@ pub const RECIPES: &[Recipe] = &[
     Recipe {
         name: "multistrap",
         is_quick: false,
+        by: "multistrap",
+        from: "packages",
         needs: &[("multistrap", "multistrap")],
         script: r"
             cat > multistrap.conf <<END
@@ -244,6 +282,8 @@ END
     Recipe {
         name: "buildah",
         is_quick: false,
+        by: "buildah",
+        from: "packages",
         needs: &[("buildah", "buildah"), ("skopeo", "skopeo")],
         script: r#"
             buildah() { command buildah --storage-driver vfs --root "$PWD/storage" --runroot "$PWD/run" "$@"; }
@@ -264,6 +304,8 @@ END
     Recipe {
         name: "npm-application",
         is_quick: false,
+        by: "npm",
+        from: "an application",
         needs: &[("npm", "npm")],
         script: r"
             mkdir root && npm install --silent --no-audit --no-fund --prefix root/app express@4

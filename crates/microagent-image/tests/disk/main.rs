@@ -1,6 +1,11 @@
 //! Base disks against the truth: umoci, e2fsck, the kernel, a naive model, and hostile archives.
 
-#![allow(clippy::unwrap_used, clippy::expect_used, reason = "tests")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::print_stdout,
+    reason = "tests"
+)]
 
 mod archive;
 mod corpus;
@@ -91,6 +96,7 @@ fn nasty_image_is_what_umoci_unpacks() {
     e2fsck(&disk);
     let mounted = Mounted::new(&disk);
     assert_eq!(assert_same(mounted.path(), &theirs), compared);
+    println!("\ncorpus: the nasty fixture: {compared} names the same, in one file and in pieces");
 }
 
 fn hard_link_names(root: &Path) -> u64 {

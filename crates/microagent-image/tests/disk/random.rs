@@ -1,7 +1,8 @@
 //! Random stacks of layers against umoci: many stacks are one image, each below a directory of its own, so that a
 //! single unpacking judges them all. A difference is made as small as it gets before it is shown.
 //!
-//! The seeds are fixed, so every run judges the same stacks; `MICROAGENT_STACKS=N` judges more of them.
+//! The seeds are fixed, so every run judges the same stacks; `MICROAGENT_STACKS=N` judges more of them, and
+//! `MICROAGENT_SEED=N` those of the seeds from there on.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -382,12 +383,11 @@ fn alone(seed: u64, number: usize, stack: &Stack) -> usize {
 
 #[test]
 fn random_stacks_are_what_umoci_unpacks() {
-    let wanted = std::env::var("MICROAGENT_STACKS")
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .unwrap_or(STACKS);
-    let (mut judged, mut names) = (0, 0);
-    let mut seeds = KEPT.iter().copied().chain(0..);
+    let told = |name: &str| std::env::var(name).ok().and_then(|text| text.parse().ok());
+    let wanted = told("MICROAGENT_STACKS").unwrap_or(STACKS as u64) as usize;
+    let first = told("MICROAGENT_SEED").unwrap_or(0);
+    let (mut judged, mut names, mut last) = (0, 0, first);
+    let mut seeds = KEPT.iter().copied().chain(first..);
     while judged < wanted {
         let seed = seeds.next().unwrap();
         let mut runner = runner(seed);
@@ -406,6 +406,10 @@ fn random_stacks_are_what_umoci_unpacks() {
                 .sum(),
         };
         judged += good.len();
+        last = seed;
     }
-    println!("{judged} stacks, {names} names, all as umoci unpacks them");
+    println!(
+        "\ncorpus: stacks: {judged} of the kept seeds ({}) and of {first} to {last}, {names} names the same",
+        KEPT.len()
+    );
 }
