@@ -129,11 +129,18 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
                 Ok((output, lock))
             };
             match logged() {
-                Ok((output, lock)) => {
-                    let code = supervise(id, spec, backends, launcher, started, output, judge);
-                    drop(lock);
-                    code
-                }
+                Ok((output, lock)) => supervise(
+                    id,
+                    spec,
+                    backends,
+                    launcher,
+                    started,
+                    Telling {
+                        output,
+                        judge,
+                        lock,
+                    },
+                ),
                 Err(error) => {
                     let code = refuse(&error);
                     judge.tell(false);
@@ -159,15 +166,27 @@ fn clear_away(ephemeral: Option<(PathBuf, PathBuf)>) {
     }
 }
 
+/// What a supervisor has in hand while somebody waits for its answer.
+struct Telling {
+    output: File,
+    judge: Judge,
+    /// That a machine of this workspace runs.
+    lock: File,
+}
+
 fn supervise(
     id: &str,
     spec: LaunchSpec,
     backends: &dyn Backends,
     launcher: Option<std::os::fd::OwnedFd>,
     started: Instant,
-    mut output: File,
-    judge: Judge,
+    telling: Telling,
 ) -> i32 {
+    let Telling {
+        mut output,
+        judge,
+        lock,
+    } = telling;
     let owned = spec.owned;
     let ephemeral = spec
         .ephemeral
@@ -205,6 +224,8 @@ fn supervise(
         }
         Err(error) => {
             tracing::error!("the launch failed: {error}");
+            // Who hears of it may launch another at once.
+            drop(lock);
             answer(&mut output, &Response::new(id, Err(error.report())));
             judge.tell(false);
             1
