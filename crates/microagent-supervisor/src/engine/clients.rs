@@ -114,14 +114,14 @@ impl Engine {
             return Ok(());
         }
         let machine = self.machine_to("quarantined", &[State::Running, State::Paused])?;
-        let frozen = machine.pause();
-        // Whatever came of the freezing, it is cut off.
-        let severed = machine.sever();
-        self.setup.sessions.close();
-        self.setup.wiring.close();
-        if let Some(running) = &mut self.running {
-            running.link = None;
-        }
+        let (frozen, severed) = frozen_meanwhile(&machine, || {
+            self.setup.sessions.close();
+            self.setup.wiring.close();
+            if let Some(running) = &mut self.running {
+                running.link = None;
+            }
+            machine.sever()
+        });
         frozen.and(severed).map_err(|error| {
             refused(&error).remedy("Its connections were cut as far as possible: kill it.")
         })?;
@@ -204,4 +204,37 @@ fn refused(error: &microagent_hypervisor::Error) -> ErrorReport {
         _ => ErrorKind::Permanent,
     };
     ErrorReport::new(kind, error.to_string())
+}
+
+/// How long the freezing of a machine goes before its being cut off, which a guest should not see. A
+/// monitor needs a millisecond or two; one that a guest has taken over may never answer.
+const FREEZES_FIRST: Duration = Duration::from_millis(30);
+
+/// Freezes `machine`, and does `cut` when it is frozen or has taken too long. Gives what came of each.
+fn frozen_meanwhile<T>(
+    machine: &Arc<dyn Machine>,
+    cut: impl FnOnce() -> T,
+) -> (Result<(), microagent_hypervisor::Error>, T) {
+    let (frozen, told) = channel();
+    let freezing = Arc::clone(machine);
+    let begun = std::thread::Builder::new()
+        .name("freeze".to_owned())
+        .spawn(move || {
+            // Whoever waits for it does so until it is there.
+            let _ = frozen.send(freezing.pause());
+        });
+    if let Err(error) = begun {
+        tracing::warn!("there is no thread to freeze the machine in: {error}");
+        let cut = cut();
+        return (machine.pause(), cut);
+    }
+    let early = told.recv_timeout(FREEZES_FIRST);
+    let cut = cut();
+    let frozen = early.or_else(|_| told.recv()).unwrap_or_else(|_| {
+        Err(microagent_hypervisor::Error::Io {
+            context: "freeze the machine".to_owned(),
+            source: std::io::Error::other("its thread ended without a word"),
+        })
+    });
+    (frozen, cut)
 }

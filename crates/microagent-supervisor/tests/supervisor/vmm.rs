@@ -68,6 +68,12 @@ fn script(kernel: &Path) -> String {
 /// The script of a machine whose vsock has no half-closes.
 pub(crate) const WHOLE: &str = "whole";
 
+/// The script of a machine whose monitor does not answer when it is to freeze.
+pub(crate) const STUBBORN: &str = "stubborn";
+
+/// How long such a monitor is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+
 /// The driver of scripted machines.
 struct Driver {
     half_close: bool,
@@ -137,6 +143,7 @@ impl Hypervisor for Driver {
             pid,
             child: Mutex::new(child),
             vsock: spec.vsock.uds.clone(),
+            stubborn: script == STUBBORN,
         }))
     }
 }
@@ -146,6 +153,7 @@ struct ScriptedMachine {
     pid: rustix::process::Pid,
     child: Mutex<Child>,
     vsock: PathBuf,
+    stubborn: bool,
 }
 
 impl ScriptedMachine {
@@ -191,6 +199,13 @@ impl Machine for ScriptedMachine {
     }
 
     fn pause(&self) -> Result<(), Error> {
+        if self.stubborn {
+            std::thread::sleep(PATIENCE);
+            return Err(Error::Timeout {
+                what: "its vCPUs to freeze".to_owned(),
+                limit: PATIENCE,
+            });
+        }
         self.signal(rustix::process::Signal::STOP);
         Ok(())
     }

@@ -34,6 +34,7 @@ pub(crate) const TESTS: &[testkit::harness::Test] = &[
     ("mediation_leads_to_the_host_and_is_bounded", mediation),
     ("mediation_fails_closed_unless_it_is_optional", fail_closed),
     ("quarantine_and_the_end_cut_every_connection", cut),
+    ("quarantine_waits_for_no_monitor", cut_off_unfrozen),
     (
         "a_greedy_guest_exhausts_neither_threads_nor_descriptors",
         greedy,
@@ -474,6 +475,27 @@ fn cut() {
         }
         gone(&workspace, &machine);
     }
+}
+
+fn cut_off_unfrozen() {
+    let (server, _held) = mute();
+    let mut workspace = Workspace::new(vmm::STUBBORN);
+    workspace.spec.publish = vec![format!("0:{}", server.port()).parse().unwrap()];
+    let mut machine = workspace.boot(true);
+    machine.ready();
+    let port = status(&machine).ports[0].host_address();
+    let client = TcpStream::connect(port).unwrap();
+    client.set_read_timeout(Some(SOON)).unwrap();
+    let mut asking = machine.client();
+    let begun = Instant::now();
+    let asking = thread::spawn(move || asking.ask(Ask::Quarantine));
+    assert!(is_cut(&client));
+    assert!(begun.elapsed() < vmm::PATIENCE / 2, "{:?}", begun.elapsed());
+    let report = asking.join().unwrap().unwrap_err();
+    assert!(report.message.contains("freeze"), "{report}");
+    assert!(report.remedy.unwrap().contains("kill it"));
+    assert!(machine.client().ask(Ask::Kill).is_ok());
+    gone(&workspace, &machine);
 }
 
 fn greedy() {
