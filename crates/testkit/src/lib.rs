@@ -15,6 +15,7 @@ pub mod harness;
 pub mod kernels;
 mod leftovers;
 mod pty;
+#[cfg(target_os = "linux")]
 mod reflink;
 pub mod registry;
 mod sandbox;
@@ -25,6 +26,7 @@ pub use command::{Finished, Invocation, Running, sha256};
 pub use fixture::{busybox_tar, containers_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
+#[cfg(target_os = "linux")]
 pub use reflink::Xfs;
 pub use sandbox::Sandbox;
 pub use skips::{skip_part, skip_test};
