@@ -204,7 +204,7 @@ fn every_command_is_under_attack() {
     let help = world.sandbox.microagent(["help"]).run().success().out();
     let commands = help
         .lines()
-        .skip_while(|line| !line.contains("Commands"))
+        .skip_while(|line| !line.starts_with("Usage"))
         .take_while(|line| !line.starts_with("Options"))
         .filter_map(|line| line.strip_prefix("  "))
         .filter(|line| line.starts_with(|first: char| first.is_ascii_lowercase()))
