@@ -34,6 +34,8 @@ pub(crate) fn pull_many_files(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         ours.push(pulled.seconds);
         peak = peak.max(pulled.peak);
         disk = allocated(&state.join("images/disks"))?;
+        // The first workspace of all installs the kernel, too.
+        seconds(bench.microagent_on(&state).args(["kernel", "install"]))?;
         create.push(seconds(bench.microagent_on(&state).args([
             "create",
             "--pull",
