@@ -68,19 +68,6 @@ const ACTS: &[Act] = &[
             "2",
         ],
     ),
-    act(
-        1,
-        4000,
-        &[
-            "create",
-            "NAME",
-            BUSYBOX,
-            "--profile",
-            TINY,
-            "--setup",
-            "echo z >>/root/file; sync; sleep 1",
-        ],
-    ),
     act(3, 60, &["apply", "--file", "SPEC", "NAME"]),
     act(3, 3000, &["start", "NAME"]),
     act(
