@@ -347,6 +347,10 @@ pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
         }
         drop(held);
     }
+    if !dry_run {
+        // Who was to take it along may have been killed just before. Others still have theirs in it.
+        let _ = fs::remove_dir(&config.runtime_dir);
+    }
     drop(gate);
     if !dry_run {
         for path in doomed {
