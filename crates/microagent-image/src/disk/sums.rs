@@ -40,7 +40,7 @@ type Sum = [u8; 32];
 pub enum ChunkHash {
     /// SHA-256: of files that were hashed before.
     Sha256,
-    /// BLAKE3: four times as fast where the processor has instructions for SHA-256, and more where it has none.
+    /// BLAKE3: five times as fast where the processor has instructions for SHA-256, and more where it has none.
     Blake3,
 }
 
