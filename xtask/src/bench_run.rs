@@ -148,12 +148,11 @@ pub(crate) fn run_against_bare_boot(bench: &Bench) -> anyhow::Result<Vec<Figure>
     ])
 }
 
-/// The tuned kernel against the distribution's: the same bare boot, in turn. And the distribution's with the
-/// self-tests that its own command line runs.
+/// The tuned kernel against the distribution's: the same bare boot with one vCPU, in turn. And the
+/// distribution's with the self-tests that its own command line runs.
 pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
-    let theirs = bare_arguments(bench)?;
-    let with = |option: &str, change: &dyn Fn(&str) -> String| {
-        let mut arguments = theirs.clone();
+    let changed = |arguments: &[String], option: &str, change: &dyn Fn(&str) -> String| {
+        let mut arguments = arguments.to_vec();
         if let Some(at) = arguments.iter().position(|argument| argument == option)
             && let Some(value) = arguments.get_mut(at + 1)
         {
@@ -162,10 +161,13 @@ pub(crate) fn kernel_against_distribution(bench: &Bench) -> anyhow::Result<Vec<F
         arguments
     };
     let kernel = crate::kernel::built(None)?;
+    let theirs = changed(&bare_arguments(bench)?, "-smp", &|_| "1".to_owned());
     let variants = [
         theirs.clone(),
-        with("-append", &|line| line.replace("cryptomgr.notests ", "")),
-        with("-kernel", &|_| kernel.display().to_string()),
+        changed(&theirs, "-append", &|line| {
+            line.replace("cryptomgr.notests ", "")
+        }),
+        changed(&theirs, "-kernel", &|_| kernel.display().to_string()),
     ];
     let mut times = [const { Vec::new() }; 3];
     for _ in bench.rounds() {
