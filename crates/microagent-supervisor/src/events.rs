@@ -25,6 +25,9 @@ use crate::{
     files,
 };
 
+/// Its file in the workspace's directory.
+pub(crate) const HISTORY: &str = "events.jsonl";
+
 /// Events a subscriber may be behind before it is dropped.
 const QUEUE: usize = 256;
 
@@ -64,7 +67,7 @@ impl Journal {
     /// Opens the history in `directory`, and says in which state it ends.
     /// A torn last line, left by a crash of the host, is cut off.
     pub(crate) fn open(directory: &Path) -> Result<(Self, State), Error> {
-        let path = directory.join("events.jsonl");
+        let path = directory.join(HISTORY);
         let mut file = files::append(&path).map_err(Error::file("open", &path))?;
         let end = find_end(&mut file).map_err(Error::file("read", &path))?;
         file.set_len(end.length)

@@ -17,7 +17,9 @@ use serde_json::value::RawValue;
 use crate::{
     Error,
     backend::Backends,
-    control, files, launch,
+    control,
+    events::HISTORY,
+    files, launch,
     launch::Supervisor,
     log, process,
     process::{Judge, Side},
@@ -157,6 +159,13 @@ fn clear_away(ephemeral: Option<(PathBuf, PathBuf)>) {
     let Some((directory, runtime_dir)) = ephemeral else {
         return;
     };
+    // The history first: what is left of the rest, if this is killed, says that it may go.
+    let history = directory.join(HISTORY);
+    if let Err(error) = std::fs::remove_file(&history)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!("cannot remove {}: {error}", history.display());
+    }
     if let Err(error) = std::fs::remove_dir_all(&directory) {
         tracing::warn!("cannot remove {}: {error}", directory.display());
     }

@@ -4,6 +4,10 @@
 //! A run holds an advisory lock on its directory for as long as it lives; a directory of a run
 //! that nobody holds was left behind by a program that was killed.
 
+mod runtime;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::{self, DirBuilder, File, TryLockError},
     io,
@@ -16,21 +20,22 @@ use microagent_image::Bytes;
 use microagent_protocol::WorkspaceName;
 use serde::Serialize;
 
+pub(crate) use self::runtime::{RuntimeDirectory, remove_root, remove_runtime};
 use crate::{
     config::Config,
     error::{Error, IoContext, Result},
     files, name,
-    workspaces::{history::EVENTS, machine, manifest::Manifest},
+    workspaces::{
+        history::EVENTS,
+        machine,
+        manifest::{MANIFEST, Manifest},
+    },
 };
 
 /// The workspace's own disk in its directory.
 pub(crate) const SCRATCH: &str = "scratch.ext4";
 const LOCK: &str = ".lock";
 const TRASH: &str = ".trash-";
-
-/// The longest run-time directory that leaves room for `/<8 hex>/` and the sockets' names in the
-/// 107 bytes a socket's path may have.
-const MAX_RUNTIME_DIR: usize = 72;
 
 /// The directory of a new workspace, held by its maker. Dropping it removes it, unless it is kept.
 #[derive(Debug)]
@@ -92,6 +97,12 @@ impl Directory {
 impl Drop for Directory {
     fn drop(&mut self) {
         if !self.keep {
+            // In this order, so that whatever a kill leaves of it is whole or nobody's: without a
+            // history it is what its manifest says, and without both it was never made.
+            for name in [EVENTS, MANIFEST] {
+                let path = self.path.join(name);
+                tell(&path, fs::remove_file(&path));
+            }
             remove_tree(&self.path);
         }
     }
@@ -127,92 +138,17 @@ impl Held {
     }
 }
 
-/// A private directory for one machine's sockets. Dropping it removes it, unless a supervisor,
-/// which removes it in the end, has taken it over.
-#[derive(Debug)]
-pub(crate) struct RuntimeDirectory {
-    path: PathBuf,
-    handed_over: bool,
-}
-
-impl RuntimeDirectory {
-    /// Makes a new one.
-    pub(crate) fn make(config: &Config) -> Result<Self> {
-        let root = &config.runtime_dir;
-        check_runtime_dir(root)?;
-        loop {
-            files::private_dir(root)?;
-            let path = root.join(name::random_hex()?);
-            match DirBuilder::new().private().create(&path) {
-                Ok(()) => {
-                    return Ok(Self {
-                        path,
-                        handed_over: false,
-                    });
-                }
-                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {}
-                // Another machine ended just now and took the empty directory with it.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => {
-                    return Err(Error::Io {
-                        doing: "create",
-                        path,
-                        source,
-                    });
-                }
-            }
-        }
-    }
-
-    /// Where it is.
-    pub(crate) fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Leaves it to a supervisor.
-    pub(crate) fn hand_over(mut self) {
-        self.handed_over = true;
-    }
-}
-
-impl Drop for RuntimeDirectory {
-    fn drop(&mut self) {
-        if !self.handed_over {
-            remove_runtime(&self.path);
-        }
-    }
-}
-
-/// Removes the runtime directory of a machine that is gone.
-pub(crate) fn remove_runtime(path: &Path) {
-    remove_tree(path);
-    if let Some(root) = path.parent() {
-        // The last machine takes the directory with it; others still have theirs in it.
-        let _ = fs::remove_dir(root);
-    }
-}
-
 /// Takes the name of a workspace away at once; what it was is removed from where it went.
 pub(crate) fn discard(root: &Path, directory: &Path) -> Result<()> {
     let gate = gate(root)?;
     let trash = root.join(format!("{TRASH}{}", name::random_hex()?));
     fs::rename(directory, &trash).context("rename", directory)?;
     drop(gate);
-    fs::remove_dir_all(&trash).context("remove", &trash)
-}
-
-fn check_runtime_dir(path: &Path) -> Result<()> {
-    let length = path.as_os_str().len();
-    if length <= MAX_RUNTIME_DIR && path.is_absolute() {
-        return Ok(());
+    match fs::remove_dir_all(&trash) {
+        // A sweep was faster.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.context("remove", &trash),
     }
-    Err(Error::invalid(
-        "the run-time directory",
-        format!(
-            "{} has {length} bytes; sockets need an absolute path of at most {MAX_RUNTIME_DIR}",
-            path.display()
-        ),
-    ))
 }
 
 /// While it lives no workspace's directory appears or goes; `None` where there are no workspaces at all.
@@ -287,7 +223,7 @@ pub enum LeftoverKind {
     Deleted,
     /// A workspace that was half made, or whose run was to remove it.
     Abandoned,
-    /// The sockets of a machine that is gone.
+    /// The sockets of a machine that is gone, or the empty directory for all of them.
     Sockets,
 }
 
@@ -301,6 +237,12 @@ pub(crate) fn sweep(config: &Config) {
 
 /// Finds what was left behind, and removes it unless this is only a look.
 pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
+    let mut found = collect_workspaces(config, dry_run)?;
+    found.extend(runtime::collect_root(&config.runtime_dir, dry_run));
+    Ok(found)
+}
+
+fn collect_workspaces(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
     let root = config.workspaces_dir();
     let Some(entries) = list(&root)? else {
         return Ok(Vec::new());
@@ -324,8 +266,12 @@ pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
         if file_name.parse::<WorkspaceName>().is_err() {
             continue;
         }
-        let Some(held) = Held::now(&path)? else {
-            continue;
+        let held = match Held::now(&path) {
+            Ok(Some(held)) => held,
+            Ok(None) => continue,
+            // Whoever made it has removed it by now.
+            Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(error),
         };
         if machine::is_live(&path) {
             continue;
@@ -337,19 +283,20 @@ pub(crate) fn collect(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
             }
         }
         if is_left_behind(&path) {
-            found.push(leftover(&path, LeftoverKind::Abandoned));
+            let abandoned = leftover(&path, LeftoverKind::Abandoned);
             if !dry_run {
                 // Out of the way at once, removed after the lock is let go.
                 let trash = root.join(format!("{TRASH}{}", name::random_hex()?));
-                fs::rename(&path, &trash).context("rename", &path)?;
-                doomed.push(trash);
+                match fs::rename(&path, &trash) {
+                    Ok(()) => doomed.push(trash),
+                    // Whoever made it was about to remove it, and has.
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                    Err(source) => return Err(source).context("rename", &path),
+                }
             }
+            found.push(abandoned);
         }
         drop(held);
-    }
-    if !dry_run {
-        // Who was to take it along may have been killed just before. Others still have theirs in it.
-        let _ = fs::remove_dir(&config.runtime_dir);
     }
     drop(gate);
     if !dry_run {
@@ -396,7 +343,11 @@ fn is_left_behind(directory: &Path) -> bool {
 
 /// Removes a tree of our own; what is gone already is fine.
 fn remove_tree(path: &Path) {
-    match fs::remove_dir_all(path) {
+    tell(path, fs::remove_dir_all(path));
+}
+
+fn tell(path: &Path, removed: io::Result<()>) {
+    match removed {
         Ok(()) => {}
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => tracing::warn!("{} was not removed: {error}", path.display()),

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     config::Config,
+    directories,
     error::{Error, Result},
     files,
     run::{millis, prepare},
@@ -173,8 +174,7 @@ fn state_dir(config: &Config) -> Finding {
     if let Err(error) = files::private_dir(&config.runtime_dir) {
         return (Verdict::Unusable, error.to_string(), choose);
     }
-    // It is made again when it is needed; others may be using it.
-    let _ = std::fs::remove_dir(&config.runtime_dir);
+    directories::remove_root(&config.runtime_dir);
     let free = match microagent_host::fs::free_bytes(path) {
         Ok(free) => free / (1024 * 1024),
         Err(error) => {

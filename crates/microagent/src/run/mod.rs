@@ -168,7 +168,7 @@ pub(crate) fn run(config: &Config, options: &RunOptions, io: RunIo) -> Result<Ru
     let mut manifest = workspaces::make_manifest(&plan, options, &prepared, kept, !options.keep)?;
     manifest.disks = disks_or_cancel(options, directory.path(), &events, &sender, &receiver)?;
     workspaces::fill(&directory, &manifest)?;
-    let runtime = RuntimeDirectory::make(config)?;
+    let runtime = RuntimeDirectory::make(config, directory.path())?;
     prepared.phases.add("workspace", making.elapsed());
     drop(span);
 

@@ -84,7 +84,7 @@ pub(crate) fn spec(
     })
 }
 
-/// Launches a machine in `directory`, records where it listens, and gives that.
+/// Launches a machine in `directory`, records its supervisor, and gives where it listens.
 pub(crate) fn launch(
     config: &Config,
     manifest: &Manifest,
@@ -92,15 +92,13 @@ pub(crate) fn launch(
     runtime: &RuntimeDirectory,
     launch: Launch,
 ) -> Result<Launched> {
-    let mut record = MachineRecord {
-        runtime_dir: runtime.path().to_owned(),
-        supervisor: None,
-    };
-    record.write(directory)?;
     let spec = spec(config, manifest, directory, runtime.path(), launch)?;
     let span = tracing::info_span!("spawn");
     let launched = span.in_scope(|| program::launch(config, spec))?;
-    record.supervisor = Some(launched.supervisor.clone());
+    let record = MachineRecord {
+        runtime_dir: runtime.path().to_owned(),
+        supervisor: Some(launched.supervisor.clone()),
+    };
     record.write(directory)?;
     Ok(launched)
 }
@@ -125,7 +123,7 @@ pub(crate) fn boot(
     if let Some(dead) = super::machine::dead_runtime(directory) {
         directories::remove_runtime(&dead);
     }
-    let runtime = RuntimeDirectory::make(config)?;
+    let runtime = RuntimeDirectory::make(config, directory)?;
     let owned = how.owned;
     let launched = launch(config, manifest, directory, &runtime, how)?;
     runtime.hand_over();
