@@ -96,6 +96,12 @@ impl Terminal {
         rustix::process::kill_process(pid, signal).expect("the command still runs");
     }
 
+    /// The command's process number.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// Types `text`.
     pub fn type_text(&mut self, text: &str) {
         self.master

@@ -6,7 +6,7 @@ use std::{
 };
 
 use rustix::process::Signal;
-use testkit::Sandbox;
+use testkit::{Sandbox, Terminal};
 
 use crate::{
     random::Random,
@@ -38,6 +38,8 @@ struct Act {
     millis: u64,
     /// The command; words in capitals stand for what a round has chosen.
     words: &'static [&'static str],
+    /// Whether somebody sits at a terminal.
+    at_terminal: bool,
 }
 
 const fn act(weight: usize, millis: u64, words: &'static [&'static str]) -> Act {
@@ -45,11 +47,20 @@ const fn act(weight: usize, millis: u64, words: &'static [&'static str]) -> Act 
         weight,
         millis,
         words,
+        at_terminal: false,
+    }
+}
+
+const fn session(weight: usize, millis: u64, words: &'static [&'static str]) -> Act {
+    Act {
+        at_terminal: true,
+        ..act(weight, millis, words)
     }
 }
 
 const TINY: &str = "tiny";
 const BUSYBOX: &str = Sandbox::BUSYBOX;
+const SETUP: &str = "echo z >>/root/file; sync; sleep 1";
 
 /// Every command that has to do with a workspace.
 const ACTS: &[Act] = &[
@@ -68,6 +79,19 @@ const ACTS: &[Act] = &[
             "2",
         ],
     ),
+    act(
+        1,
+        4000,
+        &[
+            "create",
+            "NAME",
+            BUSYBOX,
+            "--profile",
+            TINY,
+            "--setup",
+            SETUP,
+        ],
+    ),
     act(3, 60, &["apply", "--file", "SPEC", "NAME"]),
     act(3, 3000, &["start", "NAME"]),
     act(
@@ -80,6 +104,8 @@ const ACTS: &[Act] = &[
         100,
         &["connect", "NAME", "--send", "echo y >>/root/file; sync"],
     ),
+    session(2, 700, &["connect", "NAME"]),
+    session(2, 700, &["exec", "-it", "NAME", "--", "sh"]),
     act(2, 300, &["cp", "FILE", "NAME:/root/file"]),
     act(1, 100, &["cp", "NAME:/root/file", "-"]),
     act(1, 60, &["artifacts", "list", "NAME"]),
@@ -244,7 +270,7 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
             words.join(" ")
         );
 
-        let running = world.sandbox.microagent([]).json().words(&words).start();
+        let running = Running::start(&world, act, &words);
         std::thread::sleep(instant); // The random instant itself.
         let killed = match victim {
             Victim::Client => {
@@ -255,12 +281,10 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
             Victim::Vmm => hit(&world, "qemu-system", which),
             Victim::Guest => crash_guest(&world, name),
         };
-        if act.words[0] == "supervise" {
-            // It has no end of its own.
-            running.signal(Signal::TERM);
+        let code = running.finish(act, victim, &what);
+        if act.words[0] == "start" && code == Some(0) {
+            is_set_up(&world, name, &what);
         }
-        let finished = running.finish();
-        sound(&finished);
         done += usize::from(killed);
         if act.words[0] == "delete" {
             // It may have got as far as the end.
@@ -285,6 +309,75 @@ fn a_kill_at_any_instant_loses_nothing_and_leaves_nothing() {
     }
     println!("{done} kills in {:.0?}", begun.elapsed());
     world.end();
+}
+
+/// A command that runs.
+enum Running {
+    /// Nobody sits at it.
+    Piped(testkit::Running),
+    /// Somebody types into it.
+    AtTerminal(Terminal),
+}
+
+impl Running {
+    fn start(world: &World, act: Act, words: &[String]) -> Self {
+        let command = world.sandbox.microagent([]).words(words);
+        if !act.at_terminal {
+            return Self::Piped(command.json().start());
+        }
+        let mut terminal = command.on_terminal(24, 80);
+        terminal.type_text("echo t >>/root/file; sync; sleep 0.2\n");
+        Self::AtTerminal(terminal)
+    }
+
+    fn pid(&self) -> u32 {
+        match self {
+            Self::Piped(running) => running.pid(),
+            Self::AtTerminal(terminal) => terminal.pid(),
+        }
+    }
+
+    /// Waits for its end, after it was told to come to one if it has none of its own. Gives its exit
+    /// code, unless it was killed.
+    fn finish(self, act: Act, victim: Victim, what: &str) -> Option<i32> {
+        match self {
+            Self::Piped(running) => {
+                if act.words[0] == "supervise" {
+                    running.signal(Signal::TERM);
+                }
+                let finished = running.finish();
+                sound(&finished);
+                (!finished.was_signaled()).then(|| finished.code())
+            }
+            Self::AtTerminal(mut terminal) => {
+                // The shell's end, and the key that lets go of it where nothing else ends it.
+                terminal.type_text("exit\n\x1d");
+                let code = terminal.finish();
+                let screen = terminal.screen();
+                assert!(
+                    code != Some(101) && !screen.contains("panicked"),
+                    "{what}: {screen:?}"
+                );
+                // Who is killed cannot; everybody else gives the terminal back as it was.
+                assert!(
+                    matches!(victim, Victim::Client) || terminal.is_restored(),
+                    "{what}: the terminal is left raw: {screen:?}"
+                );
+                code
+            }
+        }
+    }
+}
+
+/// A workspace that was started has its setup behind it, whatever became of the first try.
+fn is_set_up(world: &World, name: &str, what: &str) {
+    let directory = world.sandbox.state().join("workspaces").join(name);
+    let manifest = std::fs::read_to_string(directory.join("manifest.json")).unwrap();
+    let due = manifest.contains(SETUP);
+    assert!(
+        !due || directory.join("setup-done").exists(),
+        "{what}: it was started and is not set up"
+    );
 }
 
 fn hit(world: &World, program: &str, at: usize) -> bool {
