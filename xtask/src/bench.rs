@@ -11,6 +11,7 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
 use crate::{
     bench_check, bench_density, bench_exec, bench_files, bench_first, bench_image, bench_net,
@@ -223,7 +224,13 @@ fn short(value: f64) -> String {
 
 /// A kernel, and the images that are run.
 fn prepare(bench: &Bench) -> anyhow::Result<()> {
-    process::output(bench.microagent().args(["kernel", "install"]))?;
+    let install = ["--json", "kernel", "install"];
+    let installed = process::output(bench.microagent().args(install))?;
+    let record: Value = serde_json::from_slice(&installed.stdout)?;
+    let id = record["id"].as_str().context("a kernel without an id")?;
+    // By choice, not as the latest: one that a benchmark installs besides, and leaves if it is
+    // killed, is only that benchmark's.
+    process::output(bench.microagent().args(["kernel", "use", id]))?;
     let tar = debian::rootfs_tar()?;
     process::output(
         bench

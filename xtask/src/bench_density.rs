@@ -59,7 +59,7 @@ pub(crate) fn density_tuned(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     let record: Value = serde_json::from_slice(&installed.stdout)?;
     let id = record["id"].as_str().context("a kernel without an id")?;
     let figures = measured(bench, Some(id));
-    // The other benchmarks are of the distribution's.
+    // The other benchmarks are of the distribution's, which is chosen; it would only lie about.
     process::output(bench.microagent().args(["kernel", "rm", id]))?;
     let mut figures = figures?;
     for figure in &mut figures {

@@ -95,6 +95,30 @@ fn emulation_is_proved_kvm_only_by_a_guest_and_both_are_remembered() {
 }
 
 #[test]
+fn without_a_kernel_nothing_is_proved_and_the_command_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = std::env::var_os("PATH").unwrap();
+    let host = ProbeHost {
+        search_path: &path,
+        firecracker: None,
+        jailer: None,
+        libexec: None,
+        runtime_dir: dir.path(),
+        depth: Depth::Prove,
+    };
+    let probed = probe(&host, &HostQuery::default());
+    let waiting = |detail: &str| detail.contains("no kernel to boot yet");
+    let checks = probed.report.checks.iter();
+    let checks: Vec<_> = checks.filter(|check| waiting(&check.detail)).collect();
+    assert!(checks.iter().any(|check| check.name == CHECK_TCG));
+    for check in checks {
+        let remedy = check.remedy.as_deref().unwrap_or_default();
+        assert!(remedy.contains("`microagent kernel install`"), "{check:?}");
+        assert_eq!(check.verdict, Verdict::Degraded);
+    }
+}
+
+#[test]
 fn without_qemu_nothing_is_chosen_and_the_package_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let host = ProbeHost {

@@ -111,7 +111,12 @@ fn files_go_in_and_out_of_a_running_workspace() {
     tree(&src);
     let hostile = "mkdir -p /h/real; echo x > /h/real/f; ln -s / /h/root; ln -s real /h/link; \
                    mknod /h/null c 1 3; mkfifo /h/pipe; cp /bin/busybox /h/su; chmod 6755 /h/su";
-    let running = named.running(hostile);
+    // Files of two file systems with one inode number, which the copy meets in one directory.
+    let twins = "mkdir /one /two /twins; for it in one two; do mount -t tmpfs none /$it; \
+                 echo $it >/$it/f; ln /$it/f /$it/g; touch /twins/$it /twins/$it-too; \
+                 mount -o bind /$it/f /twins/$it; mount -o bind /$it/g /twins/$it-too; done; \
+                 [ $(stat -c %i /one/f) = $(stat -c %i /two/f) ] || exit 9";
+    let running = named.running(&format!("{hostile}; {twins}"));
 
     // In, looked at from inside, and out again.
     let report = named.cp(&at("src"), "ws:/work", &[]).success().parsed();
@@ -175,6 +180,13 @@ fn files_go_in_and_out_of_a_running_workspace() {
         assert_eq!(fs::read(format!("{led}/f")).unwrap(), b"x\n", "{state}");
     };
     asked("live");
+    named.cp("ws:/twins", &at("twins"), &[]).success();
+    for name in ["one", "two"] {
+        let [first, second] = ["", "-too"].map(|end| at(&format!("twins/{name}{end}")));
+        assert_eq!(fs::read_to_string(&first).unwrap(), format!("{name}\n"));
+        let inode = |path: &str| fs::metadata(path).unwrap().ino();
+        assert_eq!(inode(&first), inode(&second), "{name} has two names");
+    }
     // Nor does what came out before, when more comes.
     fs::remove_file(at("h/real/f")).unwrap();
     fs::remove_dir(at("h/real")).unwrap();

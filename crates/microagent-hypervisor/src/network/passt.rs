@@ -31,8 +31,8 @@ use crate::{
 /// The program.
 const PROGRAM: &str = "passt";
 /// What to install where it is missing.
-pub(crate) const REMEDY: &str =
-    "install passt (Debian, Ubuntu, Fedora, Alpine, Arch: the package passt)";
+pub(crate) const REMEDY: &str = "install passt, as root (Debian, Ubuntu: apt-get install passt; Fedora: dnf install passt; \
+     Alpine: apk add passt; Arch: pacman -S passt)";
 /// How long a passt may take until it answers; it takes some 50 ms.
 const ANSWER_LIMIT: Duration = Duration::from_secs(5);
 /// The most of its own words that are looked at.

@@ -5,8 +5,8 @@ use std::time::Instant;
 use microagent_protocol::supervisor::{HostCheck, HostQuery, Verdict};
 
 use super::{
-    CHECK_FIRECRACKER, KVM_LIMIT, ProbeHost, boot, cache::Cache, check as outcome, kvm, patience,
-    verdict_on_kvm,
+    CHECK_FIRECRACKER, KVM_LIMIT, NO_KERNEL, ProbeHost, boot, cache::Cache, check as outcome, kvm,
+    patience, verdict_on_kvm,
 };
 use crate::firecracker::{Firecracker, FirecrackerBinary, JailerBinary, REMEDY};
 
@@ -60,7 +60,7 @@ pub(super) fn check(
     let Some(guest) = &query.probe else {
         let detail = format!("{what}; not proved, as there is no kernel to boot yet");
         let mut check = outcome(name, since, Verdict::Degraded, detail);
-        check.remedy = Some("install a kernel, then ask again".to_owned());
+        check.remedy = Some(NO_KERNEL.to_owned());
         return (check, Some(driver));
     };
     let booted = boot::until_hello(

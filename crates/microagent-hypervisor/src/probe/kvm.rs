@@ -60,13 +60,13 @@ pub(super) fn look() -> Result<Device, Missing> {
         .map_err(|error| {
             let remedy = match error.kind() {
                 io::ErrorKind::NotFound => {
-                    "load the kvm_intel or kvm_amd module; enable VT-x or AMD-V in the firmware, or nested \
-                     virtualisation for this virtual machine"
+                    "load the module, as root (modprobe kvm_intel, or modprobe kvm_amd); enable VT-x or AMD-V in \
+                     the firmware, or nested virtualisation for this virtual machine"
                 }
                 io::ErrorKind::PermissionDenied => {
-                    "add your user to the group of /dev/kvm (usually: usermod -aG kvm <user>) and log in again"
+                    "add your user to the group of /dev/kvm (usually, as root: usermod -aG kvm <user>) and log in again"
                 }
-                _ => "see the kernel's log",
+                _ => "see the kernel's log (dmesg)",
             };
             missing(format!("/dev/kvm does not open: {error}"), remedy)
         })?;

@@ -185,6 +185,9 @@ fn patience(query: &HostQuery, usual: Duration) -> Duration {
     usual.max(Duration::from_millis(query.probe_limit_ms.unwrap_or(0)))
 }
 
+/// What helps where nothing can be booted yet.
+const NO_KERNEL: &str = "install a kernel with `microagent kernel install`, then ask again";
+
 /// What comes of a guest that booted with KVM, or did not, by a program that is `what`; and whether
 /// that holds until the host reboots.
 fn verdict_on_kvm(

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use microagent_protocol::supervisor::{HostCheck, HostQuery, ProbeGuest, Verdict};
 
 use super::{
-    CHECK_KVM, CHECK_QEMU, CHECK_TCG, Depth, KVM_LIMIT, ProbeHost, TCG_LIMIT,
+    CHECK_KVM, CHECK_QEMU, CHECK_TCG, Depth, KVM_LIMIT, NO_KERNEL, ProbeHost, TCG_LIMIT,
     boot::{self, Hello},
     cache::{Cache, Kept},
     check, kvm, patience, verdict_on_kvm,
@@ -77,7 +77,7 @@ pub(super) fn check_kvm(
             Verdict::Degraded,
             format!("{device}; not proved, as there is no kernel to boot yet"),
         );
-        check.remedy = Some("install a kernel, then ask again".to_owned());
+        check.remedy = Some(NO_KERNEL.to_owned());
         return check;
     };
     let booted = boot_probe(host, binary, Accelerator::Kvm, guest, 0, limit);
@@ -111,7 +111,7 @@ pub(super) fn check_emulation(
                 Verdict::Degraded,
                 "not proved, as there is no kernel to boot yet",
             );
-            check.remedy = Some("install a kernel, then ask again".to_owned());
+            check.remedy = Some(NO_KERNEL.to_owned());
             return check;
         }
         (_, Depth::Choose) => {
@@ -137,7 +137,7 @@ pub(super) fn check_emulation(
                 verdict: Verdict::Unusable,
                 detail: format!("a guest did not boot: {first}; on the fallback machine type: {second}"),
                 remedy: Some(
-                    "check that the kernel is for this architecture and that the host is not out of memory"
+                    "install a kernel for this architecture with `microagent kernel install`, and see that the host is not out of memory"
                         .to_owned(),
                 ),
                 limit_ms: None,

@@ -19,9 +19,11 @@ const PROGRAM: &str = if cfg!(target_arch = "aarch64") {
 
 /// What to install where it is missing.
 pub(crate) const REMEDY: &str = if cfg!(target_arch = "aarch64") {
-    "install QEMU (Debian, Ubuntu: qemu-system-arm; Fedora: qemu-system-aarch64-core; Alpine: qemu-system-aarch64)"
+    "install QEMU, as root (Debian, Ubuntu: apt-get install qemu-system-arm; \
+     Fedora: dnf install qemu-system-aarch64-core; Alpine: apk add qemu-system-aarch64)"
 } else {
-    "install QEMU (Debian, Ubuntu: qemu-system-x86; Fedora: qemu-system-x86-core; Alpine: qemu-system-x86_64)"
+    "install QEMU, as root (Debian, Ubuntu: apt-get install qemu-system-x86; \
+     Fedora: dnf install qemu-system-x86-core; Alpine: apk add qemu-system-x86_64)"
 };
 
 const WANTED: Wanted = Wanted {
