@@ -79,8 +79,9 @@ struct Lander {
     owns: bool,
     /// Directories whose attributes are set last, when nothing in them changes any more.
     directories: Vec<Item>,
-    /// The files of this stream, which alone may get further names from it.
-    files: HashSet<u64>,
+    /// The files of this stream, which alone may get further names from it. A number alone says
+    /// nothing: other file systems may be mounted below the destination.
+    files: HashSet<(Dev, u64)>,
 }
 
 impl Lander {
@@ -170,7 +171,7 @@ impl Lander {
         self.attributes(&file, item, incoming, shown)?;
         futimens(&file, &times(item)).context("set the time of", shown)?;
         let stat = fstat(&file).context("look at", shown)?;
-        self.files.insert(stat.st_ino);
+        self.files.insert((stat.st_dev, stat.st_ino));
         Ok(temporary)
     }
 
@@ -210,7 +211,7 @@ impl Lander {
         );
         let known = stat.is_ok_and(|stat| {
             FileType::from_raw_mode(stat.st_mode) != FileType::Directory
-                && self.files.contains(&stat.st_ino)
+                && self.files.contains(&(stat.st_dev, stat.st_ino))
         });
         if !known {
             return Err(refused("is a link to a file that did not come before it"));
@@ -251,7 +252,7 @@ impl Lander {
         };
         let flags = AtFlags::SYMLINK_NOFOLLOW;
         let stat = rustix::fs::statat(folder, name, flags).context("look at", shown)?;
-        self.files.insert(stat.st_ino);
+        self.files.insert((stat.st_dev, stat.st_ino));
         if self.owns {
             let (owner, group) = owner(item);
             chownat(folder, name, owner, group, flags).context("give away", shown)?;
