@@ -42,7 +42,7 @@ mod store;
 pub use build::{BuildOptions, BuiltKernel, SOURCE_PACKAGE, build_files, check_configuration};
 pub use error::{KernelError, Result};
 pub use record::{Architecture, Divergence, Initramfs, KernelList, KernelRecord, ModuleRecord};
-pub use repository::{DEFAULT_CHANNEL, RepositorySource};
+pub use repository::{DEFAULT_CHANNEL, Patience, RepositorySource};
 pub use source::{KernelProgress, KernelSource, PackageProvenance, ProgressSink, Provenance};
 pub use store::KernelStore;
 

@@ -88,8 +88,9 @@ pub use microagent_image::{
 pub use microagent_kernel::{
     Architecture as KernelArchitecture, BuildOptions as KernelBuildOptions, BuiltKernel,
     DEFAULT_CHANNEL as DEFAULT_KERNEL_CHANNEL, Divergence as KernelDivergence, GUEST_SHA256,
-    KernelError, KernelList, KernelProgress, KernelRecord, KernelSource, Provenance,
-    RepositorySource as KernelRepository, SOURCE_PACKAGE as KERNEL_SOURCE_PACKAGE,
+    KernelError, KernelList, KernelProgress, KernelRecord, KernelSource,
+    Patience as KernelPatience, Provenance, RepositorySource as KernelRepository,
+    SOURCE_PACKAGE as KERNEL_SOURCE_PACKAGE,
 };
 pub use microagent_protocol::{
     Backend, BackendChoice, Capabilities, CapturedOutput, Confinement, ConfinementLayer,

@@ -6,6 +6,7 @@
 //! new timestamp may point to an older snapshot. What was seen is kept only when all of it holds.
 
 mod kept;
+mod patience;
 mod remote;
 #[cfg(test)]
 mod tests;
@@ -28,6 +29,7 @@ use crate::error::{KernelError, Result};
 use crate::hash::sha256;
 use crate::record::Architecture;
 use kept::Kept;
+pub use patience::Patience;
 use remote::Remote;
 
 /// The root of trust that this build was given (`MICROAGENT_KERNEL_ROOT`); empty if it was given none.
@@ -52,6 +54,8 @@ pub struct RepositorySource {
     pub channel: String,
     /// A file with the root metadata to trust first, instead of the one this build was given.
     pub root: Option<PathBuf>,
+    /// How long its server is waited for.
+    pub patience: Patience,
 }
 
 impl RepositorySource {
@@ -62,6 +66,7 @@ impl RepositorySource {
             url: None,
             channel: channel.into(),
             root: None,
+            patience: Patience::default(),
         }
     }
 
@@ -76,6 +81,13 @@ impl RepositorySource {
     #[must_use]
     pub fn root(mut self, file: impl Into<PathBuf>) -> Self {
         self.root = Some(file.into());
+        self
+    }
+
+    /// The same with a server that is waited for so long.
+    #[must_use]
+    pub fn patience(mut self, patience: Patience) -> Self {
+        self.patience = patience;
         self
     }
 }
@@ -114,7 +126,7 @@ pub(crate) fn get(
     let name = sha256([url.as_bytes(), b"\0", &root].concat().as_slice());
     let kept = Kept::open(&trust.join(name.get(..16).unwrap_or_default()))?;
     let now = DateTime::<Utc>::from(SystemTime::now());
-    let mut repository = Repository::open(&url, root, kept, now)?;
+    let mut repository = Repository::open(&url, root, kept, now, source.patience)?;
     let updated = repository.update();
     // A chain of roots is verified link by link, so it is kept whatever follows.
     repository.client.local_repo().commit_roots()?;
@@ -166,7 +178,13 @@ struct Repository<'a> {
 }
 
 impl<'a> Repository<'a> {
-    fn open(url: &'a str, root: Vec<u8>, kept: Kept, now: DateTime<Utc>) -> Result<Self> {
+    fn open(
+        url: &'a str,
+        root: Vec<u8>,
+        kept: Kept,
+        now: DateTime<Utc>,
+        patience: Patience,
+    ) -> Result<Self> {
         let refused = |error: &dyn std::fmt::Display| KernelError::RepositoryRefused {
             url: url.to_owned(),
             reason: format!("its root of trust cannot be used: {error}"),
@@ -187,7 +205,7 @@ impl<'a> Repository<'a> {
             config.map_err(|error| refused(&error))?,
             database,
             kept,
-            Remote::new(url)?,
+            Remote::new(url, patience)?,
         );
         Ok(Self {
             url,

@@ -8,13 +8,14 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures_io::AsyncRead;
 use tuf::metadata::{MetadataPath, MetadataVersion, TargetPath};
 use tuf::pouf::Pouf1;
 use tuf::repository::RepositoryProvider;
 
+use super::patience::{Paced, Patience, too_late};
 use crate::error::{KernelError, Result};
 
 /// Most files that are asked for: roots that follow each other, three lists, one kernel.
@@ -22,10 +23,6 @@ const MAX_FILES: usize = 256;
 /// Largest list that is read; what a list says of the next one's length is optional, and checked besides.
 const MAX_METADATA: u64 = 8 * 1024 * 1024;
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// How long a server may say nothing.
-const STALL_TIMEOUT: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
-/// How long one file may take.
-const FILE_TIMEOUT: Duration = Duration::from_secs(1800);
 const MAX_REDIRECTS: u32 = 5;
 
 type Answer<'a> =
@@ -35,6 +32,9 @@ type Answer<'a> =
 pub(super) struct Remote<'a> {
     url: &'a str,
     place: Place,
+    patience: Patience,
+    /// When all lists have to be there.
+    lists: Instant,
     asked: AtomicUsize,
     /// Why a file could not be had, in our words: the client has none for it.
     failure: Mutex<Option<KernelError>>,
@@ -46,7 +46,7 @@ enum Place {
 }
 
 impl<'a> Remote<'a> {
-    pub(super) fn new(url: &'a str) -> Result<Self> {
+    pub(super) fn new(url: &'a str, patience: Patience) -> Result<Self> {
         let place = if let Some(path) = url.strip_prefix("file://") {
             if !Path::new(path).is_absolute() {
                 return Err(KernelError::InvalidRepository {
@@ -55,7 +55,7 @@ impl<'a> Remote<'a> {
             }
             Place::Directory(path.into())
         } else if url.starts_with("https://") || url.starts_with("http://") {
-            Place::Server(agent())
+            Place::Server(agent(patience))
         } else {
             return Err(KernelError::InvalidRepository {
                 url: url.to_owned(),
@@ -64,6 +64,8 @@ impl<'a> Remote<'a> {
         Ok(Self {
             url,
             place,
+            patience,
+            lists: Instant::now() + patience.lists,
             asked: AtomicUsize::new(0),
             failure: Mutex::default(),
         })
@@ -77,8 +79,13 @@ impl<'a> Remote<'a> {
             .take()
     }
 
-    /// A file, `None` if there is none. Names come from the client, which lets none lead elsewhere.
-    fn open(&self, components: &[String]) -> tuf::Result<Option<Box<dyn Read + Send>>> {
+    /// A file that has to be there at `deadline`, `None` if there is none. Names come from the client, which lets
+    /// none lead elsewhere.
+    fn open(
+        &self,
+        components: &[String],
+        deadline: Instant,
+    ) -> tuf::Result<Option<Box<dyn Read + Send>>> {
         let name = components.join("/");
         let failed = |reason: String| {
             let mut failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
@@ -98,12 +105,22 @@ impl<'a> Remote<'a> {
                 Err(error) => Err(failed(error.to_string())),
             },
             Place::Server(agent) => {
+                let left = deadline.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(failed(too_late().to_string()));
+                }
                 let answer = agent
                     .get(format!("{}/{name}", self.url))
+                    .config()
+                    .timeout_per_call(Some(left))
+                    .build()
                     .call()
                     .map_err(|error| failed(error.to_string()))?;
                 match answer.status().as_u16() {
-                    200 => Ok(Some(Box::new(answer.into_body().into_reader()))),
+                    200 => {
+                        let body = answer.into_body().into_reader();
+                        Ok(Some(Box::new(Paced::new(body, self.patience, deadline))))
+                    }
                     // Object stores say 403 where nobody may list what there is.
                     403 | 404 | 410 => Ok(None),
                     status => Err(failed(format!("the server answered {status}"))),
@@ -115,7 +132,7 @@ impl<'a> Remote<'a> {
 
 impl RepositoryProvider<Pouf1> for Remote<'_> {
     fn fetch_metadata<'a>(&'a self, path: &MetadataPath, version: MetadataVersion) -> Answer<'a> {
-        let opened = self.open(&path.components::<Pouf1>(version));
+        let opened = self.open(&path.components::<Pouf1>(version), self.lists);
         let path = path.clone();
         Box::pin(now(opened.and_then(|file| {
             let file = file.ok_or(tuf::Error::MetadataNotFound { path, version })?;
@@ -128,7 +145,7 @@ impl RepositoryProvider<Pouf1> for Remote<'_> {
     }
 
     fn fetch_target<'a>(&'a self, path: &TargetPath) -> Answer<'a> {
-        let opened = self.open(&path.components());
+        let opened = self.open(&path.components(), Instant::now() + self.patience.kernel);
         let path = path.clone();
         Box::pin(now(opened.and_then(|file| {
             let file = file.ok_or(tuf::Error::TargetNotFound(path))?;
@@ -167,7 +184,7 @@ impl AsyncRead for Blocking {
     }
 }
 
-fn agent() -> ureq::Agent {
+fn agent(patience: Patience) -> ureq::Agent {
     use ureq::tls::{RootCerts, TlsConfig, TlsProvider};
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
@@ -182,8 +199,8 @@ fn agent() -> ureq::Agent {
         .max_redirects(MAX_REDIRECTS)
         .user_agent(concat!("microagent/", env!("CARGO_PKG_VERSION")))
         .timeout_connect(Some(CONNECT_TIMEOUT))
-        .timeout_per_read(Some(STALL_TIMEOUT))
-        .timeout_per_call(Some(FILE_TIMEOUT))
+        .timeout_recv_response(Some(patience.silence.saturating_mul(2)))
+        .timeout_per_read(Some(patience.silence))
         .build()
         .new_agent()
 }

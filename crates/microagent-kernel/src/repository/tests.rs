@@ -1,15 +1,25 @@
 //! Against repositories made by hand: documents and signatures are written without the client's crate.
 
 use std::fs;
+use std::io::ErrorKind::{TimedOut, WouldBlock};
 use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use testkit::kernels::{Published, Recipe, at, kernel, root, signed};
 
 use crate::hash::sha256;
-use crate::{KernelError, KernelRecord, KernelSource, KernelStore, RepositorySource};
+use crate::{KernelError, KernelRecord, KernelSource, KernelStore, Patience, RepositorySource};
+
+/// Enough for a server of this host.
+const HASTE: Patience = Patience {
+    silence: Duration::from_secs(1),
+    least: 1024,
+    lists: Duration::from_secs(5),
+    kernel: Duration::from_secs(5),
+};
 
 /// A published repository and a client's store.
 struct World {
@@ -47,7 +57,8 @@ impl World {
     fn install_from(&self, channel: &str, url: &str) -> Result<KernelRecord, KernelError> {
         let source = RepositorySource::new(channel)
             .url(url)
-            .root(self.repository.trusted());
+            .root(self.repository.trusted())
+            .patience(HASTE);
         self.store
             .install(&KernelSource::Repository(source), &mut |_| {})
     }
@@ -245,24 +256,72 @@ fn files_without_an_end_are_refused() {
     }
 }
 
-#[test]
-fn a_server_that_says_nothing_more_is_given_up() {
+/// A server that begins with `begin` for the first file that is asked for, and goes on with so many bytes again
+/// and again until the client hangs up: why it was given up, and after how long.
+fn given_up(begin: &str, bytes: usize, pause: Duration) -> (String, Duration) {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let url = format!("http://{}", listener.local_addr().unwrap());
+    let begin = begin.to_owned();
     let server = std::thread::spawn(move || {
         let (mut connection, _) = listener.accept().unwrap();
-        let begin = b"HTTP/1.1 200 OK\r\nContent-Length: 900\r\n\r\n{";
-        connection.write_all(begin).unwrap();
-        // Until the client hangs up.
-        let _ = connection.read_to_end(&mut Vec::new());
+        connection.set_nodelay(true).unwrap();
+        connection.write_all(begin.as_bytes()).unwrap();
+        connection.set_read_timeout(Some(pause)).unwrap();
+        loop {
+            // The client says no more, so this is the pause.
+            match connection.read(&mut [0; 4096]) {
+                Ok(0) => return,
+                Ok(_) => {}
+                Err(error) if matches!(error.kind(), WouldBlock | TimedOut) => {
+                    if connection.write_all(&vec![b'x'; bytes]).is_err() {
+                        return;
+                    }
+                }
+                Err(_) => return,
+            }
+        }
     });
+    let start = Instant::now();
     let world = World::new();
     let error = world.install_from("stable", &url).unwrap_err();
-    assert!(
-        matches!(&error, KernelError::RepositoryUnreachable { reason, .. } if reason.contains("timeout")),
-        "{error:?}"
-    );
+    let took = start.elapsed();
+    let KernelError::RepositoryUnreachable { reason, .. } = error else {
+        panic!("{error:?}");
+    };
     server.join().unwrap();
+    (reason, took)
+}
+
+const LIST: &str = "HTTP/1.1 200 OK\r\nContent-Length: 5000000\r\n\r\n{";
+const TENTH: Duration = Duration::from_millis(100);
+
+#[test]
+fn a_server_that_says_nothing_more_is_given_up() {
+    let (reason, took) = given_up(LIST, 0, HASTE.silence * 60);
+    assert!(reason.contains("timeout"), "{reason}");
+    assert!(took < HASTE.lists, "{took:?}");
+}
+
+#[test]
+fn a_server_that_trickles_is_given_up() {
+    // Never silent for long, and never done.
+    let (reason, took) = given_up(LIST, 1, TENTH);
+    assert!(
+        reason.contains("too slow") && reason.contains("1024 were the least"),
+        "{reason}"
+    );
+    assert!(took >= HASTE.silence && took < HASTE.lists, "{took:?}");
+    // The beginning of an answer is no place to hide in either.
+    let (reason, took) = given_up("HTTP/1.1 200 OK\r\nX: ", 1, TENTH);
+    assert!(reason.contains("timeout"), "{reason}");
+    assert!(took < HASTE.lists, "{took:?}");
+    // Fast enough at each look, and too slow for the whole.
+    let (reason, took) = given_up(LIST, 1024, TENTH);
+    assert!(
+        reason.contains("timeout") || reason.contains("did not end in time"),
+        "{reason}"
+    );
+    assert!(took >= HASTE.lists && took < HASTE.lists * 2, "{took:?}");
 }
 
 #[test]
