@@ -139,7 +139,7 @@ fn without_qemu_nothing_is_chosen_and_the_package_is_named() {
     );
     assert!(
         probed
-            .driver(BackendChoice::Auto, NetworkMode::User)
+            .driver(BackendChoice::Auto, NetworkMode::User, 2)
             .is_err()
     );
 }

@@ -18,7 +18,9 @@ use microagent_hypervisor::{
     network::Passt,
     qemu::{MachineType, QemuMachine},
 };
-use microagent_protocol::{ConfinementLayer as Layer, ConfinementMode, NetworkMode};
+use microagent_protocol::{
+    ConfinementLayer as Layer, ConfinementMode, NetworkMode, wiring::MAX_DISKS,
+};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -84,6 +86,23 @@ fn disks_come_in_order_with_their_serials_and_read_only_ones_refuse_writes() {
         // The second file of the joined disk begins at its second sector.
         assert!(!written("tail", 4096 - 512));
         assert!(written("scratch", 4096) && written("extra-1", 4096));
+    }
+}
+
+/// What has the most that a workspace may ask for fills the places there are; `vm::volumes` boots one.
+#[test]
+fn a_device_more_than_there_is_room_for_is_refused() {
+    for attempt in [0, 1] {
+        let mut guest = Guest::new("hello").with_disk("one", false);
+        guest.spec.attempt = attempt;
+        guest.spec.network = NetworkMode::User;
+        let disk = guest.spec.disks[0].clone();
+        guest.spec.disks.resize(2 + MAX_DISKS + 1, disk);
+        let error = tcg().launch(&guest.spec).map(drop).unwrap_err();
+        assert!(matches!(error, Error::Unsupported(_)), "{error:?}");
+        let error = error.to_string();
+        assert!(error.contains("room for 22 devices"), "{error}");
+        assert!(guest.leftovers().is_empty());
     }
 }
 

@@ -30,6 +30,7 @@ mod supervise;
 mod terminal;
 mod transfer;
 mod tuned;
+mod volumes;
 mod wiring;
 
 use testkit::Sandbox;

@@ -17,7 +17,7 @@ use crate::sandbox;
 const SOON: Duration = Duration::from_secs(30);
 
 /// This host's address on its way to `target`, if it has one; nothing is sent.
-fn outer_address(target: &str) -> Option<IpAddr> {
+pub(crate) fn outer_address(target: &str) -> Option<IpAddr> {
     let any: IpAddr = match target.contains(':') {
         true => Ipv6Addr::UNSPECIFIED.into(),
         false => Ipv4Addr::UNSPECIFIED.into(),
@@ -28,7 +28,7 @@ fn outer_address(target: &str) -> Option<IpAddr> {
 }
 
 /// A web server of this host with one page; counts who came.
-fn serve(address: IpAddr, page: &'static str) -> (u16, &'static AtomicUsize) {
+pub(crate) fn serve(address: IpAddr, page: &'static str) -> (u16, &'static AtomicUsize) {
     let listener = TcpListener::bind((address, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
     let guests: &'static AtomicUsize = Box::leak(Box::default());
@@ -50,7 +50,7 @@ fn serve(address: IpAddr, page: &'static str) -> (u16, &'static AtomicUsize) {
 /// A request from inside, and what of the answer is the page. A static busybox's `wget` does not
 /// work without the C library's files, which this image does not have. The request's side stays
 /// open until the answer is there: Debian 12's passt does not end what the guest half-closed.
-fn fetch(address: &str, port: u16, limit: u32) -> String {
+pub(crate) fn fetch(address: &str, port: u16, limit: u32) -> String {
     let request = "printf 'GET / HTTP/1.0\\r\\n\\r\\n'; n=0; \
                    while [ ! -s page -a $n -lt $((limit * 20)) ]; do n=$((n + 1)); usleep 50000; done";
     format!(

@@ -1,25 +1,23 @@
-//! What connects a machine to its host, seen from both sides: ports, servers, disks.
+//! What connects a machine to its host, seen from both sides: ports and servers.
 
 use std::{
     fs,
     io::{self, Read, Write},
     net::{Shutdown, SocketAddr, TcpListener, TcpStream},
     os::unix::net::UnixListener,
-    path::Path,
-    process::Command,
     thread,
     time::Duration,
 };
 
 use serde_json::Value;
-use testkit::{Running, Sandbox, eventually};
+use testkit::{Sandbox, eventually};
 
 use crate::sandbox;
 
-const SOON: Duration = Duration::from_secs(30);
+pub(crate) const SOON: Duration = Duration::from_secs(30);
 
 /// How long a boot may take on a loaded machine.
-const BOOT: Duration = Duration::from_secs(120);
+pub(crate) const BOOT: Duration = Duration::from_secs(120);
 
 /// Bytes that repeat nowhere near.
 fn bytes(count: u32) -> Vec<u8> {
@@ -109,45 +107,15 @@ fn workspace_events(sandbox: &Sandbox, name: &str) -> Vec<Value> {
 }
 
 /// The first event of this kind, as soon as it is there.
-fn event(sandbox: &Sandbox, name: &str, kind: &str) -> Value {
+pub(crate) fn event(sandbox: &Sandbox, name: &str, kind: &str) -> Value {
     eventually(BOOT, kind, || {
         let events = workspace_events(sandbox, name);
         events.into_iter().find(|event| event["event"] == kind)
     })
 }
 
-fn wait_for_output(running: &Running, word: &str) {
-    eventually(BOOT, word, || {
-        let output = running.output_so_far();
-        String::from_utf8_lossy(&output)
-            .contains(word)
-            .then_some(())
-    });
-}
-
-fn unique(what: &str) -> String {
+pub(crate) fn unique(what: &str) -> String {
     format!("{what}-{}", std::process::id())
-}
-
-fn mke2fs(path: &Path, mib: u32) {
-    let made = Command::new("/sbin/mke2fs")
-        .args(["-q", "-F", "-t", "ext4"])
-        .arg(path)
-        .arg(format!("{mib}M"))
-        .stdout(std::process::Stdio::null())
-        .status()
-        .expect("mke2fs is missing; install the package e2fsprogs");
-    assert!(made.success());
-}
-
-/// A file of an ext4 image that no machine has.
-fn debugfs_cat(image: &Path, path: &str) -> String {
-    let output = Command::new("/sbin/debugfs")
-        .args(["-R", &format!("cat {path}")])
-        .arg(image)
-        .output()
-        .expect("debugfs is missing; install the package e2fsprogs");
-    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 #[test]
@@ -411,139 +379,4 @@ EOF
         assert!(out.lines().any(|seen| seen == line), "{line}: {finished}");
     }
     sandbox.leftovers().none(&[&name]);
-}
-
-#[test]
-fn disks_are_mounted_in_order_and_what_is_read_only_stays_so() {
-    let sandbox = sandbox();
-    let name = unique("disks");
-    let dir = tempfile::tempdir().unwrap();
-    let at = |name: &str| dir.path().join(name);
-    fs::create_dir_all(at("tree/inner")).unwrap();
-    fs::write(at("tree/given"), "given\n").unwrap();
-    for (archive, compress) in [("ro.tar.gz", "--gzip"), ("rw.tar.zst", "--zstd")] {
-        let packed = Command::new("tar")
-            .args([compress, "--owner=1000", "--group=2000", "-C"])
-            .arg(at("tree"))
-            .arg("-cf")
-            .arg(at(archive))
-            .arg(".")
-            .status()
-            .expect("tar is missing; install the package tar");
-        assert!(
-            packed.success(),
-            "zstd is missing; install the package zstd"
-        );
-    }
-    mke2fs(&at("kept.ext4"), 16);
-    mke2fs(&at("fixed.img"), 16);
-    let fixed = fs::read(at("fixed.img")).unwrap();
-    // As many as a machine may have.
-    let mut invocation = sandbox
-        .microagent(["run", "-i", "--name", &name, "-p", "0:9"])
-        .arg("-v")
-        .arg(format!("{}:/data", at("ro.tar.gz").display()))
-        .arg("--disk")
-        .arg(format!("fixed={}:/data/inner", at("fixed.img").display()))
-        .arg("--bundle")
-        .arg(format!("rw={}:/work/deep:rw", at("rw.tar.zst").display()))
-        .arg("-v")
-        .arg(format!("{}:/kept:rw", at("kept.ext4").display()));
-    for number in 0..12 {
-        let image = at(&format!("small{number}.ext4"));
-        mke2fs(&image, 4);
-        invocation = invocation
-            .arg("-v")
-            .arg(format!("{}:/small/{number}", image.display()));
-    }
-    let script = r#"
-        stat -c '%u:%g %n' /data/given; cat /data/given
-        touch /data/x 2>&1; touch /data/inner/x 2>&1
-        mount -o remount,rw /data/inner 2>&1; touch /data/inner/y 2>&1
-        device=$(awk '$2 == "/data/inner" { print $1 }' /proc/mounts)
-        umount /data/inner
-        dd if=/dev/urandom of=$device bs=4096 count=64 conv=fsync 2>/dev/null && echo WRITTEN
-        sync; echo 3 > /proc/sys/vm/drop_caches
-        echo changed > /work/deep/given && dd if=/dev/zero of=/work/deep/big bs=1M count=50 2>/dev/null && echo room
-        echo kept > /kept/file; mkdir /kept/dir
-        grep -c ' /small/' /proc/mounts
-        echo done; cat > /dev/null"#;
-    let running = invocation
-        .args([Sandbox::BUSYBOX, "sh", "-c", script])
-        .start();
-    wait_for_output(&running, "done");
-
-    // What this one writes to is nobody else's meanwhile; what it reads is.
-    let kept = format!("{}:/kept", at("kept.ext4").display());
-    for mode in ["ro", "rw"] {
-        let refused = sandbox
-            .run(["-v", &format!("{kept}:{mode}"), Sandbox::BUSYBOX, "true"])
-            .run()
-            .exited(125);
-        for word in [at("kept.ext4").to_str().unwrap(), &name, "use a copy"] {
-            assert!(refused.err().contains(word), "{word}: {refused}");
-        }
-    }
-    let fixed_rw = format!("{}:/fixed:rw", at("fixed.img").display());
-    let refused = sandbox
-        .run(["-v", &fixed_rw, Sandbox::BUSYBOX, "true"])
-        .run()
-        .exited(125);
-    assert!(refused.err().contains("attach it ro"), "{refused}");
-
-    let finished = running.finish().success();
-    let out = finished.out();
-    assert!(
-        out.starts_with("1000:2000 /data/given\ngiven\n"),
-        "{finished}"
-    );
-    assert_eq!(
-        out.matches("Read-only file system").count(),
-        3,
-        "{finished}"
-    );
-    assert!(!out.contains("WRITTEN"), "{finished}");
-    for line in ["room", "12", "done"] {
-        assert!(out.lines().any(|seen| seen == line), "{line}: {finished}");
-    }
-    assert!(
-        finished
-            .err()
-            .contains("Port 9 of the guest is published at 127.0.0.1:")
-    );
-    assert!(
-        fs::read(at("fixed.img")).unwrap() == fixed,
-        "it was written to"
-    );
-
-    // The machine ended cleanly: what was written is there, and nothing has to be played back.
-    assert_eq!(debugfs_cat(&at("kept.ext4"), "/file"), "kept\n");
-    let again = sandbox
-        .run(["-v", &kept, "-v"])
-        .arg(format!("{}:/two", at("kept.ext4").display()))
-        .args([Sandbox::BUSYBOX, "cat", "/kept/file", "/two/file"])
-        .run()
-        .success();
-    assert_eq!(again.out(), "kept\nkept\n");
-    sandbox.leftovers().none(&[&name]);
-}
-
-#[test]
-fn a_disk_that_cannot_be_mounted_fails_the_boot_by_its_name() {
-    let sandbox = sandbox();
-    let dir = tempfile::tempdir().unwrap();
-    let image = dir.path().join("broken");
-    let mut content = vec![0; 4 << 20];
-    // The magic number of ext4, and nothing else of it.
-    content[1080..1082].copy_from_slice(&[0x53, 0xef]);
-    fs::write(&image, content).unwrap();
-    let failed = sandbox
-        .run(["--disk", &format!("cache={}:/var/cache", image.display())])
-        .args([Sandbox::BUSYBOX, "true"])
-        .run()
-        .exited(125);
-    for word in ["cache", "/var/cache", "no ext4"] {
-        assert!(failed.err().contains(word), "{word}: {failed}");
-    }
-    sandbox.leftovers().none(&[]);
 }

@@ -29,6 +29,13 @@ use crate::{
 
 /// The most vCPUs that Firecracker gives a machine.
 const MAX_VCPUS: u8 = 32;
+/// The most virtio devices it gives a machine: each has an interrupt line of its own. There are 19 on x86_64
+/// and 96 on arm64, of which devices of its own take some; those of the newest version are counted here.
+const MAX_DEVICES: usize = if cfg!(target_arch = "aarch64") {
+    92
+} else {
+    17
+};
 /// How long it may take to end after it closed its API.
 const END_LIMIT: Duration = Duration::from_secs(5);
 
@@ -190,12 +197,28 @@ impl Driven for FirecrackerMachine {
     }
 }
 
+/// Whether it has room for the devices of a machine with so many disks.
+pub(crate) const fn fits(disks: usize, network: NetworkMode) -> bool {
+    devices(disks, network) <= MAX_DEVICES
+}
+
+/// The disks, the vsock, the random numbers, and the network card if there is one.
+const fn devices(disks: usize, network: NetworkMode) -> usize {
+    disks + 2 + matches!(network, NetworkMode::User) as usize
+}
+
 fn check(about: &About<'_>, spec: &MachineSpec) -> Result<(), Error> {
     crate::machine::check(spec)?;
     if spec.vcpus.get() > MAX_VCPUS {
         return Err(Error::Unsupported(format!(
             "Firecracker gives a machine at most {MAX_VCPUS} vCPUs, not {}; ask for fewer, or for the backend qemu",
             spec.vcpus
+        )));
+    }
+    let devices = devices(spec.disks.len(), spec.network) + usize::from(about.tuning.balloon);
+    if devices > MAX_DEVICES {
+        return Err(Error::Unsupported(format!(
+            "Firecracker has room for {MAX_DEVICES} devices in a machine, and it has {devices}; attach fewer disks, or ask for the backend qemu"
         )));
     }
     if spec.network == NetworkMode::User && about.passt.is_none() {

@@ -11,7 +11,6 @@ use std::{path::PathBuf, time::Duration};
 
 use microagent_protocol::{Backend, NetworkMode, NetworkProvider};
 
-pub(crate) use self::binary::REMEDY;
 use self::machine::About;
 pub use self::{
     api::{CpuTemplate, HugePages, RateLimiter, TokenBucket},
@@ -19,6 +18,7 @@ pub use self::{
     jailer::JailerBinary,
     machine::{FirecrackerMachine, Snapshot},
 };
+pub(crate) use self::{binary::REMEDY, machine::fits};
 use crate::{
     Capabilities, Error, Hypervisor, Machine, MachineSpec, NetworkPlan,
     network::{self, Passt},

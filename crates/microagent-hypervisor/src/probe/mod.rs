@@ -90,7 +90,7 @@ pub struct Probed {
 }
 
 impl Probed {
-    /// The driver for a choice and a network, and why it was taken.
+    /// The driver for a choice, a network and a number of disks, and why it was taken.
     ///
     /// # Errors
     /// [`Error::Unsupported`] if nothing that was found fits the choice.
@@ -98,8 +98,9 @@ impl Probed {
         &self,
         choice: BackendChoice,
         network: NetworkMode,
+        disks: usize,
     ) -> Result<(Box<dyn Hypervisor>, String), Error> {
-        let (backend, reason) = select(choice, network, &self.report.checks)?;
+        let (backend, reason) = select(choice, network, disks, &self.report.checks)?;
         if backend == Backend::Firecracker {
             let firecracker = self.firecracker.clone().ok_or_else(|| {
                 Error::Unsupported("Firecracker was chosen, but none was found".to_owned())
@@ -155,13 +156,13 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
         checks.push(confinement::check(host, binary.as_ref()));
     }
     cache.save();
-    let (chosen, reason) = match select(query.backend, NetworkMode::User, &checks) {
+    let (chosen, reason) = match select(query.backend, NetworkMode::User, 0, &checks) {
         Ok((backend, reason)) => (Some(backend), reason),
         Err(error) => (None, error.to_string()),
     };
     let backends = Backend::ALL.map(|name| BackendReport {
         name,
-        usable: select(BackendChoice::Only(name), NetworkMode::Isolated, &checks).is_ok(),
+        usable: select(BackendChoice::Only(name), NetworkMode::Isolated, 0, &checks).is_ok(),
         capabilities: name.capabilities(),
     });
     Probed {

@@ -6,15 +6,16 @@ use microagent_protocol::{
 };
 
 use super::{CHECK_FIRECRACKER, CHECK_KVM, CHECK_NETWORK, CHECK_QEMU, CHECK_TCG};
-use crate::Error;
+use crate::{Error, firecracker};
 
-/// Chooses a backend by what was found, for a machine with this network.
+/// Chooses a backend by what was found, for a machine with this network and so many disks.
 ///
 /// # Errors
 /// [`Error::Unsupported`] with the failing checks' remedies.
 pub fn select(
     choice: BackendChoice,
     network: NetworkMode,
+    disks: usize,
     checks: &[HostCheck],
 ) -> Result<(Backend, String), Error> {
     let find = |name: &str| checks.iter().find(|check| check.name == name);
@@ -46,11 +47,18 @@ pub fn select(
     let passt = find(CHECK_NETWORK).is_some_and(|check| check.verdict == Verdict::Ready);
     let firecracker = find(CHECK_FIRECRACKER).is_some_and(|check| check.verdict == Verdict::Ready);
     match choice {
-        // Without passt it has no network: a machine that needs one is QEMU's.
-        BackendChoice::Auto if firecracker && (network == NetworkMode::Isolated || passt) => Ok((
-            Backend::Firecracker,
-            "KVM and Firecracker were proved to work".to_owned(),
-        )),
+        // Without passt it has no network: a machine that needs one is QEMU's, and so is one with
+        // more disks than it has room for.
+        BackendChoice::Auto
+            if firecracker
+                && (network == NetworkMode::Isolated || passt)
+                && firecracker::fits(disks, network) =>
+        {
+            Ok((
+                Backend::Firecracker,
+                "KVM and Firecracker were proved to work".to_owned(),
+            ))
+        }
         BackendChoice::Only(Backend::Firecracker) if firecracker => {
             Ok((Backend::Firecracker, "it was asked for".to_owned()))
         }
@@ -107,6 +115,7 @@ mod tests {
             select(
                 BackendChoice::Auto,
                 NetworkMode::User,
+                2,
                 &checks(Ready, kvm, tcg),
             )
         };
@@ -134,7 +143,7 @@ mod tests {
             all
         };
         let auto = |network, verdict| {
-            select(BackendChoice::Auto, network, &with(verdict))
+            select(BackendChoice::Auto, network, 2, &with(verdict))
                 .unwrap()
                 .0
         };
@@ -143,10 +152,22 @@ mod tests {
         assert_eq!(auto(NetworkMode::Isolated, Unusable), Backend::QemuKvm);
         let mut all = with(Ready);
         all.push(check(CHECK_NETWORK, Instant::now(), Ready, "detail"));
-        let chosen = select(BackendChoice::Auto, NetworkMode::User, &all);
-        assert_eq!(chosen.unwrap().0, Backend::Firecracker);
+        // It has room for fewer disks than QEMU: here for twelve besides the first two.
+        let most = if cfg!(target_arch = "aarch64") {
+            89
+        } else {
+            14
+        };
+        for (disks, backend) in [
+            (2, Backend::Firecracker),
+            (most, Backend::Firecracker),
+            (most + 1, Backend::QemuKvm),
+        ] {
+            let chosen = select(BackendChoice::Auto, NetworkMode::User, disks, &all);
+            assert_eq!(chosen.unwrap().0, backend, "{disks}");
+        }
         let named = BackendChoice::Only(Backend::Firecracker);
-        let error = select(named, NetworkMode::Isolated, &with(Unusable)).unwrap_err();
+        let error = select(named, NetworkMode::Isolated, 2, &with(Unusable)).unwrap_err();
         assert!(error.to_string().contains("firecracker: detail"), "{error}");
     }
 
@@ -157,6 +178,7 @@ mod tests {
             select(
                 BackendChoice::Only(backend),
                 NetworkMode::User,
+                2,
                 &checks(Ready, kvm, tcg),
             )
             .map(|(got, _)| got)
@@ -175,6 +197,7 @@ mod tests {
         let none = select(
             BackendChoice::Only(Backend::QemuTcg),
             NetworkMode::User,
+            2,
             &checks(Unusable, Ready, Ready),
         );
         assert!(none.unwrap_err().to_string().contains("qemu remedy"));

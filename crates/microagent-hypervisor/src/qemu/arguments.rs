@@ -289,8 +289,8 @@ impl Bus {
         properties: serde_json::Value,
     ) -> Result<serde_json::Value, Error> {
         if self.next >= Self::PLACES {
-            return Err(Error::Invalid(format!(
-                "it has more than {} devices",
+            return Err(Error::Unsupported(format!(
+                "QEMU has room for {} devices in a machine, and it has more; attach fewer disks",
                 Self::PLACES
             )));
         }

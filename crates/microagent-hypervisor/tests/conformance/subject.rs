@@ -61,7 +61,7 @@ impl Subject {
             fresh: true,
             probe_limit_ms: None,
         };
-        let found = probe(&host, &query).driver(choice, NetworkMode::Isolated);
+        let found = probe(&host, &query).driver(choice, NetworkMode::Isolated, 2);
         let (driver, _) = found.map_err(|error| error.to_string())?;
         Ok(Self {
             driver,

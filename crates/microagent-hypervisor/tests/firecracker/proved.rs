@@ -66,7 +66,9 @@ pub(crate) fn proved() {
             probe_limit_ms,
         };
         let found = probe(&host, &query);
-        let driver = found.driver(query.backend, NetworkMode::Isolated).is_ok();
+        let driver = found
+            .driver(query.backend, NetworkMode::Isolated, 2)
+            .is_ok();
         let mut checks = found.report.checks.into_iter();
         let check: HostCheck = checks
             .find(|check| check.name == CHECK_FIRECRACKER)

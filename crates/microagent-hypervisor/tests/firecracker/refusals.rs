@@ -191,6 +191,24 @@ pub(crate) fn unsupported() {
         "{error}"
     );
     place.spec.network = NetworkMode::Isolated;
+    // Each device has an interrupt line of its own, and of these there are not many.
+    let few = place.spec.disks.clone();
+    let scratch = few[1].clone();
+    let room = if cfg!(target_arch = "aarch64") {
+        92
+    } else {
+        17
+    };
+    place.spec.disks.resize(room - 1, scratch);
+    let error = refuse(&place).to_string();
+    for words in [
+        &format!("has room for {room} devices"),
+        &format!("it has {}", room + 1),
+        "the backend qemu",
+    ] {
+        assert!(error.contains(words), "{words}: {error}");
+    }
+    place.spec.disks = few;
     place.spec.vsock.uds = place.dir.path().join("x".repeat(120));
     assert!(matches!(refuse(&place), Error::Invalid(_)));
     assert!(!place.spec.runtime_dir.join(fake::REQUESTS).exists());

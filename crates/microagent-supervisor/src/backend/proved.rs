@@ -41,7 +41,7 @@ impl Backends for HostBackends {
             },
         );
         let (driver, reason) = probed
-            .driver(spec.backend, spec.network)
+            .driver(spec.backend, spec.network, 2 + spec.disks.len())
             .map_err(|error| ErrorReport::new(ErrorKind::Unsupported, error.to_string()))?;
         Ok(Chosen {
             hypervisor: driver,
