@@ -401,10 +401,12 @@ impl Layers<'_> {
         };
         let threads = parallel.clamp(1, 16).min(wanted.len());
         std::thread::scope(|scope| {
-            for _ in 1..threads {
-                scope.spawn(work);
+            for _ in 0..threads {
+                scope.spawn(|| {
+                    give_way();
+                    work();
+                });
             }
-            work();
         });
         match failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
             Some(error) => Err(error),
@@ -515,6 +517,19 @@ impl Layers<'_> {
         }
     }
 }
+
+/// Lets the other threads of this operation go first: what is made of the layers takes longer than fetching them.
+/// Only ever on a thread of our own, as there is no way back.
+#[cfg(target_os = "linux")]
+pub(crate) fn give_way() {
+    // On Linux this is about the calling thread only; without it everything is merely slower.
+    if let Err(error) = rustix::process::nice(5) {
+        tracing::debug!(%error, "cannot lower a thread's priority");
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+pub(crate) fn give_way() {}
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
     // What is set under these locks is set in one step.

@@ -25,6 +25,9 @@ use super::tree::{Target, Tree};
 use super::{BuildOptions, DiskError, LayerFault, identity};
 use crate::digest::Digest;
 
+/// Of an index, read at once.
+pub(super) const INDEX_BUFFER: usize = 256 << 10;
+
 /// A disk of several files.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,8 +42,7 @@ pub struct JoinedDisk {
     pub uuid: [u8; 16],
 }
 
-/// Merges the converted layers (lowest first, each with its label) and writes the disk's `front`, replacing what is
-/// there, without a sync. All files keep their names in the list: the front's and the pieces'.
+/// Merges the converted layers (lowest first, each with its label) and writes the disk's `front`, as [`Join`] does.
 ///
 /// # Errors
 /// As [`build`](super::build), and [`DiskError::Piece`] for an index that is damaged.
@@ -49,24 +51,71 @@ pub fn join(
     front: &Path,
     options: &BuildOptions,
 ) -> Result<JoinedDisk, DiskError> {
-    let limits = &options.limits;
-    let output = Output::create(front)?;
-    let most = limits.max_disk_bytes.min(ext4::MAX_DISK_BYTES);
-    let mut tree = Tree::new(limits);
-    let (mut base, mut entries, mut stream_bytes) = (FIRST_CONTENT_BLOCK, 0, 0u64);
+    let mut join = Join::new(&options.limits);
     for (label, piece) in layers {
+        join.add(label, piece)?;
+    }
+    join.finish(front)
+}
+
+/// Converted layers that become one disk: each is merged as soon as it and all below it are there.
+pub struct Join<'l> {
+    limits: &'l Limits,
+    tree: Tree<'l>,
+    layers: Vec<Piece>,
+    /// The first block behind the content so far.
+    base: u32,
+    entries: u64,
+    stream_bytes: u64,
+}
+
+impl std::fmt::Debug for Join<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Join")
+            .field("layers", &self.layers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl<'l> Join<'l> {
+    /// No layer yet.
+    #[must_use]
+    pub fn new(limits: &'l Limits) -> Self {
+        Self {
+            limits,
+            tree: Tree::new(limits),
+            layers: Vec::new(),
+            base: FIRST_CONTENT_BLOCK,
+            entries: 0,
+            stream_bytes: 0,
+        }
+    }
+
+    /// Uncompressed bytes of the layers so far.
+    #[must_use]
+    pub fn stream_bytes(&self) -> u64 {
+        self.stream_bytes
+    }
+
+    /// Merges the next layer over those so far.
+    ///
+    /// # Errors
+    /// As [`join`].
+    pub fn add(&mut self, label: &str, piece: &Piece) -> Result<(), DiskError> {
+        let limits = self.limits;
         let refuse = |fault| DiskError::Layer {
-            layer: label.clone(),
+            layer: label.to_owned(),
             fault,
         };
         let limit = |what, field, limit| refuse(over(what, field, limit));
-        stream_bytes = stream_bytes.saturating_add(piece.stream_bytes);
-        if stream_bytes > limits.max_stream_bytes {
+        self.stream_bytes = self.stream_bytes.saturating_add(piece.stream_bytes);
+        if self.stream_bytes > limits.max_stream_bytes {
             let most = limits.max_stream_bytes;
             return Err(limit("uncompressed bytes", "max_stream_bytes", most));
         }
         let blocks = u32::try_from(piece.size_bytes / BLOCK as u64).unwrap_or(u32::MAX);
-        let next = base.checked_add(blocks);
+        let next = self.base.checked_add(blocks);
+        let most = most_bytes(limits);
         let Some(next) = next.filter(|next| u64::from(*next) * BLOCK as u64 <= most) else {
             let most = limits.max_disk_bytes;
             return Err(limit("bytes on the disk", "max_disk_bytes", most));
@@ -76,62 +125,85 @@ pub fn join(
             source,
         };
         let index = File::open(&piece.index).map_err(unreadable)?;
-        let index = BufReader::with_capacity(256 << 10, index);
+        let index = BufReader::with_capacity(INDEX_BUFFER, index);
         let mut reader = IndexReader::new(index, limits, blocks).map_err(unreadable)?;
-        match merge(&mut reader, &mut tree, base, &mut entries, limits) {
-            Ok(()) => base = next,
+        let (tree, entries) = (&mut self.tree, &mut self.entries);
+        match merge(&mut reader, tree, self.base, entries, limits) {
+            Ok(()) => self.base = next,
             Err(MergeError::Index(source)) => return Err(unreadable(source)),
             Err(MergeError::Fault(fault)) => return Err(refuse(fault)),
         }
+        self.layers.push(piece.clone());
+        Ok(())
     }
-    let diff_ids: Vec<[u8; 32]> = layers
-        .iter()
-        .map(|(_, piece)| *piece.diff_id.as_bytes())
-        .collect();
-    let identity = identity(&diff_ids);
-    let mut blocks = Front {
-        inner: FileBlocks::new(output.file(), true, false).map_err(output.error("open"))?,
-        behind: base,
-    };
-    let mut appender = Appender::new(&mut blocks, base, most);
-    let written = ext4::write(&mut tree, &mut appender, &identity, None)
-        .map_err(|error| layout_error(error, &output, limits))?;
-    drop(appender);
-    let head = u64::from(FIRST_CONTENT_BLOCK) * BLOCK as u64;
-    let rest = u64::from(written.blocks - base) * BLOCK as u64;
-    output
-        .file()
-        .set_len(head + rest)
-        .map_err(output.error("size"))?;
-    let mut unsynced = blocks.inner.finish(&[]).map_err(output.error("write"))?;
-    let sums = unsynced
-        .sums(output.file(), head + rest)
-        .map_err(output.error("read back"))?;
-    output.publish_unsynced(0o400)?;
-    let mut list = DiskList::new();
-    let mut add = |path: &Path, digest: Digest, offset, length| {
-        let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
-        if list.push(name, &digest.hex(), offset, length) {
-            Ok(())
-        } else {
-            let path: PathBuf = path.to_owned();
-            Err(DiskError::Layout(format!(
-                "{} cannot be named in the list of a disk",
-                path.display()
-            )))
+
+    /// Writes the disk's `front`, replacing what is there, without a sync. All files keep their names in the list:
+    /// the front's and the pieces'.
+    ///
+    /// # Errors
+    /// As [`join`].
+    pub fn finish(self, front: &Path) -> Result<JoinedDisk, DiskError> {
+        let Self {
+            limits,
+            mut tree,
+            layers,
+            base,
+            ..
+        } = self;
+        let output = Output::create(front)?;
+        let diff_ids: Vec<[u8; 32]> = layers
+            .iter()
+            .map(|piece| *piece.diff_id.as_bytes())
+            .collect();
+        let identity = identity(&diff_ids);
+        let mut blocks = Front {
+            inner: FileBlocks::new(output.file(), true, false).map_err(output.error("open"))?,
+            behind: base,
+        };
+        let mut appender = Appender::new(&mut blocks, base, most_bytes(limits));
+        let written = ext4::write(&mut tree, &mut appender, &identity, None)
+            .map_err(|error| layout_error(error, &output, limits))?;
+        drop(appender);
+        let head = u64::from(FIRST_CONTENT_BLOCK) * BLOCK as u64;
+        let rest = u64::from(written.blocks - base) * BLOCK as u64;
+        output
+            .file()
+            .set_len(head + rest)
+            .map_err(output.error("size"))?;
+        let mut unsynced = blocks.inner.finish(&[]).map_err(output.error("write"))?;
+        let sums = unsynced
+            .sums(output.file(), head + rest)
+            .map_err(output.error("read back"))?;
+        output.publish_unsynced(0o400)?;
+        let mut list = DiskList::new();
+        let mut add = |path: &Path, digest: Digest, offset, length| {
+            let name = path.file_name().and_then(OsStr::to_str).unwrap_or_default();
+            if list.push(name, &digest.hex(), offset, length) {
+                Ok(())
+            } else {
+                let path: PathBuf = path.to_owned();
+                Err(DiskError::Layout(format!(
+                    "{} cannot be named in the list of a disk",
+                    path.display()
+                )))
+            }
+        };
+        add(front, sums.digest(), 0, head)?;
+        for piece in &layers {
+            add(&piece.path, piece.sums, 0, piece.size_bytes)?;
         }
-    };
-    add(front, sums.digest(), 0, head)?;
-    for (_, piece) in layers {
-        add(&piece.path, piece.sums, 0, piece.size_bytes)?;
+        add(front, sums.digest(), head, rest)?;
+        Ok(JoinedDisk {
+            list,
+            sums,
+            entries: tree.len(),
+            uuid: identity.uuid,
+        })
     }
-    add(front, sums.digest(), head, rest)?;
-    Ok(JoinedDisk {
-        list,
-        sums,
-        entries: tree.len(),
-        uuid: identity.uuid,
-    })
+}
+
+fn most_bytes(limits: &Limits) -> u64 {
+    limits.max_disk_bytes.min(ext4::MAX_DISK_BYTES)
 }
 
 /// What keeps a layer from being merged.

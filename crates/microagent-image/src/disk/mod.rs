@@ -37,7 +37,7 @@ pub use self::ext4::Headroom;
 use self::ext4::Identity;
 pub use self::flat::{BuiltDisk, build, build_sized, build_writable};
 pub use self::fuzz::{fuzz_index, fuzz_layer, fuzz_layers};
-pub use self::join::{JoinedDisk, join};
+pub use self::join::{Join, JoinedDisk, join};
 pub use self::limits::Limits;
 pub use self::scratch::create_scratch;
 pub use self::source::{Compression, LayerSource};

@@ -18,6 +18,7 @@ use crate::disk::LayerSource;
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 use crate::manifest::Layer;
+use crate::pull::give_way;
 use crate::reference::Reference;
 use crate::store::{self, ImageRecord, StagedBlob, StagedDisk, Transaction};
 
@@ -226,15 +227,3 @@ impl Read for Stoppable {
         self.bytes.read(buffer)
     }
 }
-
-/// Lets the other threads go first: building the disk takes longer than copying, so copying fills the gaps.
-#[cfg(target_os = "linux")]
-fn give_way() {
-    // On Linux this is about the calling thread only; without it the import is merely slower.
-    if let Err(error) = rustix::process::nice(5) {
-        tracing::debug!(%error, "cannot lower a thread's priority");
-    }
-}
-
-#[cfg(not(target_os = "linux"))]
-fn give_way() {}

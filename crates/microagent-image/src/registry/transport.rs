@@ -11,7 +11,7 @@ use std::time::Duration;
 use ureq::Body;
 use ureq::http::{Method, Request, Response, StatusCode, Uri, header};
 
-use self::agent::Agents;
+use self::agent::{Agents, Way};
 pub(crate) use self::failure::{Failure, Passing, PassingKind};
 use super::credential::{Credential, Credentials, Secret};
 use super::options::RegistryOptions;
@@ -307,7 +307,15 @@ impl<'a> Transport<'a> {
         uri: &Uri,
         request: impl FnOnce(&ureq::Agent) -> std::result::Result<Response<Body>, ureq::Error>,
     ) -> Attempt<Response<Body>> {
-        let way = self.agents.to(uri)?;
+        self.send_by(&self.agents.to(uri)?, uri, request)
+    }
+
+    fn send_by(
+        &self,
+        way: &Way,
+        uri: &Uri,
+        request: impl FnOnce(&ureq::Agent) -> std::result::Result<Response<Body>, ureq::Error>,
+    ) -> Attempt<Response<Body>> {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
         request(&way.agent).map_err(|error| self.failure(&error, authority, way.proxy.as_deref()))
     }
@@ -330,7 +338,7 @@ impl<'a> Transport<'a> {
             .parse()
             .map_err(|_| self.odd("the URL is malformed"))?;
         let mut silent = false;
-        let probe = self.send(&uri, |agent| {
+        let probe = self.send_by(&self.agents.distrusting(&uri)?, &uri, |agent| {
             let answer = agent
                 .get(&uri)
                 .config()
@@ -341,7 +349,10 @@ impl<'a> Transport<'a> {
             answer
         });
         match probe {
-            Ok(_) => Ok("https"),
+            // Its certificate is looked at when something is asked.
+            Ok(_) | Err(Failure::Final(ImageError::Tls { .. } | ImageError::Clock { .. })) => {
+                Ok("https")
+            }
             Err(Failure::Final(ImageError::PlainHttp { .. })) => Ok("http"),
             Err(_) if silent => Ok("http"),
             Err(other) => Err(other),

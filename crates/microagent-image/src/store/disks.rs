@@ -16,7 +16,8 @@ use super::files::{self, Transaction};
 use super::{ImageRecord, ImageStore, pieces, settled};
 use crate::digest::Digest;
 use crate::disk::{
-    self, BuildOptions, BuildProgress, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece,
+    self, BuildOptions, BuildProgress, ChunkSums, FORMAT_VERSION as FORMAT, Join, LayerSource,
+    Piece,
 };
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
@@ -230,8 +231,10 @@ impl ImageStore {
             let sums = built.sums;
             return Ok(StagedDisk { list, front, sums });
         }
-        let pieces = self.pieces(transaction, name, layers, events)?;
-        self.join_pieces(transaction, name, digest, &pieces, events)
+        let mut join = Join::new(&options.limits);
+        let mut take = |label: &str, piece: &Piece| join.add(label, piece).map_err(failed);
+        self.pieces(transaction, name, layers, events, &mut take)?;
+        finish(join, transaction, name, digest, events)
     }
 
     /// Merges converted layers to the disk of the image `digest`.
@@ -243,24 +246,15 @@ impl ImageStore {
         pieces: &[(String, Piece)],
         events: &(dyn Fn(ImageEvent) + Sync),
     ) -> Result<StagedDisk> {
-        let _span = tracing::info_span!("disk", image = name).entered();
-        let front = transaction.path(&file_name(digest, FRONT));
-        events(ImageEvent::BuildingDisk {
-            reference: name.to_owned(),
-            bytes: pieces.iter().map(|(_, piece)| piece.stream_bytes).sum(),
-            finishing: true,
-        });
-        let joined = disk::join(pieces, &front, &BuildOptions::default()).map_err(|source| {
-            ImageError::Disk {
+        let options = BuildOptions::default();
+        let mut join = Join::new(&options.limits);
+        for (label, piece) in pieces {
+            join.add(label, piece).map_err(|source| ImageError::Disk {
                 image: name.to_owned(),
                 source: Box::new(source),
-            }
-        })?;
-        Ok(StagedDisk {
-            list: joined.list,
-            front,
-            sums: joined.sums,
-        })
+            })?;
+        }
+        finish(join, transaction, name, digest, events)
     }
 
     /// Moves a built disk to its place, its list last, so that it is never without the rest.
@@ -471,6 +465,32 @@ impl ImageStore {
     pub(super) fn disk_note_path(&self, digest: Digest) -> PathBuf {
         self.disks().join(file_name(digest, "json"))
     }
+}
+
+/// All layers of the image `digest` are merged: writes what is the disk's own.
+fn finish(
+    join: Join<'_>,
+    transaction: &Transaction,
+    name: &str,
+    digest: Digest,
+    events: &(dyn Fn(ImageEvent) + Sync),
+) -> Result<StagedDisk> {
+    let _span = tracing::info_span!("disk", image = name).entered();
+    let front = transaction.path(&file_name(digest, FRONT));
+    events(ImageEvent::BuildingDisk {
+        reference: name.to_owned(),
+        bytes: join.stream_bytes(),
+        finishing: true,
+    });
+    let joined = join.finish(&front).map_err(|source| ImageError::Disk {
+        image: name.to_owned(),
+        source: Box::new(source),
+    })?;
+    Ok(StagedDisk {
+        list: joined.list,
+        front,
+        sums: joined.sums,
+    })
 }
 
 fn file_name(digest: Digest, what: &str) -> String {

@@ -8,6 +8,7 @@ use std::fs::{self, File};
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Mutex, PoisonError};
 
 use serde::{Deserialize, Serialize};
@@ -64,14 +65,16 @@ impl Note {
 }
 
 impl ImageStore {
-    /// The converted layers of an image, lowest first, each with its label; what is not there is converted.
+    /// Converts what is not there of an image's layers, several at once. `take` gets each with its label, lowest
+    /// first, as soon as it and all below it are there, while others are still converted.
     pub(super) fn pieces(
         &self,
         transaction: &Transaction,
         image: &str,
         layers: Vec<LayerSource>,
         events: &(dyn Fn(ImageEvent) + Sync),
-    ) -> Result<Vec<(String, Piece)>> {
+        take: &mut dyn FnMut(&str, &Piece) -> Result<()>,
+    ) -> Result<()> {
         let mut order = Vec::with_capacity(layers.len());
         let mut wanted: Vec<(Digest, Mutex<Option<LayerSource>>)> = Vec::new();
         for layer in layers {
@@ -87,9 +90,10 @@ impl ImageStore {
                 wanted.push((diff_id, Mutex::new(Some(layer))));
             }
         }
+        // What takes time begins first; what is there only has to be looked at.
+        wanted.sort_by_key(|(diff_id, _)| self.piece_path(*diff_id, PIECE).exists());
         let next = AtomicUsize::new(0);
         let failed = AtomicBool::new(false);
-        let (failure, done) = (Mutex::new(None), Mutex::new(BTreeMap::new()));
         let bytes = AtomicU64::new(0);
         let came = |more: u64| {
             let bytes = bytes.fetch_add(more, Ordering::Relaxed) + more;
@@ -99,47 +103,58 @@ impl ImageStore {
                 finishing: false,
             });
         };
-        let work = || {
+        let work = |made: Sender<(Digest, Result<Piece>)>| {
             while let Some((diff_id, layer)) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let layer = lock(layer).take();
                 if failed.load(Ordering::Relaxed) {
                     return;
                 }
-                match self.piece(transaction, image, *diff_id, layer, &came, events) {
-                    Ok(piece) => {
-                        lock(&done).insert(*diff_id, piece);
-                    }
-                    Err(error) => {
-                        // Only the first is kept: it may be what the others fail of.
-                        if !failed.swap(true, Ordering::Relaxed) {
-                            *lock(&failure) = Some(error);
-                        }
-                        return;
-                    }
+                let piece = self.piece(transaction, image, *diff_id, layer, &came, events);
+                if piece.is_err() {
+                    failed.store(true, Ordering::Relaxed);
                 }
+                // Nobody hears it who has failed already.
+                let _ = made.send((*diff_id, piece));
             }
         };
         std::thread::scope(|scope| {
-            for _ in 1..AT_ONCE.min(wanted.len()) {
-                scope.spawn(work);
+            let (made, arriving) = channel();
+            for _ in 0..AT_ONCE.min(wanted.len()) {
+                let made = made.clone();
+                scope.spawn(|| work(made));
             }
-            work();
-        });
-        if let Some(error) = failure.into_inner().unwrap_or_else(PoisonError::into_inner) {
-            return Err(error);
+            drop(made);
+            let taken = self.take_in_order(&order, &arriving, take);
+            failed.fetch_or(taken.is_err(), Ordering::Relaxed);
+            taken
+        })
+    }
+
+    /// Hands on what arrives in the order of an image's layers. The first failure to arrive counts: it may be what
+    /// others fail of.
+    fn take_in_order(
+        &self,
+        order: &[(String, Digest)],
+        arriving: &Receiver<(Digest, Result<Piece>)>,
+        take: &mut dyn FnMut(&str, &Piece) -> Result<()>,
+    ) -> Result<()> {
+        let mut here = BTreeMap::new();
+        for (label, wanted) in order {
+            while !here.contains_key(wanted) {
+                let Ok((diff_id, piece)) = arriving.recv() else {
+                    return Err(ImageError::Damaged {
+                        path: self.piece_path(*wanted, PIECE),
+                        reason: "was not made".into(),
+                        remedy: "Try again.",
+                    });
+                };
+                here.insert(diff_id, piece?);
+            }
+            if let Some(piece) = here.get(wanted) {
+                take(label, piece)?;
+            }
         }
-        let done = done.into_inner().unwrap_or_else(PoisonError::into_inner);
-        order
-            .into_iter()
-            .map(|(label, diff_id)| match done.get(&diff_id) {
-                Some(piece) => Ok((label, piece.clone())),
-                None => Err(ImageError::Damaged {
-                    path: self.piece_path(diff_id, PIECE),
-                    reason: "was not made".into(),
-                    remedy: "Try again.",
-                }),
-            })
-            .collect()
+        Ok(())
     }
 
     /// One converted layer; made by one process while others wait.

@@ -38,6 +38,17 @@ impl<'a> Agents<'a> {
         }
     }
 
+    /// A way to `uri` on which no certificate is believed: whoever speaks TLS there is found out without reading
+    /// the system's hundreds of them.
+    pub(super) fn distrusting(&self, uri: &Uri) -> Result<Way> {
+        let authority = uri.authority().map_or("", |authority| authority.as_str());
+        let proxy = self.options.proxy.choose(uri);
+        Ok(Way {
+            agent: agent(authority, self.options, &Trust::Nobody, proxy)?,
+            proxy: proxy.map(|proxy| proxy::shown(proxy).to_owned()),
+        })
+    }
+
     /// The way to `uri`.
     pub(super) fn to(&self, uri: &Uri) -> Result<Way> {
         let authority = uri.authority().map_or("", |authority| authority.as_str());
@@ -55,7 +66,12 @@ impl<'a> Agents<'a> {
             return Ok(way.clone());
         }
         let way = Way {
-            agent: agent(authority, self.options, host.map(|(_, host)| host), proxy)?,
+            agent: agent(
+                authority,
+                self.options,
+                &Trust::Authorities(host.map(|(_, host)| host)),
+                proxy,
+            )?,
             proxy: proxy.map(|proxy| proxy::shown(proxy).to_owned()),
         };
         made.push((key, way.clone()));
@@ -63,10 +79,18 @@ impl<'a> Agents<'a> {
     }
 }
 
+/// Whom a client believes.
+enum Trust<'o> {
+    /// Who shows a certificate of the system's authorities, or of those that were named.
+    Authorities(Option<&'o HostOptions>),
+    /// Nobody.
+    Nobody,
+}
+
 fn agent(
     authority: &str,
     options: &RegistryOptions,
-    host: Option<&HostOptions>,
+    trust: &Trust<'_>,
     proxy: Option<&str>,
 ) -> Result<Agent> {
     let fault = |reason: String| ImageError::Settings {
@@ -89,6 +113,10 @@ fn agent(
                 })
         })
         .transpose()?;
+    let (roots, host) = match trust {
+        Trust::Authorities(host) => (roots(options, *host).map_err(fault)?, *host),
+        Trust::Nobody => (RootCerts::from(Vec::<Certificate<'static>>::new()), None),
+    };
     let client = host
         .and_then(|host| host.client.as_ref())
         .map(client_certificate)
@@ -97,7 +125,7 @@ fn agent(
     let tls = TlsConfig::builder()
         .provider(TlsProvider::Rustls)
         .unversioned_rustls_crypto_provider(Arc::new(rustls::crypto::ring::default_provider()))
-        .root_certs(roots(options, host).map_err(fault)?)
+        .root_certs(roots)
         .client_cert(client)
         .build();
     Ok(Agent::config_builder()
