@@ -147,6 +147,9 @@ enum Command {
     /// Show what a workspace's guest wrote to its console
     Logs(commands::logs::LogsArgs),
     /// Show what happened to a workspace
+    ///
+    /// A history past 1 MiB loses its middle: its first event, the beginning of the boot that runs and
+    /// the newest 512 KiB stay.
     Events(commands::events::EventsArgs),
     /// Show how a workspace's workload ended
     Result(commands::result::ResultArgs),

@@ -1,5 +1,9 @@
 //! The workspace's history: `events.jsonl`, and everybody who follows it.
 
+mod bound;
+#[cfg(test)]
+mod tests;
+
 use std::{
     fs::File,
     io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write},
@@ -19,6 +23,7 @@ use microagent_protocol::{
     supervisor::{Event, EventKind},
 };
 
+use self::bound::{BOUND, Bound};
 use crate::{
     Error,
     crew::{Crew, lock},
@@ -41,8 +46,6 @@ pub(crate) struct Journal {
     /// Told when the first follower comes.
     followed: Arc<Condvar>,
     path: PathBuf,
-    /// Where this boot's events start.
-    boot_offset: u64,
 }
 
 #[derive(Debug)]
@@ -50,6 +53,11 @@ struct Inner {
     file: File,
     /// The length up to which the file holds whole lines.
     length: u64,
+    /// Where this boot's events start.
+    boot_offset: u64,
+    /// The length from which the file is made shorter.
+    full_at: u64,
+    bound: Bound,
     sequence: u64,
     followers: Vec<Follower>,
     next_follower: u64,
@@ -67,30 +75,42 @@ impl Journal {
     /// Opens the history in `directory`, and says in which state it ends.
     /// A torn last line, left by a crash of the host, is cut off.
     pub(crate) fn open(directory: &Path) -> Result<(Self, State), Error> {
+        Self::open_bounded(directory, BOUND)
+    }
+
+    fn open_bounded(directory: &Path, bound: Bound) -> Result<(Self, State), Error> {
         let path = directory.join(HISTORY);
+        if let Err(error) = files::remove_temporary(&path) {
+            tracing::warn!("{error}");
+        }
         let mut file = files::append(&path).map_err(Error::file("open", &path))?;
         let end = find_end(&mut file).map_err(Error::file("read", &path))?;
         file.set_len(end.length)
             .map_err(Error::file("repair", &path))?;
+        let mut inner = Inner {
+            file,
+            length: end.length,
+            boot_offset: end.length,
+            full_at: bound.longest,
+            bound,
+            sequence: end.sequence,
+            followers: Vec::new(),
+            next_follower: 0,
+            closed: false,
+        };
+        inner.make_room(&path);
         let journal = Self {
-            shared: Arc::new(Mutex::new(Inner {
-                file,
-                length: end.length,
-                sequence: end.sequence,
-                followers: Vec::new(),
-                next_follower: 0,
-                closed: false,
-            })),
+            shared: Arc::new(Mutex::new(inner)),
             followed: Arc::default(),
             path,
-            boot_offset: end.length,
         };
         Ok((journal, end.state))
     }
 
     /// What was recorded until now belongs to an earlier boot.
-    pub(crate) fn boot_starts_here(&mut self) {
-        self.boot_offset = lock(&self.shared).length;
+    pub(crate) fn boot_starts_here(&self) {
+        let mut inner = lock(&self.shared);
+        inner.boot_offset = inner.length;
     }
 
     /// The last event's number.
@@ -125,6 +145,7 @@ impl Journal {
         if let Err(error) = inner.append(&line) {
             tracing::error!("cannot append to {}: {error}", self.path.display());
         }
+        inner.make_room(&self.path);
         inner.broadcast(&Arc::from(frame));
     }
 
@@ -140,13 +161,14 @@ impl Journal {
     /// Sends this boot's events to `stream`, those recorded already first.
     /// Gives the number to unfollow by.
     pub(crate) fn follow(&self, stream: &UnixStream, crew: &Crew) -> io::Result<u64> {
-        let mut history = File::open(&self.path)?;
-        history.seek(SeekFrom::Start(self.boot_offset))?;
         let (queue, events) = sync_channel::<Arc<[u8]>>(QUEUE);
         let mut writer = stream.try_clone()?;
         let kept = stream.try_clone()?;
-        let (id, recorded) = {
+        let (id, history, recorded) = {
             let mut inner = lock(&self.shared);
+            // The file as it is now: it may be replaced by a shorter one while it is read.
+            let mut history = File::open(&self.path)?;
+            history.seek(SeekFrom::Start(inner.boot_offset))?;
             inner.next_follower += 1;
             let id = inner.next_follower;
             // One who comes after the end gets the whole story and no more.
@@ -157,7 +179,8 @@ impl Journal {
                     stream: kept,
                 });
             }
-            (id, inner.length.saturating_sub(self.boot_offset))
+            let recorded = inner.length.saturating_sub(inner.boot_offset);
+            (id, history, recorded)
         };
         self.followed.notify_all();
         let journal = self.clone();
@@ -229,6 +252,34 @@ impl Inner {
         }
     }
 
+    /// Replaces a history that is too long by a shorter one. Where that is not possible it goes on
+    /// growing for a while: nothing of it is lost.
+    fn make_room(&mut self, path: &Path) {
+        if self.length <= self.full_at {
+            return;
+        }
+        self.full_at = match self.shorten(path) {
+            Ok(()) => self.bound.longest,
+            Err(error) => {
+                tracing::error!("cannot make {} shorter: {error}", path.display());
+                self.length + self.bound.newest
+            }
+        };
+    }
+
+    fn shorten(&mut self, path: &Path) -> Result<(), Error> {
+        let shorter = bound::shorten(&self.file, self.length, self.boot_offset, &self.bound)
+            .map_err(Error::file("read", path))?;
+        let Some(shorter) = shorter else {
+            return Ok(());
+        };
+        // What is added later goes into the file that takes the place, and into no other.
+        self.file = files::replace_and_keep(path, &shorter.bytes)?;
+        self.length = shorter.bytes.len() as u64;
+        self.boot_offset = shorter.boot;
+        Ok(())
+    }
+
     fn broadcast(&mut self, frame: &Arc<[u8]>) {
         self.followers.retain(
             |follower| match follower.queue.try_send(Arc::clone(frame)) {
@@ -296,88 +347,4 @@ fn find_end(file: &mut File) -> io::Result<End> {
         sequence: last.as_ref().map_or(0, |event| event.sequence),
         state: last.map_or(State::Prepared, |event| event.state),
     })
-}
-
-#[cfg(test)]
-mod tests {
-    use microagent_protocol::FrameReader;
-
-    use super::*;
-
-    fn follow(journal: &Journal, crew: &Crew) -> FrameReader<UnixStream> {
-        let (ours, theirs) = UnixStream::pair().unwrap();
-        journal.follow(&ours, crew).unwrap();
-        FrameReader::new(theirs)
-    }
-
-    fn next(reader: &mut FrameReader<UnixStream>) -> Option<Event> {
-        reader.read().unwrap().map(|frame| frame.json().unwrap())
-    }
-
-    #[test]
-    fn numbers_go_on_across_boots_and_a_torn_line_is_cut() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("events.jsonl");
-        let (journal, state) = Journal::open(directory.path()).unwrap();
-        assert_eq!((journal.sequence(), state), (0, State::Prepared));
-        journal.record(State::Starting, EventKind::Paused);
-        journal.record(State::Running, EventKind::Resumed);
-        drop(journal);
-        let whole = std::fs::read(&path).unwrap();
-        for cut in 0..=30 {
-            let mut torn = whole.clone();
-            torn.extend_from_slice(&whole[..cut]);
-            std::fs::write(&path, &torn).unwrap();
-            let (journal, state) = Journal::open(directory.path()).unwrap();
-            assert_eq!((journal.sequence(), state), (2, State::Running));
-            journal.record(State::Paused, EventKind::Paused);
-            let text = std::fs::read_to_string(&path).unwrap();
-            let numbers: Vec<_> = text
-                .lines()
-                .map(|line| serde_json::from_str::<Event>(line).unwrap().sequence)
-                .collect();
-            assert_eq!(numbers, [1, 2, 3]);
-        }
-    }
-
-    #[test]
-    fn a_follower_gets_this_boots_past_first_and_then_the_rest() {
-        let directory = tempfile::tempdir().unwrap();
-        let crew = Crew::default();
-        let (journal, _) = Journal::open(directory.path()).unwrap();
-        journal.record(State::Starting, EventKind::Paused);
-        drop(journal);
-        let (journal, _) = Journal::open(directory.path()).unwrap();
-        journal.record(State::Running, EventKind::Resumed);
-        let mut reader = follow(&journal, &crew);
-        journal.record(State::Paused, EventKind::Paused);
-        assert_eq!(next(&mut reader).unwrap().sequence, 2);
-        assert_eq!(next(&mut reader).unwrap().sequence, 3);
-        journal.close();
-        assert!(next(&mut reader).is_none());
-        let mut late = follow(&journal, &crew);
-        assert_eq!(next(&mut late).unwrap().sequence, 2);
-        assert_eq!(next(&mut late).unwrap().sequence, 3);
-        assert!(next(&mut late).is_none());
-        assert!(crew.wait_idle(std::time::Duration::from_secs(5)));
-    }
-
-    #[test]
-    fn a_slow_follower_is_dropped_and_blocks_nobody() {
-        let directory = tempfile::tempdir().unwrap();
-        let crew = Crew::default();
-        let (journal, _) = Journal::open(directory.path()).unwrap();
-        let mut slow = follow(&journal, &crew);
-        let reason = "x".repeat(64 * 1024);
-        for _ in 0..QUEUE + 64 {
-            let reason = reason.clone();
-            journal.record(State::Starting, EventKind::BootRetried { reason });
-        }
-        assert!(lock(&journal.shared).followers.is_empty());
-        let mut seen = 0;
-        while let Ok(Some(_)) = slow.read() {
-            seen += 1;
-        }
-        assert!(seen < QUEUE + 64, "{seen} events were kept for it");
-    }
 }

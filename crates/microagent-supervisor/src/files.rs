@@ -4,7 +4,7 @@ use std::{
     fs::{File, OpenOptions, TryLockError},
     io::{self, Write},
     os::unix::fs::OpenOptionsExt,
-    path::Path,
+    path::{Path, PathBuf},
 };
 
 use microagent_protocol::supervisor::MACHINE_LOCK;
@@ -45,18 +45,44 @@ pub(crate) enum Durability {
 
 /// Replaces `path` by `bytes`: temp, fsync, rename, fsync of the directory.
 pub(crate) fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Result<(), Error> {
-    let mut temp = path.as_os_str().to_owned();
-    temp.push(".tmp");
-    let temp = Path::new(&temp);
-    // One supervisor per workspace: a leftover is of a killed one.
-    match std::fs::remove_file(temp) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            return Err(Error::file("remove", temp)(error));
-        }
-        _ => {}
+    put(path, bytes, durability)?;
+    if durability == Durability::Synced {
+        sync_parent(path)?;
     }
+    Ok(())
+}
+
+/// The same, on stable storage, for a file that is appended to: gives the new one.
+pub(crate) fn replace_and_keep(path: &Path, bytes: &[u8]) -> Result<File, Error> {
+    let file = put(path, bytes, Durability::Synced)?;
+    if let Err(error) = sync_parent(path) {
+        // The new one has its name already; a crash may bring back the old one, which is whole, too.
+        tracing::warn!("{error}");
+    }
+    Ok(file)
+}
+
+fn temporary(path: &Path) -> PathBuf {
+    path.with_added_extension("tmp")
+}
+
+/// Removes what a supervisor left of a new `path` that was killed: there is one per workspace.
+pub(crate) fn remove_temporary(path: &Path) -> Result<(), Error> {
+    let temp = temporary(path);
+    match std::fs::remove_file(&temp) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Error::file("remove", temp)(error))
+        }
+        _ => Ok(()),
+    }
+}
+
+fn put(path: &Path, bytes: &[u8], durability: Durability) -> Result<File, Error> {
+    let temp = &temporary(path);
+    remove_temporary(path)?;
     let mut file = OpenOptions::new()
-        .write(true)
+        .read(true)
+        .append(true)
         .create_new(true)
         .mode(0o600)
         .open(temp)
@@ -68,12 +94,14 @@ pub(crate) fn replace(path: &Path, bytes: &[u8], durability: Durability) -> Resu
         })
         .map_err(Error::file("write", temp))?;
     std::fs::rename(temp, path).map_err(Error::file("replace", path))?;
-    if durability == Durability::Synced
-        && let Some(parent) = path.parent()
-    {
-        File::open(parent)
+    Ok(file)
+}
+
+fn sync_parent(path: &Path) -> Result<(), Error> {
+    match path.parent() {
+        Some(parent) => File::open(parent)
             .and_then(|directory| directory.sync_all())
-            .map_err(Error::file("sync", parent))?;
+            .map_err(Error::file("sync", parent)),
+        None => Ok(()),
     }
-    Ok(())
 }

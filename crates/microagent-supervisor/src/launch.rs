@@ -202,8 +202,8 @@ impl Supervisor {
             directory: spec.runtime_dir.clone(),
         };
         let supervisor = process::identity(std::process::id())?;
-        let (mut journal, last) = Journal::open(&spec.directory)?;
-        bury(&mut journal, last);
+        let (journal, last) = Journal::open(&spec.directory)?;
+        bury(&journal, last);
         // Of the boot before.
         link::unlink(&spec.directory.join("result.json"));
         let socket = spec.runtime_dir.join(CONTROL_SOCKET);
@@ -310,7 +310,7 @@ impl Supervisor {
 
 /// A supervisor that was killed could not record its machine's end; the
 /// machine died with it.
-fn bury(journal: &mut Journal, last: State) {
+fn bury(journal: &Journal, last: State) {
     let state = match last {
         State::Prepared | State::Halted | State::Stopped | State::Failed => return,
         State::Starting | State::Running | State::Paused => State::Failed,

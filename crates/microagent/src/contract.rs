@@ -120,7 +120,7 @@ const FILES: [FileContract; 5] = [
     FileContract {
         name: "events.jsonl",
         content: "each change of state, a JSON object a line, numbered from 1",
-        written: "appended to by the supervisor",
+        written: "appended to by the supervisor; past 1 MiB, whole without its middle",
     },
     FileContract {
         name: "result.json",

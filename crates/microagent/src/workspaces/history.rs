@@ -2,6 +2,8 @@
 //!
 //! A crash of the host may leave half a line at the end; it was never acknowledged and is passed
 //! over. A line that is no event is counted as damage, and hides none of the others.
+//!
+//! Past 1 MiB a supervisor replaces the file by one without its middle: then the numbers jump.
 
 use std::{
     fs::{File, OpenOptions},
