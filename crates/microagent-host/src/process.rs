@@ -250,6 +250,32 @@ pub fn boot_id() -> io::Result<String> {
     }
 }
 
+/// The most physical memory that this process had at a time since it began, in bytes.
+///
+/// # Errors
+/// The system's; [`io::ErrorKind::Unsupported`] where it does not count that.
+pub fn peak_memory() -> io::Result<u64> {
+    #[cfg(target_os = "linux")]
+    {
+        let status = std::fs::read_to_string("/proc/self/status")?;
+        high_water(&status).ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        Err(crate::unsupported("telling how much memory it had"))
+    }
+}
+
+/// `VmHWM` of a `/proc/PID/status`, in bytes.
+#[cfg(target_os = "linux")]
+fn high_water(status: &str) -> Option<u64> {
+    let rest = status
+        .lines()
+        .find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = rest.trim().strip_suffix(" kB")?.parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// The release of the Linux kernel this host runs, such as `6.1.0-32-cloud-amd64`.
 ///
 /// # Errors
@@ -321,6 +347,18 @@ mod tests {
         let awkward = format!("7 (a) b) R {} 4711 0", "0 ".repeat(18).trim());
         assert_eq!(field_22(awkward.as_bytes()), Some(4711));
         assert_eq!(field_22(b"7 (a) R"), None);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn the_most_memory_is_told_in_bytes() {
+        let status = "Name:\tx\nVmHWM:\t    2048 kB\nVmRSS:\t      12 kB\n";
+        assert_eq!(high_water(status), Some(2 << 20));
+        assert_eq!(high_water("Name:\tzombie\n"), None);
+        assert_eq!(high_water("VmHWM:\tmuch kB\n"), None);
+        let before = peak_memory().unwrap();
+        let taken = std::hint::black_box(vec![1u8; 64 << 20]);
+        assert!(peak_memory().unwrap() >= before.max(taken.len() as u64));
     }
 
     #[test]

@@ -30,6 +30,7 @@ mod event;
 mod export;
 mod import;
 pub mod manifest;
+mod memory;
 mod outdated;
 mod pack;
 mod platform;
@@ -48,6 +49,7 @@ pub use error::{ImageError, Result};
 pub use event::ImageEvent;
 pub use export::{ExportFormat, ExportOptions, ExportTo, Exported, ExportedImage, RootDisk};
 pub use import::ImportOptions;
+pub use memory::MemoryUse;
 pub use outdated::Freshness;
 #[doc(hidden)]
 pub use pack::fuzz_pack;

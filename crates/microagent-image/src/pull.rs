@@ -15,10 +15,12 @@ use crate::event::ImageEvent;
 use crate::manifest::{Descriptor, Layer, Manifest};
 use crate::platform::Platform;
 use crate::reference::Reference;
-use crate::registry::{Blob, Client, Credentials, RegistryOptions, RegistryScope};
+use crate::registry::{Blob, Client, Credentials, DOWNLOAD_BUFFER, RegistryOptions, RegistryScope};
 use crate::signature::{self, VerifyKey};
 use crate::store::{self, Entry, ImageRecord, ImageStore, Partial, StagedBlob, Transaction};
 
+/// Layers that are downloaded at once, however many somebody asks for.
+const MOST_AT_ONCE: usize = 16;
 const PROGRESS_EVERY: Duration = Duration::from_millis(100);
 
 /// How an image is pulled.
@@ -399,7 +401,7 @@ impl Layers<'_> {
                 }
             }
         };
-        let threads = parallel.clamp(1, 16).min(wanted.len());
+        let threads = parallel.clamp(1, MOST_AT_ONCE).min(wanted.len());
         std::thread::scope(|scope| {
             for _ in 0..threads {
                 scope.spawn(|| {
@@ -516,6 +518,11 @@ impl Layers<'_> {
             }
         }
     }
+}
+
+/// What downloading so many layers takes at most.
+pub(crate) fn memory(layers: usize) -> u64 {
+    (layers.min(MOST_AT_ONCE) * DOWNLOAD_BUFFER) as u64
 }
 
 /// Lets the other threads of this operation go first: what is made of the layers takes longer than fetching them.

@@ -9,8 +9,8 @@ use std::{collections::BTreeSet, path::Path, sync::Arc};
 
 use microagent_image::{
     Digest, Freshness, ImageDetails, ImageEvent, ImageHistory, ImageRecord, ImageStore, ImageTree,
-    ImportOptions, Platform, PruneOptions, Pruned, PullOptions, PullPolicy, Reference, Removed,
-    StoreVerification, Tagged, Untagged, VerifyKey,
+    ImportOptions, MemoryUse, Platform, PruneOptions, Pruned, PullOptions, PullPolicy, Reference,
+    Removed, StoreVerification, Tagged, Untagged, VerifyKey,
 };
 
 use microagent_protocol::supervisor::ErrorReport;
@@ -32,6 +32,27 @@ use crate::{
 const PULLS_AT_ONCE: usize = 3;
 /// How many registries are asked at once about the state of an image.
 const ASKED_AT_ONCE: usize = 4;
+
+/// An image that came in, and the memory it took.
+#[derive(Clone, Debug, Serialize)]
+#[non_exhaustive]
+pub struct ImageArrival {
+    /// The image.
+    #[serde(flatten)]
+    pub image: ImageRecord,
+    /// What was taken, and the most that may be.
+    pub memory: MemoryUse,
+}
+
+impl ImageArrival {
+    /// What was just brought in by this process.
+    fn of(image: ImageRecord) -> Self {
+        Self {
+            memory: MemoryUse::of(&image),
+            image,
+        }
+    }
+}
 
 /// An image of the store, and what its tag stands for now.
 #[derive(Clone, Debug, Serialize)]
@@ -122,7 +143,7 @@ impl<'a> Images<'a> {
         reference: &str,
         options: &ImagePullOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
-    ) -> Result<ImageRecord> {
+    ) -> Result<ImageArrival> {
         let reference: Reference = reference.parse()?;
         let store = self.store()?;
         let platform = options.platform.clone();
@@ -135,7 +156,7 @@ impl<'a> Images<'a> {
         let _hold = store.hold()?;
         let record = store.ensure(&reference, PullPolicy::Always, &options, events)?;
         store.base_disk(&record, events)?;
-        Ok(record)
+        Ok(ImageArrival::of(record))
     }
 
     /// Pulls several images, some at a time; layers that they share come once. One that fails does not
@@ -145,7 +166,7 @@ impl<'a> Images<'a> {
         references: &[String],
         options: &ImagePullOptions,
         events: &(dyn Fn(&str, ImageEvent) + Sync),
-    ) -> Vec<Result<ImageRecord>> {
+    ) -> Vec<Result<ImageArrival>> {
         parallel::map(references, PULLS_AT_ONCE, |reference| {
             self.pull(reference, options, &|event| {
                 events(reference, event);
@@ -200,8 +221,9 @@ impl<'a> Images<'a> {
         path: &Path,
         options: &ImportOptions,
         events: &(dyn Fn(ImageEvent) + Sync),
-    ) -> Result<ImageRecord> {
-        Ok(self.store()?.import(path, options, events)?)
+    ) -> Result<ImageArrival> {
+        let record = self.store()?.import(path, options, events)?;
+        Ok(ImageArrival::of(record))
     }
 
     /// Every image, with what it takes and which workspaces are made of it.

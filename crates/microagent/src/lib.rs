@@ -70,7 +70,7 @@ pub use exec::{
     ExecOptions, ExecResult, LineOptions, LineResult, SerialEnd, ShellEnd, ShellOptions,
 };
 pub use images::{
-    BaseSource, ImageFilter, ImagePullOptions, ImageSortKey, ImageSummary, Images,
+    BaseSource, ImageArrival, ImageFilter, ImagePullOptions, ImageSortKey, ImageSummary, Images,
     InvalidImageFilter, InvalidImageSortKey, OutdatedImage, OutdatedState, Rootfs, RootfsOptions,
 };
 pub use io::{RunController, RunIo};
@@ -80,10 +80,10 @@ pub use microagent_image::{
     Bytes, CheckedImage, CheckedSignature, CommitOptions, Committed, Digest, ExportFormat,
     ExportOptions, ExportTo, Exported, ExportedImage, Freshness, HistoryStep, ImageChange,
     ImageConfig, ImageDetails, ImageDivergence, ImageError, ImageEvent, ImageHistory, ImageRecord,
-    ImageTree, ImportOptions, LayerRecord, Platform, Provenance as ImageProvenance, ProxyOptions,
-    PruneOptions, PruneReason, Pruned, PrunedImage, PullPolicy, Pushed, Reclaimed, Reference,
-    RegistryScope, Removed, RootDisk, Secret, StoreVerification, Tagged, TreeImage, TreeLayer,
-    Untagged, VerifyKey,
+    ImageTree, ImportOptions, LayerRecord, MemoryUse, Platform, Provenance as ImageProvenance,
+    ProxyOptions, PruneOptions, PruneReason, Pruned, PrunedImage, PullPolicy, Pushed, Reclaimed,
+    Reference, RegistryScope, Removed, RootDisk, Secret, StoreVerification, Tagged, TreeImage,
+    TreeLayer, Untagged, VerifyKey,
 };
 pub use microagent_kernel::{
     Architecture as KernelArchitecture, BuildOptions as KernelBuildOptions, BuiltKernel,

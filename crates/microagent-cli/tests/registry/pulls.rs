@@ -154,6 +154,17 @@ fn ctrl_c_and_on_from_there() {
     assert!(came < (BIG - (2 << 20)) as u64, "{came}");
 }
 
+/// What a pull or an import had of memory, and what it could have had, is within what is promised.
+fn assert_frugal(arrived: &serde_json::Value) {
+    let memory = &arrived["memory"];
+    let [peak, bound] =
+        ["peak_bytes", "bound_bytes"].map(|what| memory[what].as_u64().unwrap_or_default() >> 20);
+    assert!(
+        (1..=150).contains(&peak) && (100..=150).contains(&bound),
+        "{memory}"
+    );
+}
+
 #[test]
 fn offline_and_outdated() {
     let mut registry = Registry::start().unwrap();
@@ -168,10 +179,16 @@ fn offline_and_outdated() {
         .success()
         .parsed();
     let digest = pulled["images"][0]["digest"].as_str().unwrap().to_owned();
+    assert_frugal(&pulled["images"][1]);
     // What was imported has no registry to be compared with.
     let tar = write(sandbox.state(), "rootfs.tar", "");
     std::fs::write(&tar, tar_of(&[("etc/hostname", 0o644, b"x")])).unwrap();
-    sandbox.import("local:1", &tar);
+    let imported = sandbox
+        .microagent(["--json", "images", "import", "--name", "local:1"])
+        .words(&[tar.to_str().unwrap()])
+        .run()
+        .success();
+    assert_frugal(&imported.parsed());
 
     let state = |image: usize| {
         let list = sandbox

@@ -15,7 +15,7 @@ pub(crate) const BLOCK: usize = 2048;
 /// Shorter zero runs are written out: a hole costs an extent.
 const MIN_HOLE_BLOCKS: u64 = (32 << 10) / BLOCK as u64;
 /// Blocks gathered before one write.
-const BUFFER_BLOCKS: usize = (1 << 20) / BLOCK;
+pub(super) const BUFFER_BLOCKS: usize = (1 << 20) / BLOCK;
 
 static ZEROS: [u8; BLOCK] = [0; BLOCK];
 

@@ -10,10 +10,10 @@ use microagent_files::tar::Entry;
 
 use super::content::{Appender, BLOCK, ContentError, Extents};
 use super::ext4;
-use super::index::IndexWriter;
+use super::index::{INDEX_BUFFER, IndexWriter};
 use super::layer::{Entries, apply_layer, settle};
 use super::output::{FileBlocks, Output};
-use super::source::{self, LayerSource};
+use super::source::{self, Compression, LayerSource};
 use super::sums::ChunkSums;
 use super::xattr::XattrSet;
 use super::{BuildOptions, DiskError, LayerFault};
@@ -66,7 +66,7 @@ pub fn convert(
         .file()
         .try_clone()
         .map_err(index_output.error("open"))?;
-    let out = BufWriter::with_capacity(256 << 10, out);
+    let out = BufWriter::with_capacity(INDEX_BUFFER, out);
     let mut taker = IntoIndex {
         writer: IndexWriter::new(out).map_err(index_output.error("write"))?,
     };
@@ -112,6 +112,11 @@ pub fn convert(
         stream_bytes,
     };
     Ok((converted, sums))
+}
+
+/// What converting a layer takes at most.
+pub(crate) fn conversion_memory(compression: Compression) -> u64 {
+    source::memory(compression) + FileBlocks::MEMORY + INDEX_BUFFER as u64
 }
 
 fn digest_of(index: &Path) -> Result<Digest, DiskError> {

@@ -10,6 +10,8 @@ use microagent_files::tar::{Entry, EntryKind};
 use super::content::{Extent, Extents};
 use super::limits::Limits;
 
+/// Of an index, read or written at once.
+pub(super) const INDEX_BUFFER: usize = 256 << 10;
 /// What an index begins with; the format is part of the file's name.
 const MAGIC: &[u8; 8] = b"uagtidx\n";
 const END: u8 = 0;

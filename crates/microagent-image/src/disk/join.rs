@@ -17,16 +17,13 @@ use super::content::{Appender, BLOCK, BlockFile, Extents};
 use super::convert::Piece;
 use super::ext4::{self, FIRST_CONTENT_BLOCK};
 use super::flat::layout_error;
-use super::index::IndexReader;
+use super::index::{INDEX_BUFFER, IndexReader};
 use super::limits::Limits;
 use super::output::{FileBlocks, Output};
 use super::sums::ChunkSums;
 use super::tree::{Target, Tree};
 use super::{BuildOptions, DiskError, LayerFault, identity};
 use crate::digest::Digest;
-
-/// Of an index, read at once.
-pub(super) const INDEX_BUFFER: usize = 256 << 10;
 
 /// A disk of several files.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -200,6 +197,11 @@ impl<'l> Join<'l> {
             uuid: identity.uuid,
         })
     }
+}
+
+/// What merging takes at most.
+pub(crate) fn join_memory(limits: &Limits) -> u64 {
+    limits.max_tree_bytes + FileBlocks::MEMORY + INDEX_BUFFER as u64
 }
 
 fn most_bytes(limits: &Limits) -> u64 {

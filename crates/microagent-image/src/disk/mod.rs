@@ -31,12 +31,14 @@ mod xattr;
 
 use sha2::{Digest, Sha256};
 
+pub(crate) use self::convert::conversion_memory;
 pub use self::convert::{Piece, convert};
 pub use self::error::{DiskError, EntryFault, LayerFault};
 pub use self::ext4::Headroom;
 use self::ext4::Identity;
 pub use self::flat::{BuiltDisk, build, build_sized, build_writable};
 pub use self::fuzz::{fuzz_index, fuzz_layer, fuzz_layers};
+pub(crate) use self::join::join_memory;
 pub use self::join::{Join, JoinedDisk, join};
 pub use self::limits::Limits;
 pub use self::scratch::create_scratch;

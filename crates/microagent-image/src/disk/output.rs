@@ -9,8 +9,8 @@ use std::thread::{Builder, JoinHandle};
 use microagent_host::fs::{Positioned, set_mode, sync_dir};
 use tempfile::NamedTempFile;
 
-use super::buffer::PageBuffer;
-use super::content::{BLOCK, BlockFile};
+use super::buffer::{PAGE, PageBuffer};
+use super::content::{BLOCK, BUFFER_BLOCKS, BlockFile};
 use super::error::DiskError;
 use super::sink::Sink;
 use super::sums::{ChunkSums, SumsInOrder};
@@ -137,6 +137,9 @@ pub(crate) struct Unsynced {
 impl FileBlocks {
     /// Buffers on their way to the thread.
     const BUFFERS: usize = 4;
+
+    /// What writing takes at most: buffers on their way, the one being written and the one being filled.
+    pub(super) const MEMORY: u64 = ((Self::BUFFERS + 2) * (BUFFER_BLOCKS * BLOCK + PAGE)) as u64;
 
     /// For a file that is empty so far; `hashed` says whether its sums will be asked for, `synced` whether it is to
     /// be on stable storage in the end.

@@ -10,10 +10,23 @@ use sha2::{Digest, Sha256};
 
 /// Bytes that travel between the threads at once.
 const PIECE: usize = 256 << 10;
+/// Compressed bytes that are read at once.
+const INPUT: usize = 128 << 10;
 /// Pieces in flight.
 const PIECES: usize = 12;
 /// zstd frames may ask for this much memory (2^26 = 64 MiB), more than the 8 MiB every decoder must grant.
 const ZSTD_WINDOW_LOG: u32 = 26;
+
+/// What reading a layer takes at most: what is in flight and at both ends, and what its decompressor may ask for.
+pub(super) fn memory(compression: Compression) -> u64 {
+    let decompressor = match compression {
+        Compression::None => 0,
+        Compression::Gzip => 128 << 10,
+        // What is not known yet may be zstd.
+        Compression::Zstd | Compression::Detect => (1 << ZSTD_WINDOW_LOG) + (512 << 10),
+    };
+    ((PIECES + 2) * PIECE + INPUT) as u64 + decompressor
+}
 
 /// How a layer is compressed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -120,7 +133,7 @@ fn inflate(
     counter: &Arc<AtomicU64>,
 ) -> io::Result<bool> {
     let mut input = BufReader::with_capacity(
-        128 << 10,
+        INPUT,
         Counting {
             reader,
             counter: Arc::clone(counter),

@@ -11,7 +11,7 @@ use super::transport::Failure;
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result};
 
-const BUFFER: usize = 256 << 10;
+pub(crate) const BUFFER: usize = 256 << 10;
 
 /// What is downloaded, and how it goes.
 pub(crate) struct Blob<'b> {

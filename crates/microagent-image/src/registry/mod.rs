@@ -22,7 +22,7 @@ use ureq::http::{Response, StatusCode};
 
 pub use check::{LoginCheck, check_login};
 pub use credential::{Credential, Credentials, Secret};
-pub(crate) use download::Blob;
+pub(crate) use download::{BUFFER as DOWNLOAD_BUFFER, Blob};
 pub use options::{ClientCertificate, HostOptions, RegistryOptions};
 pub use proxy::ProxyOptions;
 pub use scope::RegistryScope;

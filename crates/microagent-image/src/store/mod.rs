@@ -50,6 +50,7 @@ pub use history::{HistoryStep, ImageHistory};
 pub(crate) use index::{Entry, now};
 pub use names::{Tagged, Untagged};
 pub(crate) use partial::Partial;
+pub(crate) use pieces::conversion_memory;
 pub use provenance::{LayerRecord, Provenance};
 pub use reclaim::{Needs, PruneOptions, PruneReason, Pruned, PrunedImage, Reclaimed, Removed};
 pub use tree::{ImageTree, TreeImage, TreeLayer};

@@ -17,7 +17,9 @@ use super::disks::CONVERTER;
 use super::files::{self, Transaction};
 use super::{ImageStore, settled};
 use crate::digest::Digest;
-use crate::disk::{self, BuildOptions, ChunkSums, FORMAT_VERSION as FORMAT, LayerSource, Piece};
+use crate::disk::{
+    self, BuildOptions, ChunkSums, Compression, FORMAT_VERSION as FORMAT, LayerSource, Piece,
+};
 use crate::error::{ImageError, IoContext, Result};
 use crate::event::ImageEvent;
 
@@ -328,6 +330,13 @@ fn convert(
     })?;
     came(staged.stream_bytes.saturating_sub(told));
     Ok((staged, sums))
+}
+
+/// What making a disk of layers that are compressed like this takes at most.
+pub(crate) fn conversion_memory(layers: impl Iterator<Item = Compression>) -> u64 {
+    let mut each: Vec<u64> = layers.map(disk::conversion_memory).collect();
+    each.sort_unstable_by(|a, b| b.cmp(a));
+    each.iter().take(AT_ONCE).sum::<u64>() + disk::join_memory(&BuildOptions::default().limits)
 }
 
 /// The files beside a piece at `path`, which go with it.

@@ -37,6 +37,6 @@ pub(crate) fn run(args: ImportArgs, globals: &Globals, screen: &Screen) -> Resul
         .images()
         .import(&path, &options, &|event| progress.image(&event));
     progress.clear();
-    screen.result(&imported?, super::line);
+    screen.result(&imported?, |imported| super::line(&imported.image));
     Ok(0)
 }

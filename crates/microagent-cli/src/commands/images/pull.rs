@@ -10,7 +10,7 @@ use std::{
 use clap::Args;
 use clap_complete::engine::ArgValueCompleter;
 use microagent::{
-    Error, ImageEvent, ImagePullOptions, ImageRecord, Microagent, Platform, VerifyKey,
+    Error, ImageArrival, ImageEvent, ImagePullOptions, Microagent, Platform, VerifyKey,
 };
 use serde::Serialize;
 
@@ -43,7 +43,7 @@ pub(crate) struct PullArgs {
 /// What several pulls gave.
 #[derive(Serialize)]
 struct List {
-    images: Vec<ImageRecord>,
+    images: Vec<ImageArrival>,
 }
 
 pub(crate) fn run(args: &PullArgs, globals: &Globals, screen: &Screen) -> Result<u8, Error> {
@@ -87,9 +87,11 @@ pub(crate) fn run(args: &PullArgs, globals: &Globals, screen: &Screen) -> Result
     }
     match (&images[..], args.images.len(), globals.form()) {
         ([], 1, _) => {}
-        ([one], 1, _) => screen.result(one, super::line),
+        ([one], 1, _) => screen.result(one, |one| super::line(&one.image)),
         (_, _, Form::Json) => screen.result(&List { images }, |_| String::new()),
-        (all, _, Form::Text) => screen.result(&(), |()| all.iter().map(super::line).collect()),
+        (all, _, Form::Text) => screen.result(&(), |()| {
+            all.iter().map(|one| super::line(&one.image)).collect()
+        }),
     }
     Ok(code)
 }
