@@ -196,12 +196,30 @@ mod tests {
         assert!(!text.contains("read_bytes"));
         let told = |prefix: &str| text.lines().filter(|line| line.starts_with(prefix)).count();
         assert_eq!((told("# HELP "), told("# TYPE ")), (7, 7));
-        assert!(text.ends_with('\n'));
+        let samples = testkit::prometheus::read(&text);
+        assert_eq!(samples.len(), 7);
     }
 
     #[test]
     fn a_workspace_at_rest_has_a_state_and_no_machine() {
         let text = metrics(None).text();
-        assert_eq!(text.lines().count(), 3, "{text}");
+        assert_eq!(testkit::prometheus::read(&text).len(), 1, "{text}");
+    }
+
+    #[test]
+    fn many_workspaces_are_more_values_of_the_same_metrics() {
+        let workspaces = (0..100).map(|number| WorkspaceMetrics {
+            workspace: format!("w-{number}").parse().unwrap(),
+            state: State::ALL[number % State::ALL.len()],
+            stats: None,
+        });
+        let text = Metrics {
+            workspaces: workspaces.collect(),
+        }
+        .text();
+        let samples = testkit::prometheus::read(&text);
+        // A workspace's state is one value, not one for each state there is.
+        assert_eq!(samples.len(), 100);
+        assert!(samples.iter().all(|one| one.labels.len() == 2));
     }
 }

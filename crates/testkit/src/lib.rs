@@ -7,6 +7,7 @@
 #![cfg(unix)]
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+pub mod chrome;
 mod command;
 pub mod corpus;
 mod evidence;
@@ -14,6 +15,7 @@ mod fixture;
 pub mod harness;
 pub mod kernels;
 mod leftovers;
+pub mod prometheus;
 mod pty;
 #[cfg(target_os = "linux")]
 mod reflink;

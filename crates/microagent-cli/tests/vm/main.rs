@@ -16,6 +16,7 @@ mod kernels;
 mod library;
 mod lifecycle;
 mod lifetime;
+mod nested;
 mod network;
 mod older;
 mod options;

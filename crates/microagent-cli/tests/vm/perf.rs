@@ -18,6 +18,7 @@ fn p50(report: &Value, name: &str) -> f64 {
 /// each took, in milliseconds.
 fn phases(trace: &Path) -> Vec<(String, f64)> {
     let trace: Value = serde_json::from_slice(&std::fs::read(trace).unwrap()).unwrap();
+    testkit::chrome::check(&trace);
     let events = trace["traceEvents"].as_array().unwrap().iter();
     let whole = events.filter(|event| event["ph"] == "X");
     let phase = |event: &Value| {
@@ -197,6 +198,18 @@ fn commands_are_measured_and_compared_and_a_machines_memory_is_seen() {
     ] {
         assert_eq!(metrics.matches(begin).count(), 1, "{begin}\n{metrics}");
     }
+    let samples = testkit::prometheus::read(&metrics);
+    let told: std::collections::BTreeSet<_> = samples.iter().map(|one| &one.name).collect();
+    assert_eq!(
+        told.len(),
+        samples.len(),
+        "one workspace has one of each: {metrics}"
+    );
+    assert!(
+        samples
+            .iter()
+            .all(|one| one.labels["workspace"] == "measured")
+    );
     sandbox.microagent(["metrics", "nobody"]).run().exited(1);
     gives_back(&sandbox);
     let picture = directory.path().join("exec.svg");

@@ -225,6 +225,7 @@ where
         let thread = thread();
         let name = std::thread::current().name().map(str::to_owned);
         let name = name.unwrap_or_else(|| format!("thread {thread}"));
+        self.0.name(std::process::id(), 0, "microagent".to_owned());
         self.0.name(std::process::id(), thread, name);
         if let Some(span) = context.span(id) {
             span.extensions_mut().insert(Begun {
@@ -248,12 +249,14 @@ where
             .map_or(1, Scope::count)
             .saturating_sub(1);
         args.insert("depth".to_owned(), Value::from(parents));
+        let from = micros(begun.at.saturating_duration_since(self.0.begun));
         self.0.keep(Phase {
             name: span.name().to_owned(),
             cat: "microagent",
             ph: "X",
-            ts: micros(begun.at.saturating_duration_since(self.0.begun)),
-            dur: micros(begun.at.elapsed()),
+            ts: from,
+            // Of two rounded instants: rounded on its own it could reach beyond the phase around it.
+            dur: micros(self.0.begun.elapsed()).saturating_sub(from),
             pid: std::process::id(),
             tid: begun.thread,
             args,

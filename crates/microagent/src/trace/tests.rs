@@ -113,7 +113,8 @@ fn spans_and_what_supervisors_told_are_in_the_file() {
     );
     let mut labels = names("M");
     labels.sort_unstable();
-    assert_eq!(labels, ["process_name", "thread_name"]);
+    assert_eq!(labels, ["process_name", "process_name", "thread_name"]);
+    testkit::chrome::check(&written);
     let found = |name: &str| events.iter().find(|event| event["name"] == name).unwrap();
     let (run, image, kernel) = (found("run"), found("image"), found("kernel"));
     assert_eq!(run["args"]["workspace"], "agent-1");
@@ -129,6 +130,20 @@ fn spans_and_what_supervisors_told_are_in_the_file() {
         (&json!(4321), &json!(500_000))
     );
     assert_eq!(written["otherData"]["lost"], 0);
+}
+
+#[test]
+fn short_phases_are_within_those_around_them() {
+    let trace = Trace::new();
+    let subscriber = tracing_subscriber::registry().with(trace.layer());
+    tracing::subscriber::with_default(subscriber, || {
+        for _ in 0..2_000 {
+            let _outer = tracing::info_span!("run").entered();
+            let _inner = tracing::info_span!("image").entered();
+            tracing::info_span!("disk").in_scope(|| {});
+        }
+    });
+    testkit::chrome::check(&trace.shared.document());
 }
 
 #[test]
