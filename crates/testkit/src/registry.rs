@@ -3,6 +3,7 @@
 mod bytes;
 mod certificates;
 mod layout;
+mod names;
 mod nginx;
 mod proxy;
 mod scripted;
@@ -25,6 +26,7 @@ use tempfile::TempDir;
 pub use self::bytes::{Packing, damage, digest_of, noise, pack, tar_of};
 pub use self::certificates::Certificates;
 pub use self::layout::{Layout, TinyImage};
+pub use self::names::Names;
 pub use self::nginx::Nginx;
 pub use self::proxy::Proxy;
 pub use self::scripted::{Answer, Request, Scripted};

@@ -21,8 +21,8 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  microagent cp ./src agent:/work             src becomes /work, or goes into it if it is there
-  microagent cp ./src/. agent:/work           what is in src goes into /work
+  microagent cp ./src agent:/work             # src becomes /work, or goes into it if it is there
+  microagent cp ./src/. agent:/work           # what is in src goes into /work
   microagent cp agent:/work/report.json .
   microagent cp --chown 1000:1000 --chmod 640 key agent:/home/me/.ssh/id
   microagent cp agent:/var/log - | tar -t

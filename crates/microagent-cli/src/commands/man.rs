@@ -17,7 +17,7 @@ use crate::{
 /// Writes the manual pages, one for each command, into a directory; without one, prints the main
 /// page.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:
+#[command(after_help = "Examples:
   microagent man ~/.local/share/man/man1 && man microagent-run")]
 pub(crate) struct ManArgs {
     /// Where the pages go; made if it is missing

@@ -10,13 +10,13 @@ const EXAMPLES: &str = "\
 Examples:
   microagent metrics
   microagent metrics web db
-  microagent metrics > /var/lib/node_exporter/microagent.prom.new &&
-    mv /var/lib/node_exporter/microagent.prom.new /var/lib/node_exporter/microagent.prom";
+  microagent metrics > microagent.prom.new && mv microagent.prom.new microagent.prom";
 
 /// Prints what workspaces cost as Prometheus reads it: a state for each workspace, and for each machine
 /// processor time, memory, disk traffic, sessions and connections.
 ///
-/// No daemon serves this: let a timer write it to a file that an exporter reads.
+/// No daemon serves this: let a timer write it to a file that an exporter reads; by a second name, as above,
+/// the exporter never reads half of it.
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct MetricsArgs {

@@ -1,36 +1,187 @@
-//! What the documents show happens as they show it: every transcript in them is run.
+//! What the documents show happens as they show it: every command in them is run.
 
-use std::path::Path;
+use std::{collections::BTreeSet, fs, path::Path};
 
-use testkit::{Sandbox, transcript};
+use testkit::transcript;
 
-/// Runs the transcripts of one document, in order, in a state directory of its own.
-fn holds(document: &str) {
+use crate::scene::Scene;
+
+/// What is shown and not run here: the document, the line, and why.
+const ELSEWHERE: &[(&str, &str, &str)] = &[
+    (
+        "README.md",
+        "cargo xtask demo",
+        "installs packages and builds a release",
+    ),
+    ("README.md", "cargo xtask test", "is what runs this"),
+    ("README.md", "cargo xtask install", BUILDS),
+    ("README.md", "microagent kernel build", TEN_MINUTES),
+    (
+        "README.md",
+        "microagent connect agent-1",
+        "a session; docs/getting-started.md has one",
+    ),
+    (
+        "docs/backends.md",
+        "cargo xtask conformance",
+        "CI runs the suite as a test",
+    ),
+    (
+        "docs/getting-started.md",
+        "sudo apt-get install",
+        "installs packages",
+    ),
+    ("docs/getting-started.md", "cargo xtask install", BUILDS),
+    (
+        "docs/getting-started.md",
+        "microagent kernel build",
+        TEN_MINUTES,
+    ),
+    (
+        "docs/getting-started.md",
+        "microagent kernel use ID",
+        TWO_KERNELS,
+    ),
+    (
+        "docs/getting-started.md",
+        "microagent run --kernel ID",
+        TWO_KERNELS,
+    ),
+    (
+        "docs/performance.md",
+        "microagent perf boot",
+        "ten boots each; `perf` has few",
+    ),
+];
+
+const BUILDS: &str = "builds a release";
+const TEN_MINUTES: &str = "takes ten minutes; `tests/kernels/build.rs` builds less";
+const TWO_KERNELS: &str = "there is one kernel here; `kernels` has two";
+
+/// Blocks that are no commands: the document, the kind, and what holds them.
+const NO_COMMANDS: &[(&str, &str, &str)] = &[
+    ("README.md", "rust", "snippets.rs compiles it"),
+    ("docs/cli.md", "", "help; examples.rs runs its examples"),
+    ("docs/concepts.md", "", "a drawing"),
+    ("docs/design/disks.md", "", "a drawing"),
+    (
+        "docs/json.md",
+        "json",
+        "documents.rs reads it as what is printed",
+    ),
+    ("docs/library.md", "rust", "snippets.rs compiles it"),
+    (
+        "docs/protocol.md",
+        "transcript",
+        "the supervisor's tests speak it",
+    ),
+    ("docs/registries.md", "toml", "the library's tests read it"),
+    ("docs/spec.md", "yaml", "the library's tests read it"),
+];
+
+fn text(document: &str) -> String {
     let path = Path::new(env!("CARGO_MANIFEST_DIR"))
         .join("../..")
         .join(document);
-    let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"));
-    let steps = transcript::steps(&text);
-    assert!(!steps.is_empty(), "{document} shows nothing");
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{document}: {error}"))
+}
 
-    let sandbox = Sandbox::own(env!("CARGO_BIN_EXE_microagent"));
-    let directory = tempfile::tempdir().unwrap();
-    for step in steps {
-        let finished = sandbox.shell(&step.command, directory.path()).run();
-        let printed = finished.out() + &finished.err();
-        if let Err(report) = transcript::compare(&step.expected, &printed) {
+fn elsewhere(document: &str, command: &str) -> bool {
+    let named = |(of, line, _): &&(&str, &str, &str)| *of == document && command.starts_with(line);
+    ELSEWHERE.iter().any(|entry| named(&entry))
+}
+
+/// Runs the commands of one document, in order.
+fn holds(document: &str, scene: Scene) {
+    for step in transcript::steps(&text(document)) {
+        if elsewhere(document, &step.command) {
+            continue;
+        }
+        if let Err(report) = scene.step(&step) {
             panic!("{document}:{}: $ {}\n{report}", step.line, step.command);
         }
     }
-    sandbox.leftovers().none(&[]);
+    scene.end();
+}
+
+/// The documents with commands, and where each takes place.
+macro_rules! documents {
+    ($($test:ident: $document:literal in $scene:expr;)*) => {
+        const RUN: &[&str] = &[$($document),*];
+        $(#[test] fn $test() { holds($document, $scene); })*
+    };
+}
+
+documents! {
+    readme: "README.md" in Scene::bare()
+        .with_images("bash", &[])
+        .with_registry(None, &["library/ubuntu:24.04", "library/python:3.13-slim"])
+        .with_rootfs("rootfs.tar.gz")
+        .with_variable("TOKEN", "t0ken");
+    getting_started: "docs/getting-started.md" in Scene::bare();
+    concepts: "docs/concepts.md" in Scene::bare();
+    images: "docs/images.md" in Scene::bare()
+        .with_images("bash", &["tools:3"])
+        .with_rootfs("old.tar.gz")
+        .with_commands("microagent images import --name old:1 old.tar.gz && microagent create agent-1 debian:12")
+        .with_registry(None, &[]);
+    registries: "docs/registries.md" in Scene::bare()
+        .with_registry(Some("me"), &[])
+        .with_program("pass", &format!("[ \"$*\" = 'show reg' ] && echo {}", transcript::PASSWORD));
+}
+
+/// Every document for users, by its name.
+fn documents() -> Vec<String> {
+    let mut names = vec!["README.md".to_owned(), "SECURITY.md".to_owned()];
+    for directory in ["docs", "docs/design"] {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../..")
+            .join(directory);
+        let entries = fs::read_dir(path)
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name());
+        let pages = entries.map(|name| format!("{directory}/{}", name.to_str().unwrap()));
+        names.extend(pages.filter(|name| name.ends_with(".md")));
+    }
+    names
 }
 
 #[test]
-fn getting_started() {
-    holds("docs/getting-started.md");
-}
-
-#[test]
-fn concepts() {
-    holds("docs/concepts.md");
+fn what_is_shown_is_run_or_said_why_not() {
+    let mut unused: BTreeSet<_> = ELSEWHERE.iter().chain(NO_COMMANDS).collect();
+    for document in documents() {
+        let text = text(&document);
+        for block in transcript::blocks(&text) {
+            if ["console", "sh"].contains(&block.kind.as_str()) {
+                continue;
+            }
+            let known = |entry: &&(&str, &str, &str)| {
+                (entry.0, entry.1) == (document.as_str(), block.kind.as_str())
+            };
+            let entry = NO_COMMANDS.iter().find(known);
+            let entry = entry.unwrap_or_else(|| {
+                panic!(
+                    "{document}:{}: a block that is neither run nor named here",
+                    block.line
+                )
+            });
+            assert!(
+                !block.kind.is_empty()
+                    || document == "docs/cli.md"
+                    || !block.lines.concat().contains("microagent "),
+                "{document}:{}: commands are set as `sh` or `console`",
+                block.line
+            );
+            unused.remove(entry);
+        }
+        for step in transcript::steps(&text) {
+            assert!(
+                RUN.contains(&document.as_str()) || elsewhere(&document, &step.command),
+                "nobody runs {document}:{}",
+                step.line
+            );
+            unused.retain(|(of, line, _)| *of != document || !step.command.starts_with(line));
+        }
+    }
+    assert!(unused.is_empty(), "shown nowhere: {unused:?}");
 }

@@ -5,6 +5,7 @@
 mod artifacts;
 mod docs;
 mod ends;
+mod examples;
 mod exec;
 mod exit_codes;
 mod files;
@@ -23,6 +24,7 @@ mod options;
 mod perf;
 mod plain;
 mod refusals;
+mod scene;
 mod settings;
 mod snippets;
 mod specs;

@@ -13,7 +13,7 @@ use super::tool::run_tool;
 pub struct Certificates {
     /// The authority's certificate (PEM file).
     pub authority: PathBuf,
-    /// The certificate of a server at 127.0.0.1 or 0.0.0.0 (PEM file).
+    /// The certificate of a server at 127.0.0.1, 0.0.0.0 or registry.example.com (PEM file).
     pub certificate: PathBuf,
     /// The server's key (PEM file).
     pub key: PathBuf,
@@ -56,7 +56,7 @@ impl Certificates {
         sign(
             directory,
             "leaf",
-            "subjectAltName=IP:127.0.0.1,IP:0.0.0.0\n",
+            "subjectAltName=IP:127.0.0.1,IP:0.0.0.0,DNS:registry.example.com\n",
         )?;
         sign(directory, "client", "extendedKeyUsage=clientAuth\n")?;
         let file = |name: &str| directory.join(name);

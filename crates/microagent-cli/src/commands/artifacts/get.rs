@@ -14,9 +14,9 @@ use crate::{
 
 const EXAMPLES: &str = "\
 Examples:
-  microagent artifacts get build report -o out       out/report, a file
+  microagent artifacts get build report -o out       # out/report, a file
   microagent artifacts get build site && tar -t < site.tar
-  microagent artifacts get build                     all of them, into this directory
+  microagent artifacts get build                     # all of them, into this directory
 
 A file comes under its artifact's name, a directory as one tar, NAME.tar. Each is there in whole, or
 what was there before. `microagent cp` takes any file, and a directory as a tree.";
