@@ -5,10 +5,10 @@ use std::{collections::BTreeSet, fs, path::PathBuf};
 
 use clap::{Command, CommandFactory as _};
 use microagent::{
-    CommitOptions, ErrorReport, Event, ExecResult, ExportOptions, ExportTo, ImageChange,
-    ImageFilter, ImagePullOptions, ImageSortKey, Images, Kernels, Microagent, Profile,
-    PruneOptions, Registries, RootfsOptions, RunResult, SortKey, Spec, SuperviseEvent,
-    SuperviseUnit, Workspace, WorkspaceFilter, Workspaces,
+    CommitOptions, ErrorReport, Event, ExecResult, ExportOptions, ExportTo, ImageArrival,
+    ImageChange, ImageFilter, ImagePullOptions, ImageSortKey, Images, Kernels, MemoryUse,
+    Microagent, Profile, PruneOptions, Registries, RootfsOptions, RunResult, SortKey, Spec,
+    SuperviseEvent, SuperviseUnit, Workspace, WorkspaceFilter, Workspaces,
     perf::{self, Perf, PerfReport},
 };
 
@@ -251,6 +251,8 @@ fn library() -> BTreeSet<String> {
         "ExportOptions" => size_of::<ExportOptions>,
         "ExportTo" => size_of::<ExportTo<'_>>,
         "RootfsOptions" => size_of::<RootfsOptions>,
+        "ImageArrival" => size_of::<ImageArrival>,
+        "MemoryUse" => size_of::<MemoryUse>,
         "ImageFilter" => size_of::<ImageFilter>,
         "ImageSortKey" => size_of::<ImageSortKey>,
         "ImagePullOptions" => size_of::<ImagePullOptions>,
