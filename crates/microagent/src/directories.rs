@@ -20,7 +20,7 @@ use microagent_image::Bytes;
 use microagent_protocol::WorkspaceName;
 use serde::Serialize;
 
-pub(crate) use self::runtime::{RuntimeDirectory, remove_root, remove_runtime};
+pub(crate) use self::runtime::{RuntimeDirectory, make_root, remove_root, remove_runtime};
 use crate::{
     config::Config,
     error::{Error, IoContext, Result},

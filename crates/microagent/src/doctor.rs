@@ -171,7 +171,7 @@ fn state_dir(config: &Config) -> Finding {
     if let Err(error) = files::private_dir(path).and_then(|()| try_write(path)) {
         return (Verdict::Unusable, error.to_string(), choose);
     }
-    if let Err(error) = files::private_dir(&config.runtime_dir) {
+    if let Err(error) = directories::make_root(&config.runtime_dir) {
         return (Verdict::Unusable, error.to_string(), choose);
     }
     directories::remove_root(&config.runtime_dir);

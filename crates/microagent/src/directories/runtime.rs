@@ -20,6 +20,9 @@ use crate::{
 /// 107 bytes a socket's path may have.
 const MAX_RUNTIME_DIR: usize = 72;
 
+/// How often one that goes at once is made again, before it is taken for one that cannot be made.
+const TRIES: u32 = 100;
+
 /// A private directory for one machine's sockets. Dropping it removes it, unless a supervisor,
 /// which removes it in the end, has taken it over.
 #[derive(Debug)]
@@ -45,7 +48,7 @@ impl RuntimeDirectory {
                 supervisor: None,
             };
             record.write(directory)?;
-            files::private_dir(root)?;
+            make_root(root)?;
             match DirBuilder::new().private().create(&path) {
                 Ok(()) => {
                     return Ok(Self {
@@ -91,6 +94,19 @@ pub(crate) fn remove_runtime(path: &Path) {
     remove_tree(path);
     if let Some(root) = path.parent() {
         remove_root(root);
+    }
+}
+
+/// Makes the directory above those of the machines. Others may remove it again at any instant.
+pub(crate) fn make_root(root: &Path) -> Result<()> {
+    let mut tries = 1..=TRIES;
+    loop {
+        match files::private_dir(root) {
+            // It went before it was looked at.
+            Err(Error::Io { source, .. })
+                if source.kind() == io::ErrorKind::NotFound && tries.next().is_some() => {}
+            made => return made,
+        }
     }
 }
 
