@@ -10,6 +10,8 @@ use crate::{cli::Globals, completion, output::Screen, surroundings};
 /// Makes a second workspace of what one is made of and has written. Only its own disk is copied;
 /// name, history and result are the new one's own. The old one must not be live.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent clone tools tools-2")]
 pub(crate) struct CloneArgs {
     /// The workspace to copy
     #[arg(value_name = "OLD", add = ArgValueCompleter::new(completion::workspaces))]

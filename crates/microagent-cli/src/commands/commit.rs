@@ -16,6 +16,9 @@ use crate::{
 /// workspace must not be running; one that is quarantined is committed as its disk is. What volumes
 /// hold, and the host's name in /etc, is no part of it.
 #[derive(Debug, Args)]
+#[command(after_help = r#"Examples:
+  microagent commit tools team/tools:1 -m 'with git'
+  microagent commit tools team/tools:2 --change 'CMD ["git", "status"]'"#)]
 pub(crate) struct CommitArgs {
     /// The workspace
     workspace: String,

@@ -15,6 +15,9 @@ use crate::{
 /// Removes workspaces with everything they wrote. One that is live is left alone unless --force is
 /// given; one that is not there is no error.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent delete tools
+  microagent delete --force web db         # live or not")]
 pub(crate) struct DeleteArgs {
     #[command(flatten)]
     names: Names,

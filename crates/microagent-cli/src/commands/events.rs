@@ -17,6 +17,9 @@ use crate::{
 
 /// What happened to a workspace, oldest first.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent events web --since 10m
+  microagent --json events web --tail 1     # a line of JSON each")]
 pub(crate) struct EventsArgs {
     /// The workspace
     #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]

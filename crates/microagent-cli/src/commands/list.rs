@@ -15,6 +15,9 @@ use crate::{
 ///
 /// `ps` shows those that are live.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent list --filter state=running --sort created
+  microagent ps --format '{{name}} {{image}}'")]
 pub(crate) struct ListArgs {
     /// Also those that are not live (`list` shows them anyway)
     #[arg(long, short)]

@@ -18,6 +18,9 @@ const MAX_PASSWORD: u64 = 64 << 10;
 const INTERRUPTED: u8 = 130;
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent login registry.example.com -u me      # asks for the password
+  pass show reg | microagent login registry.example.com -u me --password-stdin")]
 pub(crate) struct LoginArgs {
     /// The registry, HOST[:PORT], or a part of it, HOST[:PORT]/NAMESPACE
     registry: RegistryScope,

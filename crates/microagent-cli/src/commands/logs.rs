@@ -22,6 +22,9 @@ const PACE: Duration = Duration::from_millis(100);
 /// workload wrote is in `result`. With --supervisor: what the host's side of the machine wrote down,
 /// as much of it as MICROAGENT_LOG said when the machine was started (else from `info` on).
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent logs web --tail 20
+  microagent logs --supervisor web")]
 pub(crate) struct LogsArgs {
     /// The workspace
     #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]

@@ -12,6 +12,8 @@ use crate::{
 
 /// How workspaces are connected: as they were asked to be, and as they are while they are live.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent network web")]
 pub(crate) struct NetworkArgs {
     #[command(flatten)]
     names: Names,

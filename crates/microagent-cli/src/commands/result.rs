@@ -15,6 +15,9 @@ use crate::{
 /// How a workspace's workload ended at its last start: exit code, times and the kept part of its
 /// output.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent result build
+  microagent result build --format '{{exit_code}}'")]
 pub(crate) struct ResultArgs {
     /// The workspace
     #[arg(value_name = "NAME", add = ArgValueCompleter::new(completion::workspaces))]

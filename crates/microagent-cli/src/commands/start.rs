@@ -19,6 +19,10 @@ use crate::{
 /// Boots workspaces from their own disks, and returns when their guests are ready; the machines go
 /// on by themselves. What they boot from is compared with what was recorded first.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent start agent-1
+  microagent start build --wait            # until its command has ended
+  microagent start agent --memory 1G       # this time")]
 pub(crate) struct StartArgs {
     #[command(flatten)]
     names: Names,

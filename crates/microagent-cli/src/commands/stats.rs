@@ -19,6 +19,8 @@ const PACE: Duration = Duration::from_secs(1);
 /// What live workspaces cost the host: processor time, memory, disk traffic and connections of
 /// their machine monitors.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent stats web db")]
 pub(crate) struct StatsArgs {
     #[command(flatten)]
     names: Names,

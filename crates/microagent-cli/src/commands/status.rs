@@ -16,6 +16,10 @@ use crate::{
 ///
 /// `inspect` is the same in JSON.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent status web
+  microagent status web --format '{{state}}'
+  microagent inspect web db                # the same in JSON")]
 pub(crate) struct StatusArgs {
     #[command(flatten)]
     names: Names,

@@ -17,6 +17,10 @@ use crate::{
 /// Waits until workspaces are not live any more, or quarantined.
 #[derive(Debug, Args)]
 #[command(after_help = "\
+Examples:
+  microagent wait build
+  microagent wait web db --timeout 10m     # each at most this long
+
 Exit code: 0 when all are prepared, halted or stopped, 1 when one failed or is quarantined.")]
 pub(crate) struct WaitArgs {
     #[command(flatten)]

@@ -123,6 +123,9 @@ impl Scene {
         let path = self.path("bin").join(name);
         write(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        if self.variables.iter().any(|(name, _)| name == "PATH") {
+            return self;
+        }
         let beside = Path::new(env!("CARGO_BIN_EXE_microagent"))
             .parent()
             .unwrap();

@@ -14,6 +14,8 @@ use crate::{
 /// read and hashed, through the guest's agent while it runs, from the disks when it does not. The size
 /// and the SHA-256 of a directory are those of its tar.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent artifacts list build")]
 pub(crate) struct ListArgs {
     /// The workspace
     #[arg(value_name = "NAME")]

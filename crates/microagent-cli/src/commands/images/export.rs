@@ -18,6 +18,9 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images export debian:12 -o debian.oci.tar
+  microagent images export debian:12 -o rootfs.tar --format rootfs-tar")]
 pub(crate) struct ExportArgs {
     /// The images: references, or digests or the beginnings of them. A root file system is that of one
     #[arg(required = true)]

@@ -8,6 +8,9 @@ use microagent::{Error, ImportOptions, Microagent, Platform, Reference};
 use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images import --name debian:12 rootfs.tar.gz
+  microagent images import debian.oci.tar")]
 pub(crate) struct ImportArgs {
     /// A root file system's tar (plain, gzip or zstd), an OCI archive or layout directory, or the
     /// archive of `docker save`

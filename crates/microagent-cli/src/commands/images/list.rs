@@ -14,6 +14,8 @@ use crate::{
 /// Every image, a row each. SIZE is what it takes on the disk, base disk included; UNIQUE is what comes
 /// free when it alone is removed.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images list --filter used=false --sort size")]
 pub(crate) struct ListArgs {
     /// Only those with this: reference=PATTERN (with *), digest=BEGINNING, platform=OS/ARCH,
     /// registry=HOST, used=true|false (by a workspace), signed=true|false (checked); repeatable. One of

@@ -13,6 +13,8 @@ use serde::Serialize;
 use crate::{cli::Globals, output::Screen, progress::Progress, surroundings};
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images load -i debian.oci.tar")]
 pub(crate) struct LoadArgs {
     /// The archive [default: standard input]
     #[arg(long, short, value_name = "FILE")]

@@ -24,6 +24,9 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images pull alpine:3
+  microagent images pull --verify-key cosign.pub registry.example.com/app:1")]
 pub(crate) struct PullArgs {
     /// The images: NAME[:TAG] or NAME@sha256:DIGEST, with the registry in front
     #[arg(required = true, add = ArgValueCompleter::new(completion::images))]

@@ -11,6 +11,8 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images push debian:12 registry.example.com/team/debian:12")]
 pub(crate) struct PushArgs {
     /// The image: its reference, or its digest or the beginning of it
     image: String,

@@ -13,6 +13,8 @@ use crate::{
 
 /// Gives an image one more name. Nothing is copied; a name that stood for another image moves.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images tag debian:12 base:1")]
 pub(crate) struct TagArgs {
     /// The image: a reference, or a digest or the beginning of it
     #[arg(add = ArgValueCompleter::new(completion::images))]

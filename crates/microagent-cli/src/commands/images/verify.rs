@@ -15,6 +15,8 @@ use crate::{
 /// Reads every blob and disk of images again and names each that is not what was recorded. Exits with 1
 /// if there is one: remove the images it names and pull or import them again.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent images verify --all")]
 pub(crate) struct VerifyArgs {
     /// The images: references, or digests or the beginnings of them
     #[arg(required_unless_present = "all", add = ArgValueCompleter::new(completion::images))]

@@ -13,6 +13,8 @@ use crate::{
 };
 
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent rootfs build debian:12 --allow-mutable -o debian.ext4")]
 pub(crate) struct BuildArgs {
     /// The image: NAME@sha256:DIGEST; with --allow-mutable also NAME[:TAG]
     image: Reference,

@@ -11,6 +11,8 @@ use crate::output::Screen;
 /// Reads the spec and checks everything that can be checked without doing anything. Everything that
 /// is wrong is told at once, each with its line and column.
 #[derive(Debug, Args)]
+#[command(after_help = "Examples:
+  microagent spec check microagent.yaml")]
 pub(crate) struct CheckArgs {
     /// The spec
     #[arg(value_name = "FILE", default_value = Spec::FILE_NAME)]
