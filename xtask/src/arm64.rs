@@ -25,8 +25,15 @@ const MASK: &str =
 const IMAGE: &str = "busybox:arm64";
 const WORKSPACE: &str = "arm64";
 
-/// Builds everything, and runs a guest.
-pub(crate) fn run(yes: bool) -> anyhow::Result<()> {
+/// Builds the executable, and has what `MICROAGENT_TUNED_ARM64` names tried in a machine that it emulates.
+pub(crate) fn containers(yes: bool, try_it: &mut Command) -> anyhow::Result<()> {
+    let executable = executable(yes)?;
+    let _translated = Handler::register()?;
+    process::run(try_it.env("MICROAGENT_TUNED_ARM64", executable))
+}
+
+/// The executable for arm64, built.
+fn executable(yes: bool) -> anyhow::Result<PathBuf> {
     let needed: [&[packages::Need]; 5] = [
         packages::RUN,
         packages::KERNEL,
@@ -35,7 +42,7 @@ pub(crate) fn run(yes: bool) -> anyhow::Result<()> {
         packages::ARM64,
     ];
     packages::install(&needed, yes)?;
-    let directory = process::target_dir().join("arm64");
+    let directory = directory();
     let guest = built(
         &directory,
         "guest",
@@ -46,13 +53,23 @@ pub(crate) fn run(yes: bool) -> anyhow::Result<()> {
     // The build of the executable replaces nothing there, and must not depend on a file that changes.
     let kept = directory.join("guest-agent");
     fs::copy(&guest, &kept).with_context(|| guest.display().to_string())?;
-    let executable = built(
+    built(
         &directory,
         "dev",
         "microagent-cli",
         "microagent",
         Some(&kept),
-    )?;
+    )
+}
+
+fn directory() -> PathBuf {
+    process::target_dir().join("arm64")
+}
+
+/// Builds everything, and runs a guest.
+pub(crate) fn run(yes: bool) -> anyhow::Result<()> {
+    let executable = executable(yes)?;
+    let directory = directory();
     let kernel = kernel::built(Some("aarch64"))?;
     let image = image(&directory)?;
     let _translated = Handler::register()?;

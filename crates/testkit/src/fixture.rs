@@ -60,15 +60,28 @@ pub(crate) fn shell_less_tar() -> PathBuf {
 
 /// The Debian 12 root file system that the test runner made.
 pub(crate) fn debian_tar() -> PathBuf {
-    bootstrap("debian-12-minbase", &[])
+    bootstrap("debian-12-minbase", &["--variant=minbase"])
 }
+
+/// What asks a kernel for much: a container engine, and besides.
+const CONTAINERS: &str = "docker.io,iptables,nftables,iproute2,iputils-ping,cryptsetup-bin,erofs-utils,fuse2fs,\
+                          e2fsprogs,busybox-static";
 
 /// A Debian 12 with a container engine, and with what else asks a kernel for much.
 #[must_use]
 pub fn containers_tar() -> PathBuf {
-    let packages = "docker.io,iptables,nftables,iproute2,iputils-ping,cryptsetup-bin,erofs-utils,fuse2fs,\
-                    e2fsprogs,busybox-static";
-    bootstrap("debian-12-containers", &["--include", packages])
+    let options = ["--variant=minbase", "--include", CONTAINERS];
+    bootstrap("debian-12-containers", &options)
+}
+
+/// The same of arm64's packages. This host runs none of their scripts: they are unpacked, and not set up.
+#[must_use]
+pub fn containers_arm64_tar() -> PathBuf {
+    let base = "base-files,bsdutils,coreutils,dash,debianutils,diffutils,findutils,grep,gzip,hostname,libc-bin,\
+                mount,sed,tar,util-linux";
+    let include = format!("--include={CONTAINERS},{base}");
+    let options = ["--variant=extract", "--architectures=arm64", &include];
+    bootstrap("debian-12-containers-arm64", &options)
 }
 
 fn bootstrap(name: &str, options: &[&str]) -> PathBuf {
@@ -77,7 +90,7 @@ fn bootstrap(name: &str, options: &[&str]) -> PathBuf {
         require("mmdebstrap", "mmdebstrap");
         let part = cache_dir().join(format!("{name}.part.tar.gz"));
         run(Command::new("mmdebstrap")
-            .args(["--quiet", "--variant=minbase"])
+            .arg("--quiet")
             .args(options)
             .arg("bookworm")
             .arg(&part));

@@ -25,7 +25,7 @@ mod skips;
 pub mod transcript;
 
 pub use command::{Finished, Invocation, Running, sha256};
-pub use fixture::{busybox_tar, containers_tar, image_with_config};
+pub use fixture::{busybox_tar, containers_arm64_tar, containers_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
 #[cfg(target_os = "linux")]
