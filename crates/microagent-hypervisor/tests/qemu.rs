@@ -234,6 +234,19 @@ fn qemu_is_confined_as_it_is_said() {
         assert_eq!(field(set), "0000000000000000", "{set}");
     }
     assert_eq!(field("Seccomp:"), "2");
+    let line = fs::read(format!("/proc/{}/cmdline", machine.vmm().pid)).unwrap();
+    let line = String::from_utf8(line).unwrap();
+    let words: Vec<&str> = line.split('\0').collect();
+    // No device that was not asked for, and no way to it but descriptors that its parent holds.
+    assert!(
+        words.contains(&"-nodefaults") && words.contains(&"-no-user-config"),
+        "{words:?}"
+    );
+    let sockets = words.iter().filter(|word| word.starts_with("socket,"));
+    assert!(
+        sockets.clone().count() >= 2 && sockets.clone().all(|word| word.contains(",fd=")),
+        "{words:?}"
+    );
     let open: Vec<_> = fs::read_dir(format!("/proc/{}/fd", machine.vmm().pid))
         .unwrap()
         .filter_map(|entry| fs::read_link(entry.unwrap().path()).ok())

@@ -184,6 +184,21 @@ fn a_guest_reaches_the_outside_and_not_the_hosts_own_and_a_kill_leaves_nothing()
     );
     let passt = passts(supervisor);
     assert_eq!(passt.len(), 1, "{passt:?}");
+    let held = fs::read_to_string(format!("/proc/{}/status", passt[0])).unwrap();
+    let held: Vec<_> = held
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .collect();
+    for wanted in [["CapEff:", "0000000000000000"], ["Seccomp:", "2"]] {
+        assert!(
+            held.iter().any(|line| line[..] == wanted),
+            "{wanted:?}: {held:?}"
+        );
+    }
+    for kind in ["user", "mnt", "ipc", "uts"] {
+        let of = |pid: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+        assert_ne!(of(&passt[0].to_string()), of("self"), "{kind}");
+    }
     if let (Some(IpAddr::V6(outer)), false) = (
         outer_address("2001:db8::1"),
         runtime["interface"]["ipv6"].is_null(),
