@@ -125,6 +125,9 @@ documents! {
         .with_rootfs("old.tar.gz")
         .with_commands("microagent images import --name old:1 old.tar.gz && microagent create agent-1 debian:12")
         .with_registry(None, &[]);
+    troubleshooting: "docs/troubleshooting.md" in Scene::bare().with_commands(
+        "microagent create agent debian:12 && printf 'name: agent\\nimage: debian:13\\n' >microagent.yaml",
+    );
     registries: "docs/registries.md" in Scene::bare()
         .with_registry(Some("me"), &[])
         .with_program("pass", &format!("[ \"$*\" = 'show reg' ] && echo {}", transcript::PASSWORD));
