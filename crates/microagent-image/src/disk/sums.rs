@@ -29,6 +29,8 @@ use crate::digest::Digest;
 pub const CHUNK_BYTES: u64 = 4 << 20;
 /// Of the text form: more than the list of the largest disk.
 const MAX_TEXT: u64 = 8 << 20;
+/// As many as a list has lines for: 512 GiB.
+const MAX_CHUNKS: u64 = MAX_TEXT / 64;
 /// Read at once while hashing.
 const PIECE: usize = 256 << 10;
 
@@ -112,12 +114,20 @@ impl ChunkSums {
     /// As [`of_file`](Self::of_file).
     pub fn by(hash: ChunkHash, file: &File) -> io::Result<Self> {
         let size_bytes = file.metadata()?.len();
+        if count(size_bytes) > MAX_CHUNKS {
+            // A hole of exabytes costs nobody anything, but whoever hashes it.
+            return Err(io::Error::new(
+                io::ErrorKind::FileTooLarge,
+                "it is larger than any disk",
+            ));
+        }
         let none = vec![None; count(size_bytes) as usize];
         Self::complete(hash, file, size_bytes, none)
     }
 
     /// Hashes `file`, which is at `path`, by what it was hashed by when its digest was `recorded`. The list beside
-    /// it tells, if it is the recorded one; without it every way is tried.
+    /// it tells, if it is the recorded one; without it every way is tried, so that a file that was changed is read
+    /// twice before it is refused, and never more.
     ///
     /// # Errors
     /// As [`of_file`](Self::of_file).
@@ -463,6 +473,16 @@ mod tests {
             std::fs::write(&beside, recorded.text()).unwrap();
             assert_eq!(recorded.first_difference(&found()), Some((0, CHUNK_BYTES)));
             std::fs::remove_file(&beside).unwrap();
+        }
+    }
+
+    #[test]
+    fn what_is_larger_than_any_disk_is_not_read() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len((MAX_CHUNKS + 1) * CHUNK_BYTES).unwrap();
+        for hash in [ChunkHash::Blake3, ChunkHash::Sha256] {
+            let error = ChunkSums::by(hash, &file).unwrap_err();
+            assert_eq!(error.kind(), io::ErrorKind::FileTooLarge);
         }
     }
 
