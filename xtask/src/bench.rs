@@ -14,8 +14,8 @@ use anyhow::{Context as _, bail};
 use serde_json::Value;
 
 use crate::{
-    bench_check, bench_density, bench_exec, bench_files, bench_first, bench_image, bench_net,
-    bench_pull, bench_run, bench_workspace, debian, install, packages, process,
+    bench_check, bench_density, bench_exec, bench_files, bench_first, bench_floor, bench_image,
+    bench_net, bench_pull, bench_run, bench_workspace, debian, install, packages, process,
 };
 
 /// One measured figure.
@@ -120,6 +120,7 @@ const BENCHMARKS: &[(&str, Benchmark)] = &[
     ("copy", bench_exec::copy),
     ("import-vs-umoci-mke2fs", bench_image::import),
     ("pull-1gb", bench_pull::pull),
+    ("pull-floor", bench_floor::floor),
     ("pull-100000-files", bench_files::pull_many_files),
     ("first-start", bench_first::first_start),
     ("published-port-vs-hostfwd", bench_net::published),

@@ -107,6 +107,11 @@ fn largest_blob(layout: &Path) -> anyhow::Result<PathBuf> {
 }
 
 pub(crate) fn inflate_program() -> anyhow::Result<PathBuf> {
+    example("inflate")
+}
+
+/// An example of the image crate, built.
+pub(crate) fn example(name: &str) -> anyhow::Result<PathBuf> {
     process::run(process::cargo().args([
         "build",
         "--release",
@@ -114,9 +119,9 @@ pub(crate) fn inflate_program() -> anyhow::Result<PathBuf> {
         "--package",
         "microagent-image",
         "--example",
-        "inflate",
+        name,
     ]))?;
-    Ok(process::target_dir().join("release/examples/inflate"))
+    Ok(process::target_dir().join("release/examples").join(name))
 }
 
 pub(crate) fn clear(path: &Path) -> anyhow::Result<()> {

@@ -93,6 +93,8 @@ pub(crate) struct Pulled {
     pub(crate) seconds: f64,
     /// The most memory it had, in bytes.
     pub(crate) peak: u64,
+    /// Seconds of processors.
+    pub(crate) processors: f64,
 }
 
 /// Debian's `docker-registry` on a loopback port of its choice.
@@ -165,12 +167,17 @@ impl Registry {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()?;
-        let status = format!("/proc/{}/status", child.id());
-        let mut peak = 0;
+        let of = |what: &str| format!("/proc/{}/{what}", child.id());
+        let (status, stat) = (of("status"), of("stat"));
+        let (mut peak, mut processors) = (0, 0.0f64);
         let ended = loop {
             // The high-water mark only rises: what is missed is what it rose by in the last moment.
             if let Ok(text) = fs::read_to_string(&status) {
                 peak = peak.max(high_water(&text));
+            }
+            // It only rises, too, and is there until the end is asked for.
+            if let Ok(text) = fs::read_to_string(&stat) {
+                processors = processors.max(processor_seconds(&text));
             }
             if let Some(ended) = child.try_wait()? {
                 break ended;
@@ -185,23 +192,22 @@ impl Registry {
             }
             bail!("the pull of {tag} failed: {ended}\n{said}");
         }
-        Ok(Pulled { seconds, peak })
+        Ok(Pulled {
+            seconds,
+            peak,
+            processors,
+        })
     }
 
     /// Downloads the layers side by side and inflates each as it comes; how long that took, and how many
     /// bytes came out.
     fn only_inflate(&self, tag: &str, inflate: &Path) -> anyhow::Result<(f64, u64)> {
         let start = Instant::now();
-        let mut manifest = String::new();
-        self.get(&format!("manifests/{tag}"))?
-            .read_to_string(&mut manifest)?;
-        let manifest: Value = serde_json::from_str(&manifest)?;
-        let layers = manifest["layers"].as_array().context("no layers")?;
-        let running = layers
+        let running = self
+            .layers(tag)?
             .iter()
             .map(|layer| {
-                let digest = layer["digest"].as_str().context("no digest")?;
-                let body = OwnedFd::from(self.get(&format!("blobs/{digest}"))?);
+                let body = OwnedFd::from(self.get(layer)?);
                 let child = Command::new(inflate)
                     .arg("-")
                     .stdin(body)
@@ -221,12 +227,33 @@ impl Registry {
         Ok((start.elapsed().as_secs_f64(), bytes))
     }
 
+    /// Where the layers of an image are.
+    pub(crate) fn layers(&self, tag: &str) -> anyhow::Result<Vec<String>> {
+        let mut manifest = String::new();
+        self.get(&format!("/v2/bench/manifests/{tag}"))?
+            .read_to_string(&mut manifest)?;
+        let manifest: Value = serde_json::from_str(&manifest)?;
+        let layers = manifest["layers"].as_array().context("no layers")?;
+        layers
+            .iter()
+            .map(|layer| {
+                let digest = layer["digest"].as_str().context("no digest")?;
+                Ok(format!("/v2/bench/blobs/{digest}"))
+            })
+            .collect()
+    }
+
+    /// Its host and port.
+    pub(crate) fn authority(&self) -> String {
+        format!("127.0.0.1:{}", self.port)
+    }
+
     /// A connection that has nothing to say any more but the body.
     fn get(&self, path: &str) -> anyhow::Result<TcpStream> {
         let mut stream = TcpStream::connect(("127.0.0.1", self.port))?;
         write!(
             stream,
-            "GET /v2/bench/{path} HTTP/1.0\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
+            "GET {path} HTTP/1.0\r\nAccept: application/vnd.oci.image.manifest.v1+json\r\n\r\n"
         )?;
         // Byte by byte, as the rest of the stream is for somebody else.
         let mut head = Vec::new();
@@ -294,6 +321,15 @@ fn high_water(status: &str) -> u64 {
         .and_then(|kib| kib.parse::<u64>().ok())
         .unwrap_or(0)
         * 1024
+}
+
+/// The processor time of a `/proc/PID/stat`, in seconds: its 14th and 15th field, in hundredths.
+fn processor_seconds(stat: &str) -> f64 {
+    // The second field is a name in parentheses, and may have any characters.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    let fields = rest.split_whitespace().skip(11).take(2);
+    let ticks: f64 = fields.filter_map(|field| field.parse::<f64>().ok()).sum();
+    ticks / 100.0
 }
 
 /// Bytes that the files below a directory have on the host's disk.
@@ -385,7 +421,14 @@ fn shifted(from: &Path, to: &Path, by: u8) -> anyhow::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::high_water;
+    use super::{high_water, processor_seconds};
+
+    #[test]
+    fn processor_time_is_of_user_and_kernel() {
+        let stat = "7 (a) b) S 1 7 7 0 -1 4194560 1 0 0 0 250 50 9 9 20 0 1 0 99";
+        assert!((processor_seconds(stat) - 3.0).abs() < 1e-9);
+        assert!(processor_seconds("").abs() < f64::EPSILON);
+    }
 
     #[test]
     fn memory_is_read_in_bytes() {

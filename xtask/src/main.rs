@@ -9,6 +9,7 @@ mod bench_density;
 mod bench_exec;
 mod bench_files;
 mod bench_first;
+mod bench_floor;
 mod bench_image;
 mod bench_net;
 mod bench_pull;
