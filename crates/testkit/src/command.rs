@@ -425,6 +425,27 @@ impl std::fmt::Display for Finished {
     }
 }
 
+/// Runs a tool; fails the test with the package to install where it is missing.
+pub fn tool(package: &str, program: &str, arguments: &[&str]) -> String {
+    let output = Command::new(program)
+        .args(arguments)
+        .output()
+        .unwrap_or_else(|error| {
+            panic!("cannot run {program}: {error}; install the package {package}")
+        });
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(
+        output.status.success(),
+        "{program} {arguments:?}: {}\n{text}",
+        output.status
+    );
+    text
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

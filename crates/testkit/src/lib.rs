@@ -24,7 +24,7 @@ mod sandbox;
 mod skips;
 pub mod transcript;
 
-pub use command::{Finished, Invocation, Running, sha256};
+pub use command::{Finished, Invocation, Running, sha256, tool};
 pub use fixture::{busybox_tar, containers_arm64_tar, containers_tar, image_with_config};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;

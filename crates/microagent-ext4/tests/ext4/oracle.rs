@@ -13,27 +13,7 @@ use std::{
 };
 
 use microagent_ext4::{FileKind, Inode, ROOT, Volume};
-
-/// Runs a tool; fails the test with the package to install where it is missing.
-pub(crate) fn tool(package: &str, program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("cannot run {program}: {error}; install the package {package}")
-        });
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}\n{text}",
-        output.status
-    );
-    text
-}
+pub(crate) use testkit::tool;
 
 pub(crate) fn directory() -> tempfile::TempDir {
     tempfile::tempdir_in(env!("CARGO_TARGET_TMPDIR")).unwrap()

@@ -15,27 +15,7 @@ use microagent_image::disk::{
     BuildOptions, BuiltDisk, Compression, DiskError, LayerSource, build, convert, join,
 };
 use sha2::{Digest, Sha256};
-
-/// Runs a tool; fails the test with the package to install where it is missing.
-pub(crate) fn tool(package: &str, program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program)
-        .args(arguments)
-        .output()
-        .unwrap_or_else(|error| {
-            panic!("cannot run {program}: {error}; install the package {package}")
-        });
-    let text = format!(
-        "{}{}",
-        String::from_utf8_lossy(&output.stdout),
-        String::from_utf8_lossy(&output.stderr)
-    );
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}\n{text}",
-        output.status
-    );
-    text
-}
+pub(crate) use testkit::tool;
 
 /// A directory of this test's own on a real file system.
 pub(crate) fn directory() -> tempfile::TempDir {
