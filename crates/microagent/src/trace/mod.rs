@@ -191,6 +191,13 @@ fn micros(duration: Duration) -> i64 {
     i64::try_from(duration.as_micros()).unwrap_or(i64::MAX)
 }
 
+/// A phase's beginning and length in microseconds. Both ends are rounded, and the length follows: rounded on its own
+/// it could reach beyond the phase around it.
+fn rounded(from: Duration, to: Duration) -> (i64, i64) {
+    let from = micros(from);
+    (from, micros(to).saturating_sub(from))
+}
+
 /// A number for this thread, from 1.
 fn thread() -> u64 {
     static NEXT: AtomicU64 = AtomicU64::new(1);
@@ -249,14 +256,14 @@ where
             .map_or(1, Scope::count)
             .saturating_sub(1);
         args.insert("depth".to_owned(), Value::from(parents));
-        let from = micros(begun.at.saturating_duration_since(self.0.begun));
+        let from = begun.at.saturating_duration_since(self.0.begun);
+        let (ts, dur) = rounded(from, self.0.begun.elapsed());
         self.0.keep(Phase {
             name: span.name().to_owned(),
             cat: "microagent",
             ph: "X",
-            ts: from,
-            // Of two rounded instants: rounded on its own it could reach beyond the phase around it.
-            dur: micros(self.0.begun.elapsed()).saturating_sub(from),
+            ts,
+            dur,
             pid: std::process::id(),
             tid: begun.thread,
             args,
