@@ -1,10 +1,11 @@
 //! Private files: mode 0600 from birth, replaced whole or not at all.
 
 use std::{
-    fs::{File, OpenOptions, TryLockError},
+    fs::{File, Metadata, OpenOptions, TryLockError},
     io::{self, Write},
-    os::unix::fs::OpenOptionsExt,
+    os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
+    time::{Duration, Instant},
 };
 
 use microagent_protocol::supervisor::MACHINE_LOCK;
@@ -22,17 +23,40 @@ pub(crate) fn append(path: &Path) -> io::Result<File> {
         .open(path)
 }
 
+/// How long the lock of a machine is tried for: who asks whether one lives shares it for an instant.
+const LOCK_LIMIT: Duration = Duration::from_millis(100);
+
 /// Takes the lock that says a machine of the workspace in `directory` runs. It goes with the
 /// returned file, however this process ends.
 pub(crate) fn lock_machine(directory: &Path) -> Result<File, Error> {
+    lock_machine_within(directory, LOCK_LIMIT)
+}
+
+fn lock_machine_within(directory: &Path, limit: Duration) -> Result<File, Error> {
     let path = directory.join(MACHINE_LOCK);
     let file = append(&path).map_err(Error::file("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(Error::Running {
-            directory: directory.to_owned(),
-        }),
-        Err(TryLockError::Error(error)) => Err(Error::file("lock", &path)(error)),
+    let deadline = Instant::now() + limit;
+    loop {
+        match file.try_lock() {
+            Ok(()) => break,
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            Err(TryLockError::WouldBlock) => {
+                return Err(Error::Running {
+                    directory: directory.to_owned(),
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
+        }
+    }
+    // Whoever had it may have removed the workspace, and the file with it.
+    let looked = Error::file("look at", &path);
+    let of = |about: Metadata| (about.dev(), about.ino());
+    match (file.metadata().map(of), path.symlink_metadata().map(of)) {
+        (Ok(locked), Ok(named)) if locked == named => Ok(file),
+        (Err(error), _) | (_, Err(error)) => Err(looked(error)),
+        _ => Err(looked(io::ErrorKind::NotFound.into())),
     }
 }
 
@@ -103,5 +127,48 @@ fn sync_parent(path: &Path) -> Result<(), Error> {
             .and_then(|directory| directory.sync_all())
             .map_err(Error::file("sync", parent)),
         None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, thread};
+
+    use super::*;
+
+    const PATIENT: Duration = Duration::from_secs(20);
+
+    #[test]
+    fn the_lock_of_a_machine_waits_for_who_only_looks() {
+        let directory = tempfile::tempdir().unwrap();
+        let looking = append(&directory.path().join(MACHINE_LOCK)).unwrap();
+        looking.try_lock_shared().unwrap();
+        let found = thread::scope(|scope| {
+            let locked = scope.spawn(|| lock_machine_within(directory.path(), PATIENT));
+            thread::sleep(Duration::from_millis(20));
+            drop(looking);
+            locked.join().unwrap()
+        });
+        let _first = found.unwrap();
+        let second = lock_machine_within(directory.path(), Duration::ZERO).unwrap_err();
+        assert!(matches!(second, Error::Running { .. }), "{second}");
+    }
+
+    #[test]
+    fn no_machine_begins_in_a_workspace_that_was_removed_meanwhile() {
+        let root = tempfile::tempdir().unwrap();
+        let directory = root.path().join("ws");
+        fs::create_dir(&directory).unwrap();
+        let removing = append(&directory.join(MACHINE_LOCK)).unwrap();
+        removing.try_lock_shared().unwrap();
+        let found = thread::scope(|scope| {
+            let locked = scope.spawn(|| lock_machine_within(&directory, PATIENT));
+            thread::sleep(Duration::from_millis(20));
+            fs::rename(&directory, root.path().join("trash")).unwrap();
+            drop(removing);
+            locked.join().unwrap()
+        });
+        let error = found.unwrap_err();
+        assert!(error.to_string().contains("machine.lock"), "{error}");
     }
 }

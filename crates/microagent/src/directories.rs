@@ -27,7 +27,7 @@ use crate::{
     files, name,
     workspaces::{
         history::EVENTS,
-        machine,
+        machine::{self, AtRest},
         manifest::{MANIFEST, Manifest},
     },
 };
@@ -273,9 +273,9 @@ fn collect_workspaces(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
             Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(error),
         };
-        if machine::is_live(&path) {
+        let Some(at_rest) = AtRest::keep(&path) else {
             continue;
-        }
+        };
         if let Some(runtime) = machine::dead_runtime(&path) {
             found.push(leftover(&runtime, LeftoverKind::Sockets));
             if !dry_run {
@@ -296,7 +296,7 @@ fn collect_workspaces(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
             }
             found.push(abandoned);
         }
-        drop(held);
+        drop((held, at_rest));
     }
     drop(gate);
     if !dry_run {

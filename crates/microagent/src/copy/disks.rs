@@ -16,7 +16,7 @@ use super::{
 use crate::{
     directories::{Held, SCRATCH},
     error::{Error, Result},
-    workspaces::{Workspace, manifest::Manifest},
+    workspaces::{Workspace, machine::AtRest, manifest::Manifest},
 };
 
 /// A workspace's disks.
@@ -26,7 +26,7 @@ pub(crate) struct Disks {
     base: PathBuf,
     scratch: PathBuf,
     extra: Vec<ExtraDisk>,
-    _held: Option<Held>,
+    _held: Option<(Held, AtRest)>,
 }
 
 impl Disks {
@@ -37,12 +37,15 @@ impl Disks {
         }
         let held = workspace.hold()?;
         // Whoever held it before may have started it.
+        let Some(at_rest) = AtRest::keep(workspace.directory()) else {
+            return Ok(None);
+        };
         if workspace.is_live()? {
             return Ok(None);
         }
         let disks = Self::of(workspace.manifest(), workspace.directory());
         Ok(Some(Self {
-            _held: Some(held),
+            _held: Some((held, at_rest)),
             ..disks
         }))
     }

@@ -29,7 +29,7 @@ impl Workspace<'_> {
                     Error::invalid("the new name", error.to_string())
                 })?;
         let _held = self.hold()?;
-        self.must_be_at_rest("cloned")?;
+        let _at_rest = self.at_rest("cloned")?;
         let directory = Directory::create(self.config, &name)?;
         copy_sparse(&self.directory.join(SCRATCH), &directory.scratch())?;
         if !launch::setup_is_due(&self.manifest, &self.directory) {

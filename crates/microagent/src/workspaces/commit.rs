@@ -31,9 +31,10 @@ impl Workspace<'_> {
     ) -> Result<Committed> {
         let _held = self.hold()?;
         // Nothing thaws a quarantined machine: its disk changes no more.
-        if self.state()? != State::Quarantined {
-            self.must_be_at_rest("committed")?;
-        }
+        let _at_rest = match self.state()? {
+            State::Quarantined => None,
+            _ => Some(self.at_rest("committed")?),
+        };
         let recorded = &self.manifest.image;
         let base: Digest = recorded.digest.parse()?;
         let store = ImageStore::open(self.config.images_dir())?;

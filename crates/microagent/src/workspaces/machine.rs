@@ -7,7 +7,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_host::process::{ProcessHandle, start_ticks};
+use microagent_host::{
+    fs::Private,
+    process::{ProcessHandle, start_ticks},
+};
 use microagent_protocol::{
     ProcessIdentity,
     supervisor::{CONTROL_SOCKET, MACHINE_LOCK},
@@ -70,6 +73,44 @@ pub(crate) fn is_live(directory: &Path) -> bool {
     }
 }
 
+/// While it lives no supervisor of a workspace takes its lock.
+///
+/// Who holds a workspace needs it, too, before its files are changed or removed: a launcher that was
+/// killed has let go of the workspace, and the supervisor it made may be about to begin.
+#[derive(Debug)]
+pub(crate) struct AtRest(#[expect(dead_code, reason = "the lock goes with the file")] Option<File>);
+
+impl AtRest {
+    /// Keeps the workspace in `directory` at rest; `None` where a supervisor of it lives.
+    pub(crate) fn keep(directory: &Path) -> Option<Self> {
+        let path = directory.join(MACHINE_LOCK);
+        let file = File::open(&path).or_else(|_| {
+            File::options()
+                .read(true)
+                .append(true)
+                .create(true)
+                .private()
+                .open(&path)
+        });
+        match file {
+            // Shared: who asks whether a machine lives is not told so.
+            Ok(file) => match file.try_lock_shared() {
+                Err(TryLockError::WouldBlock) => None,
+                Err(TryLockError::Error(error)) => {
+                    tracing::debug!("cannot lock {}: {error}", path.display());
+                    Some(Self(None))
+                }
+                Ok(()) => Some(Self(Some(file))),
+            },
+            // Where it cannot be made, a supervisor cannot make it either, and does not begin.
+            Err(error) => {
+                tracing::debug!("cannot open {}: {error}", path.display());
+                Some(Self(None))
+            }
+        }
+    }
+}
+
 /// Waits for the supervisor to be gone; false if it did not go in time.
 pub(crate) fn wait_gone(directory: &Path, limit: Duration) -> bool {
     let deadline = Instant::now() + limit;
@@ -104,4 +145,23 @@ pub(crate) fn dead_runtime(directory: &Path) -> Option<PathBuf> {
     // Only what we name like that ourselves, whatever the record says.
     let ours = name.len() == 8 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
     (ours && record.runtime_dir.join("").is_dir()).then_some(record.runtime_dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_keeps_a_workspace_at_rest_bars_a_machine_and_is_none() {
+        let directory = tempfile::tempdir().unwrap();
+        let at_rest = AtRest::keep(directory.path()).unwrap();
+        let file = File::open(directory.path().join(MACHINE_LOCK)).unwrap();
+        assert!(matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        assert!(!is_live(directory.path()));
+        assert!(AtRest::keep(directory.path()).is_some());
+        drop(at_rest);
+        file.try_lock().unwrap();
+        assert!(is_live(directory.path()));
+        assert!(AtRest::keep(directory.path()).is_none());
+    }
 }

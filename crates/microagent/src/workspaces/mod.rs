@@ -61,7 +61,7 @@ use crate::{
     options::RunOptions,
     supervisor::client::Control,
 };
-use machine::MachineRecord;
+use machine::{AtRest, MachineRecord};
 use manifest::Manifest;
 
 /// How long another command may hold a workspace before one gives up.
@@ -360,13 +360,13 @@ impl Workspace<'_> {
         Ok(())
     }
 
-    /// Refuses to do what only a workspace without a machine lets be done.
-    pub(crate) fn must_be_at_rest(&self, doing: &'static str) -> Result<()> {
+    /// Keeps it without a machine, while what only such a workspace lets be done is done; the caller holds it.
+    pub(crate) fn at_rest(&self, doing: &'static str) -> Result<AtRest> {
+        let at_rest = AtRest::keep(&self.directory);
         let state = self.state()?;
-        if state.is_live() || machine::is_live(&self.directory) {
-            return Err(self.in_state(state, doing));
-        }
-        Ok(())
+        at_rest
+            .filter(|_| !state.is_live())
+            .ok_or_else(|| self.in_state(state, doing))
     }
 
     /// Why `doing` is impossible in `state`, and what to do.

@@ -5,7 +5,10 @@ use std::{io, path::Path, time::Duration};
 use microagent_protocol::{State, WorkspaceName, supervisor::Command};
 use serde::Serialize;
 
-use super::{HOLD_LIMIT, history, machine, machine::MachineRecord};
+use super::{
+    HOLD_LIMIT, history,
+    machine::{self, AtRest, MachineRecord},
+};
 use crate::{
     config::Config,
     directories::{self, Held},
@@ -53,33 +56,32 @@ pub(super) fn remove(
         }
         kill(name, &directory)?;
     }
+    let busy = || Error::Busy {
+        name: name.to_string(),
+    };
     let held = match Held::within(&directory, HOLD_LIMIT) {
         Ok(Some(held)) => held,
-        Ok(None) => {
-            return Err(Error::Busy {
-                name: name.to_string(),
-            });
-        }
+        Ok(None) => return Err(busy()),
         // Somebody else was faster.
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
             return Ok(removed(false));
         }
         Err(error) => return Err(error),
     };
-    if machine::is_live(&directory) {
-        if !force {
-            return Err(Error::Busy {
-                name: name.to_string(),
-            });
+    let at_rest = match AtRest::keep(&directory) {
+        Some(at_rest) => at_rest,
+        None if !force => return Err(busy()),
+        None => {
+            kill(name, &directory)?;
+            AtRest::keep(&directory).ok_or_else(busy)?
         }
-        kill(name, &directory)?;
-    }
+    };
     if let Some(runtime) = machine::dead_runtime(&directory) {
         directories::remove_runtime(&runtime);
     }
     match directories::discard(&root, &directory) {
         Ok(()) => {
-            drop(held);
+            drop((held, at_rest));
             Ok(removed(true))
         }
         Err(Error::Io { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
