@@ -2,23 +2,22 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod broken;
+mod disks;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use microagent_disk::{DiskList, JoinedFile};
-use microagent_image::disk::ChunkSums;
+use microagent_disk::JoinedFile;
 use microagent_image::{
-    BaseDiskGuard, Credential, ImageError, ImageEvent, ImageRecord, ImageStore, Platform,
-    PullOptions, PullPolicy, Reference, RegistryOptions,
+    Credential, ImageError, ImageEvent, ImageRecord, ImageStore, Platform, PullOptions, PullPolicy,
+    Reference, RegistryOptions,
 };
 use serde_json::json;
-use testkit::registry::{
-    self, Certificates, Layout, Packing, Registry, Setup, TinyImage, Wire, damage, noise, tar_of,
-};
+use testkit::registry::{self, Certificates, Layout, Packing, Registry, Setup, TinyImage, tar_of};
 
 /// A store, a layout to push from, and a record of events, in one directory.
 struct Bench {
@@ -175,148 +174,6 @@ fn by_tag_by_digest_and_again() {
 }
 
 #[test]
-fn the_base_disk_is_built_once_and_kept_while_used() {
-    let bench = Bench::new();
-    let registry = Registry::start().unwrap();
-    let mut layout = bench.layout();
-    layout.add("tiny:1", &[image("amd64")]).unwrap();
-    registry.push(layout.path(), "tiny:1").unwrap();
-    let record = bench.pull(&registry.reference("tiny:1")).unwrap();
-    assert_eq!((record.last_used, record.disk.as_ref()), (None, None));
-    let built = Mutex::new(0);
-    let disks: Vec<_> = std::thread::scope(|scope| {
-        let threads: Vec<_> = (0..6)
-            .map(|_| {
-                scope.spawn(|| {
-                    bench.store.base_disk(&record, &|event| {
-                        if matches!(event, ImageEvent::DiskReady { existed: false, .. }) {
-                            *built.lock().unwrap() += 1;
-                        }
-                    })
-                })
-            })
-            .collect();
-        threads
-            .into_iter()
-            .map(|thread| thread.join().unwrap().unwrap())
-            .collect()
-    });
-    assert_eq!(*built.lock().unwrap(), 1);
-    assert_eq!(read_disk(&disks[0].path, "/etc/os-release"), "ID=tiny\n");
-    let list = fs::read(&disks[0].path).unwrap();
-    assert_eq!(registry::digest_of(&list), disks[0].digest.to_string());
-    let list = DiskList::read(&disks[0].path).unwrap();
-    for file in list.files() {
-        let path = disks[0].path.with_file_name(&file.name);
-        let sums = fs::read(path.with_extension("sums")).unwrap();
-        assert_eq!(
-            registry::digest_of(&sums),
-            format!("sha256:{}", file.digest)
-        );
-        let found = ChunkSums::of_file(&fs::File::open(path).unwrap()).unwrap();
-        assert_eq!(found.digest().hex(), file.digest);
-    }
-    let flat = disks[0].flat().unwrap();
-    assert_eq!(fs::metadata(&flat).unwrap().len(), disks[0].size_bytes);
-    let mode = std::os::unix::fs::PermissionsExt::mode(
-        &fs::metadata(&disks[0].path).unwrap().permissions(),
-    );
-    assert_eq!(mode & 0o7777, 0o400);
-    let mut fsck = std::process::Command::new("/sbin/e2fsck");
-    registry::run_tool("e2fsprogs", fsck.arg("-fn").arg(&flat)).unwrap();
-    assert!(bench.store.list().unwrap()[0].last_used.is_some());
-
-    // In use: the record goes, the disk stays. Then nobody uses it and all goes.
-    let path = disks[0].path.clone();
-    let guard = BaseDiskGuard::hold(&path).unwrap();
-    drop(disks);
-    let removed = bench
-        .store
-        .remove(&record.reference.canonical(), &BTreeSet::new())
-        .unwrap();
-    assert_eq!(removed.records.len(), 1);
-    assert_eq!(removed.reclaimed.in_use, std::slice::from_ref(&path));
-    assert!(path.exists());
-    drop(guard);
-    // What is kept is kept in older formats too.
-    let older = path.with_file_name(format!("{}.0.ext4", record.digest.hex()));
-    fs::write(&older, b"older").unwrap();
-    let kept = bench
-        .store
-        .reclaim(&BTreeSet::from([record.digest]))
-        .unwrap();
-    assert!(path.exists() && older.exists(), "{kept:?}");
-    assert_eq!(
-        bench.store.reclaim(&BTreeSet::new()).unwrap().files,
-        4,
-        "two disks and the layers of one"
-    );
-    bench.assert_empty();
-    assert!(BaseDiskGuard::hold(&path).is_err());
-}
-
-/// Building while the layers come gives what building afterwards gives, whatever is here already and
-/// with a layer that comes twice.
-#[test]
-fn the_disk_is_built_while_the_layers_come() {
-    let registry = Registry::start().unwrap();
-    let (one, two) = (Bench::new(), Bench::new());
-    let mut layout = one.layout();
-    let layer = |n| tar_of(&[("a", 0o644, &noise(3 << 20, n)), ("b", 0o600, b"x")]);
-    let shared = TinyImage::new("amd64").layer(layer(1), Packing::Gzip);
-    layout
-        .add("first:1", std::slice::from_ref(&shared))
-        .unwrap();
-    let second = shared
-        .layer(layer(2), Packing::Plain)
-        .layer(layer(1), Packing::Gzip);
-    layout.add("second:1", &[second]).unwrap();
-    for name in ["first:1", "second:1"] {
-        registry.push(layout.path(), name).unwrap();
-    }
-    for name in ["first:1", "second:1"] {
-        let reference = registry.reference(name);
-        let at_once = one
-            .pull_with(&reference, &options().build_disk(true))
-            .unwrap();
-        assert!(at_once.disk.is_some());
-        let later = two.pull(&reference).unwrap();
-        assert_eq!(later.disk, None);
-        let disks = [(&one, &at_once), (&two, &later)].map(|(bench, record)| {
-            let events = |event| {
-                let existed = std::ptr::eq(bench, &one);
-                assert!(
-                    !matches!(event, ImageEvent::DiskReady { existed: found, .. } if found != existed)
-                );
-            };
-            bench.store.base_disk(record, &events).unwrap()
-        });
-        assert_eq!(disks[0].digest, disks[1].digest);
-    }
-}
-
-/// A disk that cannot be built is no reason to lose the image, and asking for it tells why.
-#[test]
-fn an_image_whose_disk_cannot_be_built_is_pulled() {
-    let bench = Bench::new();
-    let registry = Registry::start().unwrap();
-    let mut layout = bench.layout();
-    let image = TinyImage::new("amd64").layer(noise(4096, 3), Packing::Plain);
-    layout.add("odd:1", &[image]).unwrap();
-    registry.push(layout.path(), "odd:1").unwrap();
-    let record = bench
-        .pull_with(&registry.reference("odd:1"), &options().build_disk(true))
-        .unwrap();
-    assert_eq!(record.disk, None);
-    let error = bench.store.base_disk(&record, &|_| {}).unwrap_err();
-    assert!(matches!(error, ImageError::Disk { .. }), "{error:?}");
-    assert_eq!(
-        listing(&bench.store.root().join("tmp")),
-        Vec::<String>::new()
-    );
-}
-
-#[test]
 fn an_index_is_chosen_from_by_platform() {
     let bench = Bench::new();
     let registry = Registry::start().unwrap();
@@ -385,132 +242,6 @@ fn zstd_layers() {
     );
     let disk = bench.store.base_disk(&record, &|_| {}).unwrap();
     assert_eq!(read_disk(&disk.path, "/zstd"), "standard");
-}
-
-#[test]
-fn a_corrupted_blob_is_named_and_nothing_stored() {
-    let bench = Bench::new();
-    let registry = Registry::start().unwrap();
-    let mut layout = bench.layout();
-    let layers: Vec<Vec<u8>> = (0..3)
-        .map(|n| tar_of(&[("file", 0o644, &noise(100_000, n))]))
-        .collect();
-    let image = layers.iter().fold(TinyImage::new("amd64"), |image, tar| {
-        image.layer(tar.clone(), Packing::Plain)
-    });
-    layout.add("bad:1", &[image]).unwrap();
-    registry.push(layout.path(), "bad:1").unwrap();
-    let digest = registry::digest_of(&layers[1]);
-    damage(&registry.blob_file(&digest)).unwrap();
-    for build in [false, true] {
-        let error = bench
-            .pull_with(&registry.reference("bad:1"), &options().build_disk(build))
-            .unwrap_err();
-        assert!(
-            matches!(error, ImageError::DigestMismatch { .. }),
-            "{error:?}"
-        );
-        assert!(
-            error
-                .to_string()
-                .contains(&format!("layer 2 of 3 ({digest})")),
-            "{error}"
-        );
-        bench.assert_empty();
-    }
-}
-
-#[test]
-fn a_config_or_manifest_that_was_tampered_with_is_refused() {
-    let bench = Bench::new();
-    let registry = Registry::start().unwrap();
-    let mut layout = bench.layout();
-    let (digest, _) = layout.add("tiny:1", &[image("amd64")]).unwrap();
-    registry.push(layout.path(), "tiny:1").unwrap();
-    let manifest: serde_json::Value =
-        serde_json::from_slice(&fs::read(layout.blob_file(&digest)).unwrap()).unwrap();
-    let config = manifest["config"]["digest"].as_str().unwrap();
-    damage(&registry.blob_file(config)).unwrap();
-    let error = bench
-        .pull(&registry.reference("tiny:1"))
-        .unwrap_err()
-        .to_string();
-    assert!(
-        error.contains("the configuration of") && error.contains("digest"),
-        "{error}"
-    );
-    bench.assert_empty();
-}
-
-#[test]
-fn broken_connections_are_resumed() {
-    let bench = Bench::new();
-    let registry = Registry::start().unwrap();
-    let wire = Wire::to(registry.port()).unwrap();
-    let mut layout = bench.layout();
-    let content = noise(8 << 20, 7);
-    let image = TinyImage::new("amd64").layer(tar_of(&[("big", 0o644, &content)]), Packing::Plain);
-    layout.add("big:1", &[image]).unwrap();
-    registry.push(layout.path(), "big:1").unwrap();
-    wire.cut(2 << 20, 3);
-    // The disk is built meanwhile, from a layer that stops and goes on.
-    let record = bench
-        .pull_with(
-            &format!("127.0.0.1:{}/big:1", wire.port()),
-            &options().build_disk(true),
-        )
-        .unwrap();
-    assert_eq!(record.layers.len(), 1);
-    let disk = record.disk.unwrap();
-    let big = fs::read(JoinedFile::open(&disk).unwrap().flat(&disk).unwrap()).unwrap();
-    assert!(big.windows(64).any(|window| window == &content[..64]));
-    let retries = bench
-        .events
-        .lock()
-        .unwrap()
-        .iter()
-        .filter(|event| matches!(event, ImageEvent::Retrying { .. }))
-        .count();
-    assert_eq!(retries, 3);
-    // Resumed, not begun again: little came twice.
-    assert!(wire.carried() < 9 << 20, "{}", wire.carried());
-}
-
-#[test]
-fn a_registry_killed_mid_download_leaves_nothing_and_works_again() {
-    let bench = Bench::new();
-    let mut registry = Registry::start().unwrap();
-    let wire = Wire::to(registry.port()).unwrap();
-    let mut layout = bench.layout();
-    let image = TinyImage::new("amd64").layer(
-        tar_of(&[("big", 0o644, &noise(8 << 20, 9))]),
-        Packing::Plain,
-    );
-    layout.add("big:1", &[image]).unwrap();
-    registry.push(layout.path(), "big:1").unwrap();
-    let reference = format!("127.0.0.1:{}/big:1", wire.port());
-    wire.slow(4 << 20);
-    let killer = Mutex::new(Some(&mut registry));
-    let killed = AtomicBool::new(false);
-    let parsed: Reference = reference.parse().unwrap();
-    let error = bench
-        .store
-        .pull(&parsed, &options().build_disk(true), &|event| {
-            if matches!(event, ImageEvent::LayerProgress { bytes, total, .. } if bytes < total)
-                && let Some(registry) = killer.lock().unwrap().take()
-            {
-                registry.kill();
-                killed.store(true, Ordering::Relaxed);
-            }
-        })
-        .unwrap_err();
-    assert!(killed.load(Ordering::Relaxed));
-    assert!(matches!(error, ImageError::Connection { .. }), "{error:?}");
-    assert!(error.to_string().contains("layer 1 of 1"), "{error}");
-    bench.assert_empty();
-    registry.restart().unwrap();
-    wire.slow(0);
-    bench.pull(&reference).unwrap();
 }
 
 #[test]
