@@ -53,8 +53,8 @@ const STAGES: &[(&str, Stage)] = &[
     }),
     ("targets", |_| targets::run(true, None)),
     ("unit", |tally| {
-        tests(tally, &["--workspace", "--exclude", "microagent-cli"])?;
-        tests(tally, &["--package", "microagent-cli", "--bins"])
+        let crates = tests(tally, &["--workspace", "--exclude", "microagent-cli"]);
+        tests(tally, &["--package", "microagent-cli", "--bins"]).and(crates)
     }),
     ("vm", |tally| {
         tests(tally, &["--package", "microagent-cli", "--test", "*"])
