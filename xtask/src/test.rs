@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::{debian, fuzz, packages, process, targets};
+use crate::{conformance, debian, fuzz, packages, process, targets};
 
 /// Tests that boot machines or start servers run few at a time: they share the host's cores.
 const THREADS: &str = "2";
@@ -195,6 +195,9 @@ fn tests(tally: &mut Tally, selection: &[&str]) -> anyhow::Result<()> {
         )
         .env(SKIPS, process::target_dir().join("not-run.txt"))
         .stdout(Stdio::piped());
+    if let Some(kernel) = conformance::kernel()? {
+        command.env(conformance::KERNEL, kernel);
+    }
     println!("$ {}", process::shown(&command));
     run_tests(tally, &mut command)
 }

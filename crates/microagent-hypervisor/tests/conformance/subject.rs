@@ -31,9 +31,11 @@ impl Subject {
     /// The driver of `backend`, or why it cannot be run here.
     pub(crate) fn find(backend: Backend) -> Result<Self, String> {
         let built_in = std::env::var_os("MICROAGENT_CONFORMANCE_KERNEL").map(PathBuf::from);
-        match built_in {
-            Some(kernel) if backend != Backend::QemuTcg => Self::with_kernel(backend, kernel),
-            _ => Self::proved(backend),
+        match (Self::proved(backend), built_in) {
+            (Err(_), Some(kernel)) if backend != Backend::QemuTcg => {
+                Self::with_kernel(backend, kernel)
+            }
+            (proved, _) => proved,
         }
     }
 
