@@ -52,6 +52,8 @@ pub(crate) struct Lifecycle {
     /// The VMM of this attempt was launched and has not ended.
     machine: bool,
     clean: bool,
+    /// Its connections were cut by our own hand.
+    cut: bool,
     workload: Workload,
     ending: Option<Ending>,
     finished: bool,
@@ -70,6 +72,7 @@ impl Lifecycle {
             greeted: false,
             machine: false,
             clean: false,
+            cut: false,
             workload: Workload::None,
             ending: None,
             finished: false,
@@ -93,6 +96,12 @@ impl Lifecycle {
 
     pub(crate) fn state(&self) -> State {
         self.state
+    }
+
+    /// Whether a guest that is not heard any more is taken for gone. One that was cut off is silent by
+    /// our own hand, and one that is ending has its deadline already.
+    fn minds_silence(&self) -> bool {
+        !self.cut && self.ending.is_none()
     }
 
     pub(crate) fn attempt(&self) -> u32 {
@@ -157,9 +166,7 @@ impl Lifecycle {
             Input::GoingDown { requested, clean } => self.going_down(requested, clean, &mut out),
             Input::Violation { detail } => self.violation(&detail, &mut out),
             Input::LinkLost => {
-                // A severed guest loses its link by our own hand.
-                // A guest that is ending anyway has its deadline already.
-                if self.state != State::Quarantined && self.machine && self.ending.is_none() {
+                if self.machine && self.minds_silence() {
                     out.push(Action::Arm(Timer::LinkLost, LINK_LOST_LIMIT));
                 }
             }
@@ -183,7 +190,7 @@ impl Lifecycle {
             }
             Input::WorkloadLost => {
                 // The machine is most likely about to end by itself and say more.
-                if self.ending.is_none() && self.state != State::Quarantined {
+                if self.minds_silence() {
                     out.push(Action::Arm(Timer::LinkLost, LINK_LOST_LIMIT));
                 }
             }
@@ -196,7 +203,9 @@ impl Lifecycle {
             Input::OwnerGone => self.end_now(EndCause::OwnerGone, None, &mut out),
             Input::Paused => self.moved(State::Paused, EventKind::Paused, &mut out),
             Input::Resumed => self.moved(State::Running, EventKind::Resumed, &mut out),
+            Input::CutOff => self.cut = true,
             Input::Quarantined => {
+                self.cut = true;
                 // Evidence is kept until somebody decides otherwise.
                 out.push(Action::Disarm(Timer::Lifetime));
                 out.push(Action::Disarm(Timer::LinkLost));
@@ -433,7 +442,7 @@ impl Lifecycle {
             Timer::LinkLost => {
                 if self.state == State::Starting && self.ending.is_none() {
                     self.boot_failed("the guest agent went away".to_owned(), true, out);
-                } else if self.state != State::Quarantined && self.ending.is_none() {
+                } else if self.minds_silence() {
                     self.end_now(
                         EndCause::GuestPanicked,
                         Some("the guest agent went away".to_owned()),

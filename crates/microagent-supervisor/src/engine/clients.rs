@@ -122,6 +122,7 @@ impl Engine {
             }
             machine.sever()
         });
+        self.feed(Input::CutOff);
         frozen.and(severed).map_err(|error| {
             refused(&error).remedy("Its connections were cut as far as possible: kill it.")
         })?;

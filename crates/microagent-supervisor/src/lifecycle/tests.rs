@@ -240,7 +240,7 @@ fn a_quarantined_machine_never_runs_again() {
         (Input::OwnerGone, State::Stopped),
     ] {
         let mut life = running();
-        let actions = feed(&mut life, &[Input::Quarantined]);
+        let actions = feed(&mut life, &[Input::CutOff, Input::Quarantined]);
         assert!(actions.contains(&Action::Disarm(Timer::Lifetime)));
         assert_eq!(feed(&mut life, &[Input::LinkLost]), []);
         assert_eq!(feed(&mut life, &[Input::WorkloadLost]), []);
@@ -249,6 +249,23 @@ fn a_quarantined_machine_never_runs_again() {
         assert!(!actions.contains(&Action::Thaw));
         assert_eq!(finished(&feed(&mut life, &[exited()])).0, state);
     }
+}
+
+#[test]
+fn a_machine_that_was_cut_off_and_did_not_freeze_waits_for_its_end() {
+    let mut life = running();
+    feed(&mut life, &[Input::LinkLost]);
+    let silent = [
+        Input::CutOff,
+        Input::LinkLost,
+        Input::WorkloadLost,
+        Input::Timer(Timer::LinkLost),
+    ];
+    assert_eq!(feed(&mut life, &silent), []);
+    assert_eq!(life.state(), State::Running);
+    assert!(killed(&feed(&mut life, &[Input::Kill])));
+    let (state, cause) = finished(&feed(&mut life, &[exited()]));
+    assert_eq!((state, cause), (State::Stopped, EndCause::Killed));
 }
 
 #[test]
@@ -399,6 +416,7 @@ fn any_input() -> impl Strategy<Value = Input> {
         }),
         Just(Input::Paused),
         Just(Input::Resumed),
+        Just(Input::CutOff),
         Just(Input::Quarantined),
         Just(Input::OwnerGone),
         prop_oneof![

@@ -77,6 +77,8 @@ pub(crate) enum Input {
     Paused,
     /// The vCPUs were thawed.
     Resumed,
+    /// Its connections were cut, for a quarantine that comes or that failed to freeze it.
+    CutOff,
     /// The vCPUs were frozen and all connections cut.
     Quarantined,
     /// The owner ended or let go.

@@ -24,7 +24,7 @@ use microagent_protocol::{
     guest::{GUEST_PROTOCOL, GuestMessage, HostMessage, SessionReply, SessionRequest},
 };
 
-use crate::vmm::{WHOLE, wait_for};
+use crate::vmm::{STUBBORN, WHOLE, wait_for};
 
 /// Does something as the user that a jailer would have given this VMM. What it may reach stays the same,
 /// as the jail's idmapped mounts have it.
@@ -128,6 +128,9 @@ pub(crate) fn main(arguments: &[String]) -> ! {
     let mut reader = FrameReader::new(link.try_clone().unwrap());
     loop {
         let Ok(Some(frame)) = reader.read() else {
+            if script == STUBBORN {
+                std::thread::sleep(Duration::from_secs(600));
+            }
             std::process::exit(0);
         };
         if let HostMessage::Shutdown { .. } = frame.json().unwrap() {

@@ -287,6 +287,7 @@ fn cut_off_unfrozen() {
     let report = asking.join().unwrap().unwrap_err();
     assert!(report.message.contains("freeze"), "{report}");
     assert!(report.remedy.unwrap().contains("kill it"));
+    assert_eq!(status(&machine).state, State::Running);
     assert!(machine.client().ask(Ask::Kill).is_ok());
     gone(&workspace, &machine);
 }
