@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+#[path = "../common/mod.rs"]
+mod common;
 mod tokens;
 mod wires;
 
@@ -11,32 +13,17 @@ use std::time::Duration;
 
 use microagent_image::{
     Credential, Credentials, Freshness, HostOptions, ImageError, ImageEvent, ImageRecord,
-    ImageStore, PullOptions, PullPolicy, Reference, RegistryOptions, RegistryScope,
+    PullOptions, PullPolicy, Reference, RegistryOptions, RegistryScope,
 };
 use testkit::registry::{
     Layout, Packing, Registry, Setup, TinyImage, Wire, digest_of, noise, tar_of,
 };
 
+use common::Bench;
+
 const BIG: usize = 4 << 20;
 
-/// A store, a layout to push from, and a record of events, in one directory.
-struct Bench {
-    directory: tempfile::TempDir,
-    store: ImageStore,
-    events: Mutex<Vec<ImageEvent>>,
-}
-
 impl Bench {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(directory.path().join("images")).unwrap();
-        Self {
-            directory,
-            store,
-            events: Mutex::default(),
-        }
-    }
-
     /// Pushes an image of these layers.
     fn push(&self, registry: &Registry, name: &str, layers: &[Vec<u8>]) {
         let image = layers.iter().fold(TinyImage::new("amd64"), |image, layer| {
@@ -52,10 +39,6 @@ impl Bench {
         let reference: Reference = reference.parse().unwrap();
         self.store
             .pull(&reference, options, &|event| self.hear(event))
-    }
-
-    fn hear(&self, event: ImageEvent) {
-        self.events.lock().unwrap().push(event);
     }
 
     fn retries(&self) -> usize {

@@ -3,40 +3,27 @@
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod broken;
+#[path = "../common/mod.rs"]
+mod common;
 mod disks;
 
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use microagent_disk::JoinedFile;
 use microagent_image::{
-    Credential, ImageError, ImageEvent, ImageRecord, ImageStore, Platform, PullOptions, PullPolicy,
-    Reference, RegistryOptions,
+    Credential, ImageError, ImageEvent, ImageRecord, Platform, PullOptions, PullPolicy, Reference,
+    RegistryOptions,
 };
 use serde_json::json;
 use testkit::registry::{self, Certificates, Layout, Packing, Registry, Setup, TinyImage, tar_of};
 
-/// A store, a layout to push from, and a record of events, in one directory.
-struct Bench {
-    directory: tempfile::TempDir,
-    store: ImageStore,
-    events: Mutex<Vec<ImageEvent>>,
-}
+use common::Bench;
 
 impl Bench {
-    fn new() -> Self {
-        let directory = tempfile::tempdir().unwrap();
-        let store = ImageStore::open(directory.path().join("images")).unwrap();
-        Self {
-            directory,
-            store,
-            events: Mutex::default(),
-        }
-    }
-
     fn layout(&self) -> Layout {
         Layout::create(&self.directory.path().join("layout")).unwrap()
     }
@@ -47,9 +34,8 @@ impl Bench {
 
     fn pull_with(&self, reference: &str, options: &PullOptions) -> Result<ImageRecord, ImageError> {
         let reference: Reference = reference.parse().unwrap();
-        self.store.pull(&reference, options, &|event| {
-            self.events.lock().unwrap().push(event);
-        })
+        self.store
+            .pull(&reference, options, &|event| self.hear(event))
     }
 
     /// Everything a failed pull must not leave: blobs, disks, records, rests. Layers that were converted stay for
