@@ -139,7 +139,7 @@ pub(crate) fn run(
     save: Option<&Path>,
     check: Option<&Path>,
 ) -> anyhow::Result<ExitCode> {
-    packages::install(&[packages::RUN, packages::TEST], false)?;
+    packages::install(&[packages::RUN, packages::TEST, packages::BENCH], false)?;
     let chosen: Vec<_> = BENCHMARKS
         .iter()
         .filter(|(name, _)| name.contains(filter))

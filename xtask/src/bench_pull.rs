@@ -35,7 +35,7 @@ pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
     }
     let inflate = inflate_program()?;
     let state = bench.dir().join("pull-state");
-    let mut columns: [Vec<f64>; 4] = Default::default();
+    let mut columns: [Vec<f64>; 6] = Default::default();
     let (mut grown, mut peak) = ([0; 4], 0);
     let mut content = 0;
     for _ in bench.rounds() {
@@ -55,16 +55,19 @@ pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
         clear(&state)?;
         let (floor, bytes) = registry.only_inflate("first", &inflate)?;
         content = bytes;
-        let theirs = registry.with_other_tools(bench, "first")?;
-        for (column, value) in
-            columns
-                .iter_mut()
-                .zip([first.seconds, second.seconds, floor, theirs])
-        {
+        let times = [
+            first.seconds,
+            second.seconds,
+            floor,
+            registry.curl_and("gzip", "first")?,
+            registry.curl_and("pigz", "first")?,
+            registry.with_other_tools(bench, "first")?,
+        ];
+        for (column, value) in columns.iter_mut().zip(times) {
             column.push(value);
         }
     }
-    let [first, second, floor, theirs] = columns.map(median);
+    let [first, second, floor, gzip, pigz, theirs] = columns.map(median);
     let mib = |bytes: u64| bytes as f64 / MIB;
     let [disk, blobs, more_disk, more_blobs] = grown.map(mib);
     Ok(vec![
@@ -73,10 +76,22 @@ pub(crate) fn pull(bench: &Bench) -> anyhow::Result<Vec<Figure>> {
             theirs,
             "s",
         ),
-        Figure::new("only download and inflate, median", floor, "s"),
+        Figure::new("only curl and gzip -dc, median", gzip, "s"),
+        Figure::new("only curl and pigz -dc, median", pigz, "s"),
+        Figure::new(
+            "only download and inflate as a pull does, median",
+            floor,
+            "s",
+        ),
         Figure::new("images pull of 1 GB, 5 layers, cold, median", first, "s"),
         Figure::new("pull / other tools", first / theirs, "×").at_most(1.0 / 6.0),
-        Figure::new("pull / only download and inflate", first / floor, "×"),
+        Figure::new("pull / only curl and gzip -dc", first / gzip, "×").at_most(1.5),
+        Figure::new("pull / only curl and pigz -dc", first / pigz, "×").at_most(1.5),
+        Figure::new(
+            "pull / only download and inflate as a pull does",
+            first / floor,
+            "×",
+        ),
         Figure::new("peak memory of that pull", mib(peak), "MiB").at_most(150.0),
         Figure::new("second image, 4 of 5 layers shared, median", second, "s"),
         Figure::new("second / first, time", second / first, "×").at_most(0.25),
@@ -199,8 +214,39 @@ impl Registry {
         })
     }
 
-    /// Downloads the layers side by side and inflates each as it comes; how long that took, and how many
-    /// bytes came out.
+    /// Downloads the layers side by side and decompresses each as it comes, all with tools of the field, and
+    /// keeps nothing; how long that took.
+    fn curl_and(&self, decompress: &str, tag: &str) -> anyhow::Result<f64> {
+        let layers = self.layers(tag)?;
+        let start = Instant::now();
+        let mut running = Vec::new();
+        for layer in &layers {
+            let mut curl = Command::new("curl")
+                .args(["--silent", "--show-error", "--fail"])
+                .arg(format!("http://{}{layer}", self.authority()))
+                .stdout(Stdio::piped())
+                .spawn()
+                .context("cannot start curl")?;
+            let body = curl.stdout.take().context("no standard output")?;
+            let decompress = Command::new(decompress)
+                .arg("-dc")
+                .stdin(body)
+                .stdout(Stdio::null())
+                .spawn()
+                .with_context(|| format!("cannot start {decompress}"))?;
+            running.extend([curl, decompress]);
+        }
+        for mut child in running {
+            let ended = child.wait()?;
+            if !ended.success() {
+                bail!("a layer of {tag} was not downloaded and decompressed: {ended}");
+            }
+        }
+        Ok(start.elapsed().as_secs_f64())
+    }
+
+    /// Downloads the layers side by side and inflates each as it comes, with the decompressor of a pull;
+    /// how long that took, and how many bytes came out.
     fn only_inflate(&self, tag: &str, inflate: &Path) -> anyhow::Result<(f64, u64)> {
         let start = Instant::now();
         let running = self

@@ -116,6 +116,12 @@ pub(crate) const ARM64: &[Need] = &[need(
     "translates arm64 programs",
 )];
 
+/// What a pull is measured against, besides.
+pub(crate) const BENCH: &[Need] = &[
+    need("curl", "curl", "downloads layers, to compare with"),
+    need("pigz", "pigz", "decompresses them, to compare with"),
+];
+
 /// What makes the images that `corpus` compares, besides.
 pub(crate) const CORPUS: &[Need] = &[
     need("debootstrap", "debootstrap", "makes images"),
