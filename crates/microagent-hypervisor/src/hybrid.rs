@@ -118,8 +118,8 @@ pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
     Ok(UnixListener::from(socket))
 }
 
-/// Even connecting can wait, for a device that has stopped accepting; the send timeout bounds that too.
-fn dial(uds: &Path, deadline: Instant) -> io::Result<UnixStream> {
+/// Even connecting can wait, for somebody who has stopped accepting; the send timeout bounds that too.
+pub(crate) fn dial(uds: &Path, deadline: Instant) -> io::Result<UnixStream> {
     let stream = UnixStream::from(unix_socket()?);
     stream.set_write_timeout(Some(left(deadline)?))?;
     match rustix::net::connect(&stream, &SocketAddrUnix::new(uds)?) {

@@ -3,10 +3,11 @@
 
 use std::{
     io::{self, Read, Write},
-    os::unix::net::UnixStream,
     path::Path,
     time::{Duration, Instant},
 };
+
+use crate::hybrid::dial;
 
 /// The longest head of an answer.
 const MAX_HEAD: usize = 16 * 1024;
@@ -35,7 +36,10 @@ pub(super) fn request(
     limit: Duration,
 ) -> io::Result<Answer> {
     let deadline = Instant::now() + limit;
-    let mut stream = UnixStream::connect(socket)?;
+    let mut stream = dial(socket, deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => io::ErrorKind::TimedOut.into(),
+        _ => error,
+    })?;
     let mut message =
         format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n");
     if let Some(body) = body {
@@ -124,6 +128,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::hybrid::listen_private;
 
     #[test]
     fn answers_of_firecracker_are_read_however_they_arrive() {
@@ -139,6 +144,27 @@ mod tests {
             let answer = parse(bytes).unwrap().unwrap();
             assert_eq!((answer.status, &answer.body[..]), (status, body));
         }
+    }
+
+    /// A monitor that a guest took over need not accept anybody.
+    #[test]
+    fn who_does_not_accept_is_given_up_in_time() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("api");
+        let _listener = listen_private(&path).unwrap();
+        let limit = Duration::from_millis(5);
+        let (done, told) = std::sync::mpsc::sync_channel(1);
+        // More than wait to be accepted. In a thread: it never came back.
+        std::thread::spawn(move || {
+            let ask = |_| {
+                request(&path, "PATCH", "/vm", None, limit)
+                    .unwrap_err()
+                    .kind()
+            };
+            done.send((0..200).map(ask).collect::<Vec<_>>())
+        });
+        let kinds = told.recv_timeout(Duration::from_secs(60)).unwrap();
+        assert_eq!(kinds, vec![io::ErrorKind::TimedOut; 200]);
     }
 
     #[test]

@@ -21,6 +21,7 @@ use virtio_queue::{DescriptorChain, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap};
 
 use super::TOKEN_FIRST_KICK;
+use super::hold::{Hold, RINGS};
 use super::muxer::Muxer;
 use super::packet::HEADER_LEN;
 use buffers::Buffers;
@@ -29,8 +30,6 @@ use buffers::Buffers;
 const RX: usize = 0;
 /// Packets from the guest.
 const TX: usize = 1;
-/// Receive, transmit, event. The event ring is QEMU's; a frontend may still describe it to us.
-const RINGS: usize = 3;
 /// Largest ring accepted; QEMU's has 128 entries.
 const MAX_RING: u16 = 1024;
 /// Largest payload of one packet (`VIRTIO_VSOCK_MAX_PKT_BUF_SIZE` of Linux drivers).
@@ -76,6 +75,7 @@ pub(crate) struct Device {
     epoll: Arc<OwnedFd>,
     guest_cid: u64,
     pub(crate) muxer: Muxer,
+    hold: Arc<Hold>,
     mem: GuestMemoryMmap,
     mappings: Vec<Mapping>,
     rings: Vec<Ring>,
@@ -88,7 +88,12 @@ pub(crate) struct Device {
 }
 
 impl Device {
-    pub(crate) fn new(epoll: Arc<OwnedFd>, guest_cid: u64, muxer: Muxer) -> Result<Self> {
+    pub(crate) fn new(
+        epoll: Arc<OwnedFd>,
+        guest_cid: u64,
+        muxer: Muxer,
+        hold: Arc<Hold>,
+    ) -> Result<Self> {
         let ring = || -> Result<Ring> {
             Ok(Ring {
                 queue: Queue::new(MAX_RING).map_err(|_| Error::BackendInternalError)?,
@@ -103,6 +108,7 @@ impl Device {
             epoll,
             guest_cid,
             muxer,
+            hold,
             mem: GuestMemoryMmap::new(),
             mappings: Vec::new(),
             rings: (0..RINGS).map(|_| ring()).collect::<Result<_>>()?,
@@ -117,6 +123,7 @@ impl Device {
     pub(crate) fn detach(&mut self) {
         for index in 0..self.rings.len() {
             self.stop(index);
+            self.hold.notified_by(index, None);
             let ring = &mut self.rings[index];
             ring.queue.reset();
             ring.kick = None;
@@ -133,11 +140,22 @@ impl Device {
 
     /// Moves packets both ways until nothing moves or the guest had its turn; `true` asks to be called again soon.
     pub(crate) fn process(&mut self) -> bool {
-        let more = self.process_tx() | self.process_rx();
+        self.obey();
+        let mut more = self.process_tx();
+        // Its notification is where a VMM could have held us.
+        self.obey();
+        more |= self.process_rx();
         if self.mapped_in > MAX_MAPPED_IN {
             self.let_go();
         }
         more
+    }
+
+    /// Severs, if that was ordered and the command has not come through yet.
+    pub(crate) fn obey(&mut self) {
+        if self.hold.is_severed() && !self.muxer.is_severed() {
+            self.muxer.sever();
+        }
     }
 
     /// Unmaps the guest's pages from this process until they are touched again.
@@ -335,6 +353,13 @@ impl Device {
         if !seals.contains(SealFlags::SHRINK) {
             return Err(Error::InvalidOperation(
                 "guest memory must be a memfd sealed against shrinking (memory-backend-memfd,seal=on)",
+            ));
+        }
+        // Of huge pages there may be none left when one is touched, which is fatal, too.
+        let kind = rustix::fs::fstatfs(&file).map_err(|e| Error::ReqHandlerError(e.into()))?;
+        if kind.f_type != libc::TMPFS_MAGIC {
+            return Err(Error::InvalidOperation(
+                "guest memory must be of ordinary pages",
             ));
         }
         let mapping = Mapping {

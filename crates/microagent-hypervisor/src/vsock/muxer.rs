@@ -254,6 +254,10 @@ impl Muxer {
         self.count();
     }
 
+    pub(crate) fn is_severed(&self) -> bool {
+        self.severed
+    }
+
     /// Closes every connection and the listener, for good; connected guests are told with RST when they next look.
     pub(crate) fn sever(&mut self) {
         self.severed = true;

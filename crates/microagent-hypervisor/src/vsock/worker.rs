@@ -3,7 +3,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
-use std::sync::mpsc::{Receiver, TryRecvError};
+use std::sync::mpsc::{Receiver, SyncSender, TryRecvError};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -32,6 +32,8 @@ pub(crate) struct Worker {
     frontend: Option<Frontend>,
     shared: Arc<Shared>,
     commands: Receiver<Command>,
+    /// Dropped last: whoever waits for the thread's end watches its other end.
+    ending: Option<SyncSender<()>>,
 }
 
 enum Next {
@@ -67,6 +69,7 @@ impl Worker {
             frontend: None,
             shared,
             commands,
+            ending: None,
         })
     }
 
@@ -125,7 +128,9 @@ impl Worker {
             TOKEN_VHOST_LISTENER => self.attach(),
             TOKEN_FRONTEND => self.on_request(),
             TOKEN_HOST_LISTENER | TOKEN_FIRST_SOCKET.. => {
-                self.device().muxer.on_socket(token, flags);
+                let mut device = self.device();
+                device.obey();
+                device.muxer.on_socket(token, flags);
             }
             // A kick: every wake-up looks at the rings.
             TOKEN_FIRST_KICK.. => {}
@@ -137,12 +142,16 @@ impl Worker {
         loop {
             match self.commands.try_recv() {
                 Ok(Command::Sever(done)) => {
-                    self.device().muxer.sever();
+                    self.device().obey();
                     // The caller may have given up waiting.
                     let _ = done.send(());
                 }
                 Err(TryRecvError::Empty) => return Next::Continue,
-                Ok(Command::Stop) | Err(TryRecvError::Disconnected) => return Next::Stop,
+                Ok(Command::Stop(ending)) => {
+                    self.ending = Some(ending);
+                    return Next::Stop;
+                }
+                Err(TryRecvError::Disconnected) => return Next::Stop,
             }
         }
     }
@@ -157,21 +166,23 @@ impl Worker {
             stream.set_nonblocking(false)?;
             let control = stream.try_clone()?;
             let frontend = Frontend::from_stream(stream, self.device.clone());
+            // First: from when its requests are read on it can hold the thread.
+            self.shared.hold.attach(Some(control));
             epoll::add(
                 &self.epoll,
                 borrow(&frontend),
                 EventData::new_u64(TOKEN_FRONTEND),
                 EventFlags::IN,
             )?;
-            Ok((frontend, control))
+            Ok(frontend)
         });
         match result {
-            Ok((frontend, control)) => {
-                self.frontend = Some(frontend);
-                *self.shared_frontend() = Some(control);
-            }
+            Ok(frontend) => self.frontend = Some(frontend),
             Err(e) if e.kind() == io::ErrorKind::WouldBlock => {}
-            Err(e) => warn!("vsock: cannot accept the VMM: {e}"),
+            Err(e) => {
+                self.shared.hold.attach(None);
+                warn!("vsock: cannot accept the VMM: {e}");
+            }
         }
     }
 
@@ -189,7 +200,7 @@ impl Worker {
         {
             warn!("vsock: cannot stop watching the VMM: {e}");
         }
-        *self.shared_frontend() = None;
+        self.shared.hold.attach(None);
         self.device().detach();
         // One that came early is already in the backlog.
         self.attach();
@@ -197,13 +208,6 @@ impl Worker {
 
     fn device(&self) -> MutexGuard<'_, Device> {
         self.device.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    fn shared_frontend(&self) -> MutexGuard<'_, Option<std::os::unix::net::UnixStream>> {
-        self.shared
-            .frontend
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

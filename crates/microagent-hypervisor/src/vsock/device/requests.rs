@@ -13,7 +13,8 @@ use vhost::vhost_user::{Error, GpuBackend, Result, VhostUserBackendReqHandlerMut
 use virtio_queue::QueueT;
 use vm_memory::{GuestAddress, GuestMemoryMmap};
 
-use super::{Device, FEATURES, RINGS, RX, VIRTIO_RING_F_EVENT_IDX, notify};
+use super::super::hold::{RINGS, is_eventfd};
+use super::{Device, FEATURES, RX, VIRTIO_RING_F_EVENT_IDX, notify};
 
 impl VhostUserBackendReqHandlerMut for Device {
     fn set_owner(&mut self) -> Result<()> {
@@ -131,6 +132,7 @@ impl VhostUserBackendReqHandlerMut for Device {
         }
         self.rings[at].kick = None;
         self.rings[at].call = None;
+        self.hold.notified_by(at, None);
         Ok(VhostUserVringState::new(index, u32::from(base)))
     }
 
@@ -150,11 +152,17 @@ impl VhostUserBackendReqHandlerMut for Device {
     }
 
     fn set_vring_call(&mut self, index: u8, fd: Option<File>) -> Result<()> {
+        let mut copy = None;
         if let Some(fd) = &fd {
-            // A frontend must not be able to block us with a full one.
+            if !is_eventfd(fd) {
+                return Err(Error::InvalidOperation("a call is no event counter"));
+            }
+            // A full one is no reason to wait. The frontend can undo this: see `Hold`.
             rustix::io::ioctl_fionbio(fd, true).map_err(|e| Error::ReqHandlerError(e.into()))?;
+            copy = Some(fd.try_clone().map_err(Error::ReqHandlerError)?);
         }
         self.ring(u32::from(index))?.call = fd;
+        self.hold.notified_by(usize::from(index), copy);
         // A new listener may have missed the last notification.
         let at = usize::from(index);
         if self.rings[at].running {

@@ -69,7 +69,8 @@ impl Bench {
             Limits::default(),
             Arc::default(),
         );
-        (Device::new(epoll, GUEST, muxer.unwrap()).unwrap(), dir)
+        let device = Device::new(epoll, GUEST, muxer.unwrap(), Arc::default());
+        (device.unwrap(), dir)
     }
 
     fn new(features: u64) -> Self {
@@ -279,6 +280,12 @@ fn a_frontend_cannot_hand_over_what_would_hurt() {
     let (mut device, _dir) = Bench::bare();
     let unsealed = device.set_mem_table(&[region()], vec![memfd(SealFlags::empty())], None);
     assert!(unsealed.is_err(), "memory that could shrink");
+    let huge = MemfdFlags::ALLOW_SEALING | MemfdFlags::HUGETLB;
+    let huge = memfd_create("guest", huge).unwrap();
+    ftruncate(&huge, 2 << 20).unwrap();
+    fcntl_add_seals(&huge, SealFlags::SHRINK).unwrap();
+    let unbacked = device.set_mem_table(&[region()], vec![huge.into()], None);
+    assert!(unbacked.is_err(), "memory that there may be none of");
     let mut long = region();
     long.memory_size = MEMORY * 2;
     assert!(
@@ -311,6 +318,9 @@ fn a_frontend_cannot_hand_over_what_would_hurt() {
             .is_err()
     );
     assert!(device.set_vring_kick(7, None).is_err());
+    let (_reader, writer) = std::io::pipe().unwrap();
+    let pipe = File::from(OwnedFd::from(writer));
+    assert!(device.set_vring_call(0, Some(pipe)).is_err(), "a pipe");
     assert!(device.get_vring_base(7).is_err());
     assert!(device.set_vring_enable(7, true).is_err());
     assert!(device.set_features(1 << 50).is_err());
@@ -330,6 +340,39 @@ fn a_frontend_cannot_hand_over_what_would_hurt() {
     );
     assert!(device.get_config(4, 8, config).is_err());
     assert!(device.get_config(u32::MAX, u32::MAX, config).is_err());
+}
+
+#[test]
+fn a_thread_that_is_held_by_a_full_counter_is_freed() {
+    use std::sync::mpsc::{RecvTimeoutError, sync_channel};
+    use std::time::Duration;
+
+    let mut bench = Bench::new(FEATURES);
+    let hold = bench.device.hold.clone();
+    // As a frontend can do with what it has handed over.
+    rustix::io::ioctl_fionbio(&bench.call, false).unwrap();
+    bench.call.read_exact(&mut [0; 8]).unwrap();
+    rustix::io::write(&bench.call, &(u64::MAX - 1).to_ne_bytes()).unwrap();
+    bench.poke(DATA, &request());
+    bench.descriptor(at(TX, 0), 0, DATA, 44, 0, 0);
+    bench.offer(TX, 0);
+    bench.offer_receive_buffer();
+    let (done, told) = sync_channel(1);
+    let processing = std::thread::spawn(move || {
+        bench.device.process();
+        done.send(()).unwrap();
+        bench
+    });
+    let held = told.recv_timeout(Duration::from_millis(100));
+    assert_eq!(held, Err(RecvTimeoutError::Timeout));
+    hold.sever();
+    hold.free();
+    told.recv_timeout(Duration::from_secs(20)).unwrap();
+    let bench = processing.join().unwrap();
+    assert!(bench.device.muxer.is_severed(), "before anything moved");
+    // Nothing waits on an empty one either.
+    hold.free();
+    hold.free();
 }
 
 proptest! {
