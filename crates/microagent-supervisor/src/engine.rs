@@ -46,7 +46,11 @@ use crate::{
     wiring::Wiring,
 };
 
-/// The vsock's Unix socket in the runtime directory.
+/// The machine's own directory in the runtime directory. Some VMMs may make and remove files in it: nothing that
+/// a VMM must not reach, as the control socket, may lie there.
+pub(crate) const MACHINE_DIRECTORY: &str = "vmm";
+
+/// The vsock's Unix socket in the machine's directory.
 pub(crate) const VSOCK_SOCKET: &str = "vsock.sock";
 
 /// A VMM's end is waited for without a limit: a supervisor has nothing to wake it when nothing happens.

@@ -6,7 +6,7 @@ use std::{
     os::{
         fd::OwnedFd,
         unix::{
-            fs::{FileTypeExt, MetadataExt, PermissionsExt},
+            fs::{DirBuilderExt, FileTypeExt, MetadataExt, PermissionsExt},
             net::{UnixListener, UnixStream},
         },
     },
@@ -26,7 +26,7 @@ use crate::{
     backend::Chosen,
     control::{self, Clients, Hub},
     crew::Crew,
-    engine::{Engine, Message, Over, Setup, VSOCK_SOCKET},
+    engine::{Engine, MACHINE_DIRECTORY, Message, Over, Setup, VSOCK_SOCKET},
     events::Journal,
     lifecycle::{Action, Input},
     link,
@@ -62,7 +62,8 @@ pub fn validate(spec: &LaunchSpec) -> Result<(), Error> {
     private("runtime_dir", &spec.runtime_dir)?;
     let ports = spec.mediation.iter().map(|route| u32::from(route.port));
     let longest = ports.fold(HELLO_PORT, u32::max);
-    for name in [CONTROL_SOCKET, &format!("{VSOCK_SOCKET}_{longest}")] {
+    let longest = format!("{MACHINE_DIRECTORY}/{VSOCK_SOCKET}_{longest}");
+    for name in [CONTROL_SOCKET, &longest] {
         let length = spec.runtime_dir.join(name).as_os_str().len();
         if length > MAX_SOCKET_PATH {
             return Err(Error::spec(
@@ -171,6 +172,26 @@ fn private(field: &'static str, path: &Path) -> Result<(), Error> {
         ));
     }
     Ok(())
+}
+
+/// Makes the machine's own directory.
+pub(crate) fn make_place(runtime_dir: &Path) -> Result<(), Error> {
+    let place = runtime_dir.join(MACHINE_DIRECTORY);
+    fs::DirBuilder::new()
+        .mode(0o700)
+        .create(&place)
+        .map_err(Error::file("create", &place))
+}
+
+/// Removes it, with all that a VMM may have left there.
+pub(crate) fn remove_place(runtime_dir: &Path) {
+    let place = runtime_dir.join(MACHINE_DIRECTORY);
+    match fs::remove_dir_all(&place) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            tracing::warn!("cannot remove {}: {error}", place.display());
+        }
+        _ => {}
+    }
 }
 
 /// A supervisor that listens and has not launched its machine yet.
@@ -336,6 +357,7 @@ struct Runtime {
 
 impl Drop for Runtime {
     fn drop(&mut self) {
+        remove_place(&self.directory);
         let clear = || -> std::io::Result<()> {
             for entry in fs::read_dir(&self.directory)? {
                 let entry = entry?;

@@ -201,7 +201,9 @@ fn supervise(
         .ephemeral
         .then(|| (spec.directory.clone(), spec.runtime_dir.clone()));
     // A port that is taken is known before a host is probed for the first time.
-    let prepared = Wiring::prepare(&spec)
+    let runtime_dir = spec.runtime_dir.clone();
+    let prepared = launch::make_place(&runtime_dir)
+        .and_then(|()| Wiring::prepare(&spec))
         .and_then(|wiring| {
             let chosen = backends
                 .choose(&spec)
@@ -233,6 +235,7 @@ fn supervise(
         }
         Err(error) => {
             tracing::error!("the launch failed: {error}");
+            launch::remove_place(&runtime_dir);
             // Who hears of it may launch another at once.
             drop(lock);
             answer(&mut output, &Response::new(id, Err(error.report())));

@@ -28,6 +28,8 @@ pub(crate) fn escapes() {
     let name = std::os::unix::net::SocketAddr::from_abstract_name(port.to_string()).unwrap();
     let _abstract = std::os::unix::net::UnixListener::bind_addr(&name).unwrap();
     let place = Place::new(&format!("escapes-{}-{port}", std::process::id()));
+    let beside = place.dir.path().join(escape::BESIDE);
+    let _beside = std::os::unix::net::UnixListener::bind(beside).unwrap();
     let machine = place.launch();
     let pid = machine.vmm().pid;
     let held = machine.confinement();

@@ -171,6 +171,7 @@ fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
         serial: extra_serial(at),
         read_only: disk.read_only,
     }));
+    let directory = spec.runtime_dir.join(MACHINE_DIRECTORY);
     MachineSpec {
         name: spec.workspace.to_string(),
         memory: spec.memory,
@@ -182,13 +183,13 @@ fn machine_spec(spec: &LaunchSpec, attempt: u32) -> MachineSpec {
         confinement: spec.confinement,
         vsock: VsockSpec {
             cid: GUEST_CID,
-            uds: spec.runtime_dir.join(VSOCK_SOCKET),
+            uds: directory.join(VSOCK_SOCKET),
         },
         console: ConsoleSpec {
             log: spec.directory.join("console.log"),
             limit: u64::from(spec.console_limit),
         },
-        runtime_dir: spec.runtime_dir.clone(),
+        runtime_dir: directory,
         attempt,
     }
 }

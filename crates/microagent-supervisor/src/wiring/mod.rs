@@ -27,7 +27,7 @@ pub(crate) use self::{check::validate, disks::busy_remedy};
 use crate::{
     Error,
     crew::{Crew, lock},
-    engine::VSOCK_SOCKET,
+    engine::{MACHINE_DIRECTORY, VSOCK_SOCKET},
     link, process,
 };
 
@@ -39,7 +39,7 @@ pub(crate) struct Wiring(Arc<Shared>);
 struct Shared {
     ports: Mutex<Vec<PublishedPort>>,
     routes: Vec<MediationRoute>,
-    /// The routes' sockets in the runtime directory.
+    /// The routes' sockets are beside it.
     uds: std::path::PathBuf,
     links: Links,
     gate: Gate,
@@ -63,7 +63,7 @@ impl Wiring {
     /// held then.
     pub(crate) fn prepare(spec: &LaunchSpec) -> Result<Self, Error> {
         let locks = DiskLocks::take(&spec.disks)?;
-        let uds = spec.runtime_dir.join(VSOCK_SOCKET);
+        let uds = spec.runtime_dir.join(MACHINE_DIRECTORY).join(VSOCK_SOCKET);
         let (mut entrances, mut ports) = (Vec::new(), Vec::new());
         for port in &spec.publish {
             let (listener, bound) = publish::bind(*port)?;

@@ -20,7 +20,7 @@ use microagent_hypervisor::{
 };
 use microagent_protocol::{
     Backend, LaunchSpec, NetworkMode, NetworkProvider, ProcessIdentity,
-    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
+    supervisor::{CONTROL_SOCKET, ErrorKind, ErrorReport, HostQuery, HostReport},
 };
 use microagent_supervisor::{Backends, Chosen, HostBackends};
 
@@ -108,6 +108,10 @@ impl Hypervisor for Driver {
 
     fn launch(&self, spec: &MachineSpec) -> Result<Box<dyn Machine>, Error> {
         let script = script(&spec.kernel);
+        // A driver may let its VMM make and remove files there: it could take the supervisor's place.
+        let beside = spec.runtime_dir.join(CONTROL_SOCKET);
+        assert!(!beside.exists(), "a VMM reaches {}", beside.display());
+        assert!(spec.vsock.uds.starts_with(&spec.runtime_dir));
         if script == "no-launch" {
             return Err(Error::VmmStart {
                 program: "scripted".into(),

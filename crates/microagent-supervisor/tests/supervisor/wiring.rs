@@ -136,7 +136,7 @@ fn launch_error(workspace: &Workspace) -> ErrorReport {
 
 fn vsock_port(workspace: &Workspace, port: u16) -> PathBuf {
     let name = format!("vsock.sock_{port}");
-    workspace.spec.runtime_dir.join(name)
+    workspace.spec.runtime_dir.join("vmm").join(name)
 }
 
 fn mediation() {
