@@ -41,6 +41,8 @@ use crate::{
 
 /// The most directories of one landing, whose times and modes are set at its end.
 const MAX_DIRECTORIES: usize = 1 << 18;
+/// The most bytes of their names, which are held until then.
+const MAX_NAMES: usize = 64 << 20;
 
 /// Lands what `input` brings at `destination`.
 ///
@@ -59,7 +61,7 @@ pub fn land(
         base,
         made,
         owns: geteuid().is_root(),
-        directories: Vec::new(),
+        directories: Later::default(),
         files: HashSet::new(),
     };
     let landed = lander.all(&mut incoming);
@@ -77,8 +79,8 @@ struct Lander {
     made: bool,
     /// Whether files can be given away.
     owns: bool,
-    /// Directories whose attributes are set last, when nothing in them changes any more.
-    directories: Vec<Item>,
+    /// Directories whose owners, modes and times are set last, when nothing in them changes any more.
+    directories: Later,
     /// The files of this stream, which alone may get further names from it. A number alone says
     /// nothing: other file systems may be mounted below the destination.
     files: HashSet<(Dev, u64)>,
@@ -93,26 +95,18 @@ impl Lander {
     }
 
     fn one<R: BufRead>(&mut self, item: Item, incoming: &mut Incoming<R>) -> Result<(), CopyError> {
-        let Some((name, above)) = item.place.split_last() else {
-            if self.made {
-                self.directories.push(item);
-            }
-            return Ok(());
-        };
         let shown = self.shown(&item.place);
+        let Some((name, above)) = item.place.split_last() else {
+            return match self.made {
+                true => self.directory(item, &shown),
+                false => Ok(()),
+            };
+        };
         let parent = self.ground.folder(above, &shown)?;
         if let Kind::Directory = item.kind {
-            if self.directories.len() == MAX_DIRECTORIES {
-                let reason = format!("is one too many; at most {MAX_DIRECTORIES} are taken");
-                return Err(CopyError::TooMuch {
-                    path: shown,
-                    reason,
-                });
-            }
             ground::make_directory(parent, name, &shown)?;
             incoming.report.directories += 1;
-            self.directories.push(item);
-            return Ok(());
+            return self.directory(item, &shown);
         }
         let temporary = match &item.kind {
             Kind::File => {
@@ -140,6 +134,23 @@ impl Lander {
         incoming.report.files += 1;
         let parent = self.ground.folder(above, &shown)?;
         temporary.publish(parent, name, &shown)
+    }
+
+    /// Sets a directory's attributes; what may change yet is for the end.
+    fn directory(&mut self, mut item: Item, shown: &Path) -> Result<(), CopyError> {
+        let xattrs = std::mem::take(&mut item.xattrs);
+        if !xattrs.is_empty() {
+            let folder = self.ground.open(&item.place, shown)?;
+            for (name, value) in &xattrs {
+                attributes::set(&folder, name, value).context("set an attribute of", shown)?;
+            }
+        }
+        self.directories
+            .push(item, MAX_NAMES)
+            .map_err(|reason| CopyError::TooMuch {
+                path: shown.to_owned(),
+                reason,
+            })
     }
 
     fn file<R: BufRead>(
@@ -263,11 +274,11 @@ impl Lander {
     /// Gives the directories their owners, modes and times, inner ones first.
     fn settle(&mut self) -> Result<(), CopyError> {
         let mut first = Ok(());
-        for item in std::mem::take(&mut self.directories).into_iter().rev() {
-            let shown = self.shown(&item.place);
+        for (place, item) in std::mem::take(&mut self.directories).last_first() {
+            let shown = self.shown(&place);
             let done = self
                 .ground
-                .open(&item.place, &shown)
+                .open(&place, &shown)
                 .and_then(|folder| self.dress(&folder, &item, &shown));
             // Every directory gets its chance; the first failure is the one to report.
             first = first.and(done);
@@ -280,9 +291,6 @@ impl Lander {
             let (owner, group) = owner(item);
             fchown(folder, owner, group).context("give away", shown)?;
         }
-        for (name, value) in &item.xattrs {
-            attributes::set(folder, name, value).context("set an attribute of", shown)?;
-        }
         fchmod(folder, mode(item)).context("set the mode of", shown)?;
         futimens(folder, &times(item)).context("set the time of", shown)
     }
@@ -291,6 +299,45 @@ impl Lander {
         let mut path = self.base.clone();
         path.extend(place.iter().map(|part| OsStr::from_bytes(part)));
         path
+    }
+}
+
+/// Directories of which something is done at the end. There may be many: of each no more is held than is needed.
+#[derive(Default)]
+struct Later {
+    directories: Vec<(Box<[u8]>, Item)>,
+    names: usize,
+}
+
+impl Later {
+    /// One more; `most` bytes of names are held. Gives why not.
+    fn push(&mut self, mut item: Item, most: usize) -> Result<(), String> {
+        if self.directories.len() == MAX_DIRECTORIES {
+            return Err(format!(
+                "is one too many; at most {MAX_DIRECTORIES} are taken"
+            ));
+        }
+        let name = std::mem::take(&mut item.place).join(&b'/');
+        self.names += name.len();
+        if self.names > most {
+            return Err(format!(
+                "is one too many; at most {most} bytes of names of directories are taken"
+            ));
+        }
+        self.directories.push((name.into_boxed_slice(), item));
+        Ok(())
+    }
+
+    fn last_first(self) -> impl Iterator<Item = (Place, Item)> {
+        let place = |name: &[u8]| -> Place {
+            let parts = name.split(|byte| *byte == b'/');
+            parts
+                .filter(|part| !part.is_empty())
+                .map(<[u8]>::to_vec)
+                .collect()
+        };
+        let directories = self.directories.into_iter().rev();
+        directories.map(move |(name, item)| (place(&name), item))
     }
 }
 
@@ -316,5 +363,33 @@ fn times(item: &Item) -> Timestamps {
             tv_sec,
             tv_nsec: nanos.into(),
         },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_are_held_are_bounded_and_come_back_last_first() {
+        let item = |place: &[&str]| Item {
+            place: place.iter().map(|part| part.as_bytes().to_vec()).collect(),
+            kind: Kind::Directory,
+            mode: 0o755,
+            uid: 0,
+            gid: 0,
+            mtime: (0, 0),
+            size: 0,
+            xattrs: Vec::new(),
+        };
+        let places: [&[&str]; 3] = [&[], &["a"], &["a", "b"]];
+        let mut later = Later::default();
+        for place in places {
+            later.push(item(place), 4).unwrap();
+        }
+        assert!(later.push(item(&["c"]), 4).unwrap_err().contains("4 bytes"));
+        let back: Vec<_> = later.last_first().map(|(place, _)| place).collect();
+        let wanted: Vec<_> = places.iter().rev().map(|place| item(place).place).collect();
+        assert_eq!(back, wanted);
     }
 }

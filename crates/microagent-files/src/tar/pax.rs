@@ -10,6 +10,9 @@ const BASE64: GeneralPurpose = GeneralPurpose::new(
     GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
 );
 
+/// Attributes of one entry; whoever has more than a few of them means harm.
+const MAX_XATTRS: usize = 4096;
+
 /// What `g` and `x` headers said, last record wins.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Overrides {
@@ -127,13 +130,13 @@ impl Overrides {
             }
             _ => {
                 if let Some(name) = key.strip_prefix(b"SCHILY.xattr.") {
-                    self.set_xattr(name.to_vec(), value.to_vec());
+                    self.set_xattr(name.to_vec(), value.to_vec())?;
                 } else if let Some(name) = key.strip_prefix(b"LIBARCHIVE.xattr.") {
                     let name = percent_decode(name);
                     let value = BASE64.decode(value).map_err(|_| {
                         format!("PAX record {} is not base64", String::from_utf8_lossy(key))
                     })?;
-                    self.set_xattr(name, value);
+                    self.set_xattr(name, value)?;
                 }
                 // Other keys (comment, atime, ctime, vendor keys) carry nothing a disk keeps.
             }
@@ -157,11 +160,29 @@ impl Overrides {
         Ok(())
     }
 
-    fn set_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) {
-        match self.xattrs.iter_mut().find(|(known, _)| *known == name) {
-            Some(known) => known.1 = value,
-            None => self.xattrs.push((name, value)),
+    fn set_xattr(&mut self, name: Vec<u8>, value: Vec<u8>) -> Result<(), String> {
+        if let Some(known) = self.xattrs.iter_mut().find(|(known, _)| *known == name) {
+            known.1 = value;
+            return Ok(());
         }
+        if self.xattrs.len() == MAX_XATTRS {
+            return Err(format!(
+                "an entry has more than {MAX_XATTRS} extended attributes"
+            ));
+        }
+        self.xattrs.push((name, value));
+        Ok(())
+    }
+
+    /// The bytes of what has no fixed size. A sparse map's segments are counted on their own.
+    pub(crate) fn weight(&self) -> u64 {
+        let texts = [&self.path, &self.link, &self.sparse.name];
+        let texts = texts.into_iter().flatten().map(Vec::len).sum::<usize>();
+        let xattrs = self.xattrs.iter();
+        let xattrs = xattrs
+            .map(|(name, value)| name.len() + value.len())
+            .sum::<usize>();
+        (texts + xattrs) as u64
     }
 }
 

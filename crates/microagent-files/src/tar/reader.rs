@@ -8,7 +8,10 @@ use std::io::BufRead;
 
 use super::fault::{EntryFault, TarFault};
 use super::header::{BLOCK, Header};
-use super::pax::Overrides;
+use super::pax::{Overrides, PaxSparse};
+
+/// What global extension headers may say: a stream can be made of a million entries of 512 bytes.
+const MAX_GLOBAL_BYTES: u64 = 16 << 10;
 
 /// What a stream may ask of whoever reads it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -17,7 +20,7 @@ pub struct TarLimits {
     pub max_file_bytes: u64,
     /// Bytes of one entry's path or link target.
     pub max_path_bytes: u64,
-    /// Bytes of one extension header (PAX records, GNU long name).
+    /// Bytes of one extension header (PAX records, GNU long name), and of what several of them say of one entry.
     pub max_extension_bytes: u64,
     /// Segments of one sparse map.
     pub max_sparse_segments: u64,
@@ -186,7 +189,23 @@ impl<R: BufRead> TarReader<R> {
                     let segments =
                         usize::try_from(self.limits.max_sparse_segments).unwrap_or(usize::MAX);
                     target.apply_all(&bytes, segments).map_err(bad)?;
+                    // There may be any number of such headers before an entry.
+                    if target.weight() > self.limits.max_extension_bytes {
+                        return Err(self.limit(
+                            b"",
+                            "bytes in the extension headers of an entry",
+                            "max_extension_bytes",
+                            self.limits.max_extension_bytes,
+                        ));
+                    }
                     if header.kind() == b'g' {
+                        // What it says is told again of each entry that follows.
+                        self.global.sparse = PaxSparse::default();
+                        if self.global.weight() > MAX_GLOBAL_BYTES {
+                            return Err(bad(format!(
+                                "more than {MAX_GLOBAL_BYTES} bytes are said of all entries"
+                            )));
+                        }
                         overrides = self.global.clone();
                     } else {
                         extended = true;

@@ -283,3 +283,72 @@ fn the_whole_stream_is_read() {
     .unwrap();
     assert!(reader.fill_buf().unwrap().is_empty());
 }
+
+/// An extension header: records for the next entry (`x`), or for all that follow (`g`).
+fn extension(kind: u8, records: &[u8]) -> Vec<u8> {
+    let mut header = [0; 512];
+    header[0] = b'e';
+    header[124..136].copy_from_slice(format!("{:011o}\0", records.len()).as_bytes());
+    header[148..156].fill(b' ');
+    header[156] = kind;
+    header[257..265].copy_from_slice(b"ustar\x0000");
+    let sum: u32 = header.iter().map(|byte| u32::from(*byte)).sum();
+    header[148..156].copy_from_slice(format!("{sum:06o}\0 ").as_bytes());
+    let mut bytes = [&header[..], records].concat();
+    bytes.resize(bytes.len().next_multiple_of(512), 0);
+    bytes
+}
+
+/// A record of an extended attribute.
+fn attribute(name: &str, size: usize) -> Vec<u8> {
+    let rest = format!(" SCHILY.xattr.user.{name}={}\n", "v".repeat(size));
+    let mut length = rest.len();
+    while format!("{length}{rest}").len() != length {
+        length += 1;
+    }
+    format!("{length}{rest}").into_bytes()
+}
+
+/// What a few bytes of a stream can say of many entries is not held for each of them, and what many headers
+/// say of one entry is bounded.
+#[test]
+fn extension_headers_cannot_fill_the_memory() {
+    let half = 500 << 10;
+    let tree = || Hostile::default().dir("t").dir("t/a").file("t/a/f").bytes();
+    let tell = |headers: &[Vec<u8>]| {
+        let dir = directory();
+        let stream = [headers.concat(), tree()].concat();
+        let landing = Landing::new(Shipment::Named);
+        let landed = land(
+            &stream[..],
+            &dir.path().join("t"),
+            &landing,
+            &Policy::wary(),
+        );
+        (landed.map_err(|error| error.to_string()), dir)
+    };
+    let (landed, _) = tell(&[extension(b'g', &attribute("big", half))]);
+    assert!(landed.unwrap_err().contains("said of all entries"));
+    let many: Vec<_> = (0..3)
+        .map(|n| extension(b'x', &attribute(&n.to_string(), half)))
+        .collect();
+    let (landed, _) = tell(&many);
+    assert!(
+        landed
+            .unwrap_err()
+            .contains("1048576 bytes in the extension")
+    );
+    // One that a disk holds is there, on directories, too.
+    let (landed, dir) = tell(&[extension(b'g', &attribute("small", 1000))]);
+    assert_eq!(landed.unwrap().files, 1);
+    for path in ["t", "t/a", "t/a/f"] {
+        let mut value = [0_u8; 2000];
+        let there = rustix::fs::getxattr(dir.path().join(path), "user.small", &mut value[..]);
+        assert_eq!(there.unwrap(), 1000, "{path}");
+    }
+    let small: Vec<u8> = (0..5000)
+        .flat_map(|n| attribute(&n.to_string(), 1))
+        .collect();
+    let (landed, _) = tell(&[extension(b'x', &small)]);
+    assert!(landed.unwrap_err().contains("4096 extended attributes"));
+}
