@@ -14,14 +14,17 @@ pub(crate) fn run(prefix: &Path) -> anyhow::Result<()> {
     let installed = bin.join("microagent");
     // A running microagent keeps its old file: write beside it and rename.
     let part = bin.join(".microagent.part");
-    fs::copy(&built, &part)
-        .and_then(|_| fs::rename(&part, &installed))
-        .with_context(|| {
-            format!(
-                "cannot install {}; try --prefix with a directory of yours",
-                installed.display()
-            )
-        })?;
+    let remedy = || {
+        format!(
+            "cannot install {}; try --prefix with a directory of yours",
+            installed.display()
+        )
+    };
+    fs::copy(&built, &part).with_context(remedy)?;
+    if cfg!(target_os = "macos") {
+        process::run(&mut codesign(&part))?;
+    }
+    fs::rename(&part, &installed).with_context(remedy)?;
     let link = bin.join("microagent-supervisor");
     if link.symlink_metadata().is_ok() {
         fs::remove_file(&link).with_context(|| format!("cannot replace {}", link.display()))?;
@@ -41,6 +44,16 @@ pub(crate) fn run(prefix: &Path) -> anyhow::Result<()> {
         Some(_) => {}
     }
     Ok(())
+}
+
+/// Signs a program with what Apple's framework asks of it, without a certificate: for this Mac alone.
+fn codesign(program: &Path) -> Command {
+    let mut command = Command::new("/usr/bin/codesign");
+    command
+        .args(["--force", "--sign", "-", "--entitlements"])
+        .arg(process::root().join("xtask/macos/microagent.entitlements"))
+        .arg(program);
+    command
 }
 
 /// Where each shell looks for completions below `share`.
@@ -82,4 +95,20 @@ pub(crate) fn release_binary() -> anyhow::Result<std::path::PathBuf> {
         "microagent-cli",
     ]))?;
     Ok(process::target_dir().join("release/microagent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_entitlement_that_a_signature_gets_is_the_one_that_the_framework_asks_for() {
+        let command = codesign(Path::new("/p"));
+        let arguments: Vec<_> = command.get_args().collect();
+        let at = arguments.iter().position(|one| *one == "--entitlements");
+        let plist = fs::read_to_string(arguments[at.unwrap() + 1]).unwrap();
+        let value = plist.split("<key>com.apple.security.virtualization</key>");
+        assert!(value.last().unwrap().trim_start().starts_with("<true/>"));
+        assert_eq!(*arguments.last().unwrap(), "/p");
+    }
 }

@@ -23,7 +23,12 @@ const ARROWS: &[(&str, &[&str])] = &[
     ),
     (
         "microagent-hypervisor",
-        &["microagent-disk", "microagent-host", "microagent-protocol"],
+        &[
+            "microagent-disk",
+            "microagent-host",
+            "microagent-protocol",
+            "microagent-relay",
+        ],
     ),
     (
         "microagent-image",

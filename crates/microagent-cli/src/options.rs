@@ -75,7 +75,7 @@ pub(crate) struct WorkspaceArgs {
     #[arg(long, visible_alias = "net", value_name = "MODE",
           value_parser = refusals::network, help_heading = "Machine")]
     network: Option<NetworkMode>,
-    /// auto, firecracker, qemu, qemu-kvm or qemu-tcg
+    /// auto, firecracker, qemu, qemu-kvm, qemu-tcg or apple-vf
     #[arg(
         long,
         value_name = "BACKEND",

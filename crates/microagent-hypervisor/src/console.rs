@@ -95,7 +95,11 @@ struct Open {
 
 impl Open {
     fn tell(&mut self, bytes: &[u8]) {
+        #[cfg(not(target_vendor = "apple"))]
         let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+        // Apple's sockets are told once, when they are made.
+        #[cfg(target_vendor = "apple")]
+        let flags = SendFlags::DONTWAIT;
         self.streams
             .retain(|stream| send(stream, bytes, flags) == Ok(bytes.len()));
     }
@@ -115,6 +119,8 @@ impl Listeners {
             )));
         }
         let (ours, theirs) = UnixStream::pair()?;
+        #[cfg(target_vendor = "apple")]
+        rustix::net::sockopt::set_socket_nosigpipe(&ours, true)?;
         open.streams.push(ours);
         Ok(theirs)
     }

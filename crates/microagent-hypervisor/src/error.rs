@@ -54,6 +54,10 @@ pub enum Error {
     /// This host or driver cannot do it.
     #[error("{0}")]
     Unsupported(String),
+    /// Apple's framework is not asked for such a machine.
+    #[cfg(any(target_os = "macos", all(test, unix)))]
+    #[error(transparent)]
+    Refused(#[from] crate::apple_vz::Refusal),
     /// Its vsock device could not be made.
     #[cfg(target_os = "linux")]
     #[error(transparent)]

@@ -19,6 +19,10 @@ const MAX_SUFFIX: usize = 11;
 /// Pending connections per listener.
 const BACKLOG: i32 = 128;
 
+/// `CONNECT 4294967295\n` and nothing longer.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+pub(crate) const MAX_CONNECT: usize = 19;
+
 /// `OK 4294967295\n`.
 const MAX_REPLY: usize = 14;
 
@@ -87,6 +91,15 @@ pub(crate) fn port_path(uds: &Path, port: u32) -> PathBuf {
     let mut path = OsString::from(uds);
     path.push(format!("_{port}"));
     path.into()
+}
+
+/// The port that a host program asks for, by its first line without the newline.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+pub(crate) fn asked_port(line: &[u8]) -> Option<u32> {
+    let digits = std::str::from_utf8(line.strip_prefix(b"CONNECT ")?).ok()?;
+    // A sign would be taken for a part of the number.
+    let plain = digits.bytes().all(|byte| byte.is_ascii_digit());
+    digits.parse().ok().filter(|_| plain)
 }
 
 /// Refuses a path that could not carry a port suffix; better at start than at the first connection.

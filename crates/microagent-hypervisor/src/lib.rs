@@ -6,17 +6,24 @@
 //! environment: search paths are arguments.
 #![deny(unsafe_code)]
 
+// Its rules are tested on any Unix; what calls the framework is compiled where that is.
+#[cfg(any(target_os = "macos", all(test, unix)))]
+pub mod apple_vz;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod boot;
 #[cfg(target_os = "linux")]
 mod boot_file;
 #[cfg(target_os = "linux")]
 mod confine;
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "macos"))]
 mod console;
 #[cfg(target_os = "linux")]
 mod driven;
 mod error;
 #[cfg(target_os = "linux")]
 pub mod firecracker;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod flat;
 #[cfg(unix)]
 pub mod hybrid;
 mod machine;
@@ -30,6 +37,8 @@ mod process;
 mod program;
 #[cfg(target_os = "linux")]
 pub mod qemu;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod text;
 #[cfg(target_os = "linux")]
 mod tsc;
 #[cfg(target_os = "linux")]

@@ -231,7 +231,7 @@ pub trait Machine: Send + Sync {
 }
 
 /// What every driver refuses.
-#[cfg(target_os = "linux")]
+#[cfg(any(target_os = "linux", target_os = "macos"))]
 pub(crate) fn check(spec: &MachineSpec) -> Result<(), crate::Error> {
     let named = [
         &spec.kernel,

@@ -35,6 +35,7 @@ use crate::{
     Error, Exit, SerialPort,
     confine::{self, Applied, Seal, Terms, Way, cgroup::Group, jailer::Anchor, last_errno},
     console::{Listeners, RotatingLog},
+    text::printable,
 };
 
 /// How long a killed process may take to be gone.
@@ -451,28 +452,4 @@ fn identity_of(pid: u32) -> io::Result<ProcessIdentity> {
         start_ticks: start_ticks(pid)?,
         boot_id: boot_id()?,
     })
-}
-
-/// Text of another program without what could steer a terminal.
-pub(crate) fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .map(|c| match c {
-            '\n' => '\n',
-            c if c.is_control() => ' ',
-            c => c,
-        })
-        .collect::<String>()
-        .trim()
-        .to_owned()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn words_cannot_steer_a_terminal() {
-        assert_eq!(printable(b"a\x1b[2Jb\x07\nc\xff\n"), "a [2Jb \nc\u{fffd}");
-    }
 }

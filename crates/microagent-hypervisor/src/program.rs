@@ -11,7 +11,7 @@ use std::{
 use microagent_host::process::readable_by;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, process::printable};
+use crate::{Error, text::printable};
 
 /// How long it may take to answer a question about itself.
 const ANSWER_LIMIT: Duration = Duration::from_secs(10);

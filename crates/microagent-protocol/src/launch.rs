@@ -24,11 +24,18 @@ pub enum Backend {
     QemuKvm,
     /// QEMU with software emulation.
     QemuTcg,
+    /// Apple's Virtualization.framework.
+    AppleVf,
 }
 
 impl Backend {
     /// Every backend.
-    pub const ALL: [Self; 3] = [Self::Firecracker, Self::QemuKvm, Self::QemuTcg];
+    pub const ALL: [Self; 4] = [
+        Self::Firecracker,
+        Self::QemuKvm,
+        Self::QemuTcg,
+        Self::AppleVf,
+    ];
 
     /// Its name on the command line and on the wire.
     #[must_use]
@@ -37,12 +44,13 @@ impl Backend {
             Self::Firecracker => "firecracker",
             Self::QemuKvm => "qemu-kvm",
             Self::QemuTcg => "qemu-tcg",
+            Self::AppleVf => "apple-vf",
         }
     }
 }
 
 /// What a backend's machines can do. Declared in one place, and proved for each driver by the
-/// conformance suite in `microagent-hypervisor`.
+/// conformance suite in `microagent-hypervisor`; of `apple-vf` it is a declaration that nobody proved yet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[cfg_attr(test, derive(schemars::JsonSchema))]
 #[serde(default)]
@@ -94,6 +102,18 @@ impl Backend {
                 joined_disks: true,
                 disk_serials: true,
             },
+            Self::AppleVf => Capabilities {
+                pause: true,
+                // Nothing on a Mac holds a guest to its policy yet.
+                user_network: false,
+                sever: true,
+                sever_ends_connections: true,
+                // The framework does not say.
+                half_close: false,
+                console: true,
+                joined_disks: false,
+                disk_serials: true,
+            },
         }
     }
 }
@@ -121,7 +141,7 @@ pub enum BackendChoice {
 
 /// Not a backend's name.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{input:?} is not a backend; use auto, firecracker, qemu, qemu-kvm or qemu-tcg")]
+#[error("{input:?} is not a backend; use auto, firecracker, qemu, qemu-kvm, qemu-tcg or apple-vf")]
 pub struct InvalidBackend {
     input: String,
 }

@@ -1,8 +1,12 @@
 //! Choosing a backend: the one place that knows which drivers there are.
 
+#[cfg(target_os = "macos")]
+mod apple;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod place;
 #[cfg(target_os = "linux")]
 mod proved;
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 mod unsupported;
 
 use microagent_hypervisor::Hypervisor;

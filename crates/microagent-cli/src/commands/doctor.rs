@@ -22,7 +22,7 @@ use crate::{
         KVM, 30 s emulated) and each boot (usually a minute), as in 90s or 2m"
 )]
 pub(crate) struct DoctorArgs {
-    /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg
+    /// Look at one backend: auto, firecracker, qemu, qemu-kvm, qemu-tcg or apple-vf
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendChoice,
     /// Prove everything again

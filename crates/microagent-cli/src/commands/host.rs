@@ -15,7 +15,7 @@ use crate::{
 /// whole.
 #[derive(Debug, Args)]
 pub(crate) struct HostArgs {
-    /// Look at one backend: auto, firecracker, qemu, qemu-kvm or qemu-tcg
+    /// Look at one backend: auto, firecracker, qemu, qemu-kvm, qemu-tcg or apple-vf
     #[arg(long, value_name = "BACKEND", default_value = "auto")]
     backend: BackendChoice,
     /// Find everything out again

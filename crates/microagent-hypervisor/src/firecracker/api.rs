@@ -382,7 +382,7 @@ impl Api {
 
 /// Firecracker's own words, made safe to show, and what to do about them.
 fn explained(words: &str, status: u16) -> String {
-    let words = crate::process::printable(words.as_bytes());
+    let words = crate::text::printable(words.as_bytes());
     let words: String = words.chars().take(2000).collect();
     if words.is_empty() {
         return format!("it refused with status {status} and no reason");

@@ -8,7 +8,6 @@ use std::{
     time::Duration,
 };
 
-use microagent_disk::JoinedFile;
 use microagent_protocol::NetworkMode;
 
 use self::{
@@ -20,9 +19,10 @@ use super::{
     api::{Api, BootSource, VmState},
 };
 use crate::{
-    DiskForm, Error, Exit, MachineSpec,
+    Error, Exit, MachineSpec,
     boot_file::BootFile,
     driven::Driven,
+    flat::with_flat_disks,
     network::{Network, Passt},
     process::Vmm,
 };
@@ -70,7 +70,7 @@ pub(super) struct About<'a> {
 impl FirecrackerMachine {
     pub(super) fn launch(about: &About<'_>, spec: &MachineSpec) -> Result<Self, Error> {
         check(about, spec)?;
-        let spec = &with_flat_disks(spec)?;
+        let spec = &with_flat_disks(spec, "Firecracker")?;
         let kernel = BootFile::open("kernel", &spec.kernel)?;
         let initramfs = BootFile::open("initramfs", &spec.initramfs)?;
         let boot = BootSource {
@@ -91,7 +91,7 @@ impl FirecrackerMachine {
         snapshot: &Snapshot,
     ) -> Result<Self, Error> {
         check(about, spec)?;
-        let spec = &with_flat_disks(spec)?;
+        let spec = &with_flat_disks(spec, "Firecracker")?;
         let machine = Self::spawn(about, spec, Vec::new())?;
         machine.or_last_words(about.binary, |machine| {
             machine
@@ -228,25 +228,4 @@ fn check(about: &About<'_>, spec: &MachineSpec) -> Result<(), Error> {
         )));
     }
     Ok(())
-}
-
-/// The same machine with each disk in one file: it cannot join several.
-fn with_flat_disks(spec: &MachineSpec) -> Result<MachineSpec, Error> {
-    let mut spec = spec.clone();
-    for disk in &mut spec.disks {
-        if disk.form == DiskForm::Joined {
-            let list = &disk.path;
-            let flat = JoinedFile::open(list)
-                .and_then(|joined| joined.flat(list))
-                .map_err(|source| Error::Io {
-                    context: format!(
-                        "make one file of the disk {}, as Firecracker cannot join several",
-                        list.display()
-                    ),
-                    source,
-                })?;
-            (disk.path, disk.form) = (flat, DiskForm::Raw);
-        }
-    }
-    Ok(spec)
 }

@@ -22,11 +22,7 @@ use super::{
     IPV4, IPV6,
     relay::{Relay, Wire},
 };
-use crate::{
-    Error,
-    process::{born_bound, printable},
-    program::find_program,
-};
+use crate::{Error, process::born_bound, program::find_program, text::printable};
 
 /// The program.
 const PROGRAM: &str = "passt";

@@ -5,10 +5,13 @@ use std::time::Instant;
 use microagent_protocol::supervisor::{HostCheck, HostQuery, Verdict};
 
 use super::{
-    CHECK_FIRECRACKER, KVM_LIMIT, NO_KERNEL, ProbeHost, boot, cache::Cache, check as outcome, kvm,
+    CHECK_FIRECRACKER, KVM_LIMIT, NO_KERNEL, ProbeHost, cache::Cache, check as outcome, kvm,
     patience, verdict_on_kvm,
 };
-use crate::firecracker::{Firecracker, FirecrackerBinary, JailerBinary, REMEDY};
+use crate::{
+    boot,
+    firecracker::{Firecracker, FirecrackerBinary, JailerBinary, REMEDY},
+};
 
 /// Firecracker is looked at where it can matter: where it is there, and KVM opens.
 pub(super) fn check(

@@ -1,7 +1,6 @@
 //! What this host can run, proved by doing what a boot does. A device file
 //! that opens proves nothing; a guest that said hello does.
 
-mod boot;
 mod cache;
 mod confinement;
 mod firecracker;
@@ -24,7 +23,7 @@ use microagent_protocol::{
 use self::cache::{Cache, Kept};
 pub use self::select::select;
 use crate::{
-    Error, Hypervisor,
+    Error, Hypervisor, boot,
     firecracker::Firecracker,
     measure_tsc_khz,
     network::Passt,

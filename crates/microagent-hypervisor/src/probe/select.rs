@@ -87,6 +87,11 @@ pub fn select(
         BackendChoice::Only(Backend::QemuTcg) if tcg => {
             Ok((Backend::QemuTcg, "it was asked for".to_owned()))
         }
+        BackendChoice::Only(Backend::AppleVf) => Err(Error::Unsupported(
+            "apple-vf does not work here: it is macOS's own framework, and this host runs Linux; \
+             leave --backend at auto, or name firecracker or qemu"
+                .to_owned(),
+        )),
         BackendChoice::Only(Backend::QemuKvm) => Err(refuse("qemu-kvm", &[CHECK_QEMU, CHECK_KVM])),
         BackendChoice::Only(Backend::QemuTcg) => Err(refuse("qemu-tcg", &[CHECK_QEMU, CHECK_TCG])),
     }
@@ -169,6 +174,22 @@ mod tests {
         let named = BackendChoice::Only(Backend::Firecracker);
         let error = select(named, NetworkMode::Isolated, 2, &with(Unusable)).unwrap_err();
         assert!(error.to_string().contains("firecracker: detail"), "{error}");
+    }
+
+    #[test]
+    fn another_systems_backend_is_refused_with_what_to_name_instead() {
+        use Verdict::Ready;
+        let apple = select(
+            BackendChoice::Only(Backend::AppleVf),
+            NetworkMode::Isolated,
+            2,
+            &checks(Ready, Ready, Ready),
+        );
+        let error = apple.unwrap_err().to_string();
+        assert!(
+            error.contains("apple-vf") && error.contains("Linux") && error.contains("qemu"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::{Error, process::printable};
+use crate::{Error, text::printable};
 
 /// The longest line that is read.
 const LINE_LIMIT: u64 = 256 * 1024;

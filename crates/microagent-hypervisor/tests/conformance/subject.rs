@@ -32,7 +32,9 @@ impl Subject {
     pub(crate) fn find(backend: Backend) -> Result<Self, String> {
         let built_in = std::env::var_os("MICROAGENT_CONFORMANCE_KERNEL").map(PathBuf::from);
         match (Self::proved(backend), built_in) {
-            (Err(_), Some(kernel)) if backend != Backend::QemuTcg => {
+            (Err(_), Some(kernel))
+                if matches!(backend, Backend::QemuKvm | Backend::Firecracker) =>
+            {
                 Self::with_kernel(backend, kernel)
             }
             (proved, _) => proved,

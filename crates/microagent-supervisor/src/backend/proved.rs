@@ -1,6 +1,6 @@
 //! The drivers of a Linux host: what was proved to work here is chosen.
 
-use std::{ffi::OsString, fs::DirBuilder, io, os::unix::fs::DirBuilderExt, path::PathBuf};
+use std::{ffi::OsString, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::PathBuf};
 
 use microagent_hypervisor::probe::{Depth, ProbeHost, probe};
 use microagent_protocol::{
@@ -8,7 +8,7 @@ use microagent_protocol::{
     supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport, ProbeGuest},
 };
 
-use super::{Backends, Chosen, HostBackends};
+use super::{Backends, Chosen, HostBackends, place::ProbePlace};
 use crate::Error;
 
 impl Backends for HostBackends {
@@ -59,35 +59,12 @@ impl Backends for HostBackends {
                 firecracker: programs.firecracker.as_deref(),
                 jailer: programs.jailer.as_deref(),
                 libexec: programs.libexec.as_deref(),
-                runtime_dir: &place.0,
+                runtime_dir: place.path(),
                 depth: Depth::Prove,
             },
             query,
         );
         Ok(probed.report)
-    }
-}
-
-/// A private directory with a short path for a probe's sockets.
-struct ProbePlace(PathBuf);
-
-impl ProbePlace {
-    fn new() -> io::Result<Self> {
-        let mut random = [0_u8; 8];
-        getrandom::fill(&mut random).map_err(io::Error::other)?;
-        let name = format!("microagent-{:016x}", u64::from_ne_bytes(random));
-        let path = std::env::temp_dir().join(name);
-        // Fails if it is there: nobody else made it.
-        DirBuilder::new().mode(0o700).create(&path)?;
-        Ok(Self(path))
-    }
-}
-
-impl Drop for ProbePlace {
-    fn drop(&mut self) {
-        if let Err(error) = std::fs::remove_dir_all(&self.0) {
-            tracing::warn!("cannot remove {}: {error}", self.0.display());
-        }
     }
 }
 

@@ -5,15 +5,13 @@ use std::io;
 use rustix::net::{RecvFlags, recv};
 
 use super::super::socket::HostSocket;
-
-/// `CONNECT 4294967295\n` and nothing longer.
-const MAX_CONNECT_LINE: usize = 19;
+use crate::hybrid::{MAX_CONNECT, asked_port};
 
 /// A host program that has connected but not yet named its port.
 #[derive(Debug)]
 pub(crate) struct Handshake {
     socket: HostSocket,
-    line: [u8; MAX_CONNECT_LINE],
+    line: [u8; MAX_CONNECT],
     len: usize,
 }
 
@@ -21,7 +19,7 @@ impl Handshake {
     pub(crate) fn new(socket: HostSocket) -> Self {
         Self {
             socket,
-            line: [0; MAX_CONNECT_LINE],
+            line: [0; MAX_CONNECT],
             len: 0,
         }
     }
@@ -53,12 +51,7 @@ impl Handshake {
             self.len += taken;
             if newline.is_some() && taken == take {
                 let line = &self.line[..self.len - 1];
-                let digits = line.strip_prefix(b"CONNECT ").ok_or_else(invalid)?;
-                let digits = std::str::from_utf8(digits).map_err(|_| invalid())?;
-                if !digits.bytes().all(|b| b.is_ascii_digit()) {
-                    return Err(invalid());
-                }
-                return digits.parse().map(Some).map_err(|_| invalid());
+                return asked_port(line).map(Some).ok_or_else(invalid);
             }
         }
     }

@@ -24,14 +24,14 @@ use rustix::{
 };
 
 use crate::{
-    ConsoleSpec, Error, Hypervisor, Machine, MachineSpec, VsockSpec, process::printable, vsock,
+    ConsoleSpec, Error, Hypervisor, Machine, MachineSpec, VsockSpec, hybrid, text::printable,
 };
 
 /// How long a killed VMM may take to be gone.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
 /// The guest's first words.
-pub(super) struct Hello {
+pub(crate) struct Hello {
     pub kernel_release: String,
     /// From the launch.
     pub after: Duration,
@@ -76,7 +76,7 @@ impl Drop for Place {
 }
 
 /// Boots the guest; ends it as soon as it said hello or `limit` passed.
-pub(super) fn until_hello(
+pub(crate) fn until_hello(
     driver: &dyn Hypervisor,
     program: &Path,
     guest: &ProbeGuest,
@@ -108,7 +108,7 @@ pub(super) fn until_hello(
         runtime_dir: place.0.clone(),
         attempt,
     };
-    let listener = vsock::listen(&uds, HELLO_PORT).map_err(|source| Error::Io {
+    let listener = hybrid::listen(&uds, HELLO_PORT).map_err(|source| Error::Io {
         context: format!("listen for the probe guest at {}", uds.display()),
         source,
     })?;
