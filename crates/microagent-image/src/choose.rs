@@ -96,15 +96,17 @@ pub(crate) fn choose(
     }
     platforms.sort();
     platforms.dedup();
+    if platforms.is_empty() {
+        return Err(ImageError::BadManifest {
+            what: format!("index of {image}"),
+            reason: "it lists no image, only attestations or other artifacts, if anything".into(),
+        });
+    }
     let mut available: Vec<String> = platforms.iter().map(ToString::to_string).collect();
     available.truncate(32);
     Err(ImageError::NoSuchPlatform {
         image: image.to_owned(),
         wanted: wanted.clone(),
-        available: if available.is_empty() {
-            "none at all".into()
-        } else {
-            available.join(", ")
-        },
+        available: available.join(", "),
     })
 }

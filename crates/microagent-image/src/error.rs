@@ -52,9 +52,7 @@ pub enum ImageError {
         reason: String,
     },
     /// A multi-platform image has none for the wanted platform.
-    #[error(
-        "{image} has no image for {wanted}; it has only: {available}. Choose one with --platform."
-    )]
+    #[error("{image} has no image for {wanted}; it has only: {available}.")]
     NoSuchPlatform {
         /// The image.
         image: String,

@@ -205,8 +205,13 @@ pub fn parse_as(bytes: &[u8], content_type: Option<&str>) -> Result<Document> {
     if bytes.len() as u64 > MAX_MANIFEST {
         return Err(refuse(format!("it is larger than {MAX_MANIFEST} bytes")));
     }
-    let raw: Raw = serde_json::from_slice(bytes)
-        .map_err(|error| refuse(format!("it cannot be read: {}", clip(&error.to_string()))))?;
+    let raw: Raw = serde_json::from_slice(bytes).map_err(|error| {
+        let web = content_type.is_some_and(|value| value.trim_start().starts_with("text/html"));
+        refuse(match web {
+            true => "it cannot be read: what came is a web page; the host is no registry, or a proxy or a login page stands before it".into(),
+            false => format!("it cannot be read: {}", clip(&error.to_string())),
+        })
+    })?;
     if raw.schema_version == 1 || (raw.fs_layers.is_some() && raw.layers.is_none()) {
         return Err(refuse(
             "it is a Docker schema 1 manifest, a format that cannot be verified and was retired in 2017; push the image again with a current tool".into(),
@@ -256,22 +261,16 @@ fn media_type_of(
 ) -> std::result::Result<&'static str, String> {
     let content_type = content_type
         .and_then(|value| value.split(';').next())
-        .map(str::trim)
-        // What a proxy says that knows nothing of registries is no statement.
-        .filter(|value| {
-            !value.is_empty()
-                && !matches!(
-                    *value,
-                    "application/json" | "application/octet-stream" | "text/plain"
-                )
-        });
+        .map(|value| value.trim().to_ascii_lowercase())
+        // What is said by somebody who knows nothing of registries, a file server or a proxy, is no statement.
+        .filter(|value| value.starts_with("application/vnd."));
     let known = if is_index {
         [OCI_INDEX, DOCKER_LIST]
     } else {
         [OCI_MANIFEST, DOCKER_MANIFEST]
     };
     let mut said = None;
-    for value in [raw.media_type.as_deref(), content_type]
+    for value in [raw.media_type.as_deref(), content_type.as_deref()]
         .into_iter()
         .flatten()
     {

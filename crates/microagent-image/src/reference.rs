@@ -145,9 +145,10 @@ fn parse(text: &str) -> Result<Reference, String> {
     }
     let (rest, digest) = match text.split_once('@') {
         Some((rest, digest)) => {
-            let digest = digest
-                .parse::<Digest>()
-                .map_err(|error| format!("its digest is malformed: {error}"))?;
+            let digest = digest.parse::<Digest>().map_err(|error| {
+                let error = error.to_string();
+                format!("its digest is malformed: {}", error.trim_end_matches('.'))
+            })?;
             (rest, Some(digest))
         }
         None => (text, None),
@@ -166,7 +167,16 @@ fn parse(text: &str) -> Result<Reference, String> {
         check_registry(registry)?;
     }
     let registry = match registry {
-        None | Some("index.docker.io") => DEFAULT_REGISTRY,
+        None => DEFAULT_REGISTRY,
+        // A host's name is the same in capitals. Others are kept as they are written: that may be what tells
+        // that they are hosts.
+        Some(other)
+            if [DEFAULT_REGISTRY, "index.docker.io"]
+                .iter()
+                .any(|name| other.eq_ignore_ascii_case(name)) =>
+        {
+            DEFAULT_REGISTRY
+        }
         Some(other) => other,
     };
     check_repository(repository)?;

@@ -106,7 +106,18 @@ fn what_is_no_image_is_refused_with_its_reason() {
             .to_string()
             .contains("contradicts")
     );
-    assert!(parse_as(bytes.as_bytes(), Some("application/json; charset=utf-8")).is_ok());
+    // What is said by who does not know.
+    for generic in [
+        "application/json; charset=utf-8",
+        "binary/octet-stream",
+        "text/html",
+        "",
+    ] {
+        assert!(
+            parse_as(bytes.as_bytes(), Some(generic)).is_ok(),
+            "{generic}"
+        );
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use ureq::http::{Response, StatusCode};
+use ureq::http::{Response, StatusCode, header};
 
 pub use check::{LoginCheck, check_login};
 pub use credential::{Credential, Credentials, Secret};
@@ -30,7 +30,7 @@ pub(crate) use upload::{Outcome, Upload};
 
 use crate::choose::Fetched;
 use crate::digest::Digest;
-use crate::error::{ImageError, Result};
+use crate::error::{ImageError, Result, clip};
 use crate::event::ImageEvent;
 use crate::manifest::{self, MAX_MANIFEST};
 use crate::reference::Reference;
@@ -113,6 +113,9 @@ impl<'a> Client<'a> {
                 ..Ask::default()
             };
             let response = self.transport.ask(&path, ask)?;
+            if answers_no_head(response.status()) {
+                return Ok(None);
+            }
             let response = self.expect(response, &doing, &[StatusCode::OK])?;
             Ok(declared_digest(&response))
         })?;
@@ -170,6 +173,14 @@ impl<'a> Client<'a> {
             };
             let response = self.transport.ask(&path, ask)?;
             let response = self.expect(response, &doing, &[StatusCode::OK])?;
+            if let Some(packed) = content_encoding(&response) {
+                return Err(Failure::Final(ImageError::BadManifest {
+                    what: format!("manifest of {}", self.reference),
+                    reason: format!(
+                        "it came with the content encoding `{packed}`, which was not asked for; whatever stands before the registry is not to change what it sends"
+                    ),
+                }));
+            }
             let content_type = response
                 .headers()
                 .get("content-type")
@@ -343,9 +354,9 @@ fn retrying<T>(
         if too_long || failures >= attempts || total >= MAX_RESUMES {
             return Err(given_up(transport, doing, total, failed));
         }
-        let delay = failed
-            .wait
-            .unwrap_or_else(|| transport.options().delay_after(failures));
+        // Whoever says "at once" is asked less and less often all the same.
+        let own = transport.options().delay_after(failures);
+        let delay = failed.wait.map_or(own, |wait| wait.max(own));
         transport.tell(ImageEvent::Retrying {
             doing: doing.to_owned(),
             reason: failed.reason,
@@ -373,6 +384,21 @@ fn given_up(transport: &Transport<'_>, doing: &str, attempts: u32, failed: Passi
             reason,
         },
     }
+}
+
+/// Whether a server does not know how to answer with headers only.
+fn answers_no_head(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::METHOD_NOT_ALLOWED | StatusCode::NOT_IMPLEMENTED
+    )
+}
+
+/// How an answer is packed, if it is.
+fn content_encoding(response: &Response<ureq::Body>) -> Option<String> {
+    let value = response.headers().get(header::CONTENT_ENCODING)?;
+    let value = value.to_str().ok()?.trim();
+    (!value.is_empty() && !value.eq_ignore_ascii_case("identity")).then(|| clip(value))
 }
 
 /// What a registry says the digest of its answer is; one of another algorithm says nothing.

@@ -86,12 +86,14 @@ impl RegistryOptions {
 
     /// Whether `authority` may be spoken to in plain HTTP.
     pub(super) fn may_be_plain(&self, authority: &str) -> bool {
-        is_loopback(host_of(authority))
-            || self.host(authority).is_some_and(|(_, host)| host.insecure)
-            || self
-                .insecure_registries
-                .iter()
-                .any(|named| named == authority || named == host_of(authority))
+        let authority = written_one_way(authority);
+        let host = host_of(&authority);
+        is_loopback(host)
+            || self.host(&authority).is_some_and(|(_, host)| host.insecure)
+            || self.insecure_registries.iter().any(|named| {
+                let named = written_one_way(named);
+                [&authority, without_port(&authority), host].contains(&named.as_str())
+            })
     }
 
     /// Where the repository `origin` is looked for first.
@@ -114,25 +116,52 @@ impl RegistryOptions {
 
     /// Whether `image`, or a part of it, may be asked for at `authority` at all.
     pub(crate) fn refuse_blocked(&self, authority: &str, image: &str) -> Result<()> {
-        match self.host(authority) {
-            Some((_, host)) if host.blocked => Err(ImageError::Blocked {
+        // Who asks without a port, asks there.
+        let usual = match without_port(authority) == authority {
+            true => self
+                .hosts
+                .get(&written_one_way(&format!("{authority}:443"))),
+            false => None,
+        };
+        let own = self.host(authority).map(|(_, host)| host);
+        match [own, usual].into_iter().flatten().any(|host| host.blocked) {
+            true => Err(ImageError::Blocked {
                 image: image.to_owned(),
                 registry: authority.to_owned(),
             }),
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 
     /// What is particular to `authority`, and the name it is kept under.
     pub(crate) fn host(&self, authority: &str) -> Option<(&str, &HostOptions)> {
-        let authority = match authority {
+        let authority = written_one_way(authority);
+        let authority = match authority.as_str() {
             "registry-1.docker.io" => "docker.io",
             other => other,
         };
         self.hosts
             .get_key_value(authority)
-            .or_else(|| self.hosts.get_key_value(host_of(authority)))
+            .or_else(|| self.hosts.get_key_value(without_port(authority)))
             .map(|(name, host)| (name.as_str(), host))
+    }
+}
+
+/// One host has one name: in small letters, and without the dot that may end a full name. A redirect may write
+/// it otherwise.
+fn written_one_way(authority: &str) -> String {
+    let lower = authority.to_ascii_lowercase();
+    let host = without_port(&lower);
+    format!("{}{}", host.trim_end_matches('.'), &lower[host.len()..])
+}
+
+/// `host` or `[address]`, as both are written.
+fn without_port(authority: &str) -> &str {
+    match authority.rfind(']') {
+        Some(end) => &authority[..=end],
+        None => authority
+            .split_once(':')
+            .map_or(authority, |(host, _)| host),
     }
 }
 
@@ -168,7 +197,7 @@ mod tests {
             ..HostOptions::default()
         };
         let options = RegistryOptions {
-            insecure_registries: vec!["lab:5000".into(), "box".into()],
+            insecure_registries: vec!["lab:5000".into(), "Box".into(), "[fd00::1]".into()],
             hosts: BTreeMap::from([("shed:5000".to_owned(), insecure)]),
             ..RegistryOptions::default()
         };
@@ -181,6 +210,9 @@ mod tests {
             "lab:5000",
             "box:77",
             "shed:5000",
+            "SHED.:5000",
+            "LOCALHOST",
+            "[fd00::1]:5",
         ] {
             assert!(options.may_be_plain(good), "{good}");
         }
@@ -208,6 +240,7 @@ mod tests {
                 ("r.example".to_owned(), blocked(true)),
                 ("r.example:5000".to_owned(), blocked(false)),
                 ("docker.io".to_owned(), blocked(true)),
+                ("[fd00::1]".to_owned(), blocked(true)),
             ]),
             ..RegistryOptions::default()
         };
@@ -216,10 +249,28 @@ mod tests {
             ("r.example:1", Some(true)),
             ("r.example:5000", Some(false)),
             ("registry-1.docker.io", Some(true)),
+            ("R.EXAMPLE:1", Some(true)),
+            ("r.example.:1", Some(true)),
+            ("R.example.:5000", Some(false)),
+            ("[fd00::1]", Some(true)),
+            ("[FD00::1]:5000", Some(true)),
+            ("[fd00::2]:5000", None),
             ("other.example", None),
         ] {
             let found = options.host(authority).map(|(_, host)| host.blocked);
             assert_eq!(found, expect, "{authority}");
+        }
+        let named = RegistryOptions {
+            hosts: BTreeMap::from([("r.example:443".to_owned(), blocked(true))]),
+            ..RegistryOptions::default()
+        };
+        for (authority, expect) in [
+            ("r.example", true),
+            ("R.example:443", true),
+            ("r.example:5000", false),
+        ] {
+            let refused = named.refuse_blocked(authority, "an image").is_err();
+            assert_eq!(refused, expect, "{authority}");
         }
     }
 }

@@ -38,7 +38,10 @@ impl ProxyOptions {
         Self {
             http: given(http),
             https: given(https),
-            direct: no_proxy.split(',').filter_map(Direct::parse).collect(),
+            direct: no_proxy
+                .split([',', ' '])
+                .filter_map(Direct::parse)
+                .collect(),
         }
     }
 
@@ -70,11 +73,20 @@ impl fmt::Debug for ProxyOptions {
 
 /// A proxy's address without the user and password that may be in it.
 pub(super) fn shown(proxy: &str) -> &str {
+    // A password may have any character in it, if wrongly: only what follows the last `@` is no part of it.
+    let rest = parts(proxy).1;
+    rest.split(['/', '?', '#']).next().unwrap_or(rest)
+}
+
+/// Whether a user or a password has a character that ends them, where it is not written as `%2F`, `%3F` or `%23`.
+pub(super) fn is_cut_short(proxy: &str) -> bool {
+    parts(proxy).0.contains(['/', '?', '#'])
+}
+
+/// User and password, and what follows them.
+fn parts(proxy: &str) -> (&str, &str) {
     let rest = proxy.split_once("://").map_or(proxy, |(_, rest)| rest);
-    let authority = rest.split(['/', '?', '#']).next().unwrap_or(rest);
-    authority
-        .rsplit_once('@')
-        .map_or(authority, |(_, host)| host)
+    rest.rsplit_once('@').unwrap_or(("", rest))
 }
 
 impl Direct {
@@ -175,7 +187,13 @@ mod tests {
             assert_eq!(chosen(&options, uri).as_deref(), expect, "{uri}");
         }
         assert!(!format!("{options:?}").contains("secret"));
+        for odd in ["/", "?", "#", "@", "/@"] {
+            let given = format!("http://u:se{odd}cret@tls:2/");
+            assert_eq!(shown(&given), "tls:2");
+            assert_eq!(is_cut_short(&given), odd != "@", "{given}");
+        }
         assert_eq!(shown("u:secret@tls:2"), "tls:2");
+        assert!(!is_cut_short("http://tls:2/x"));
         let all = ProxyOptions::new(Some("p".into()), None, "*");
         assert_eq!(chosen(&all, "http://r.example/"), None);
     }

@@ -6,6 +6,8 @@ use ureq::http::{HeaderMap, header};
 
 /// The longest a registry may make us wait; one that wants longer is told to the caller instead.
 pub(super) const LONGEST_WAIT: Duration = Duration::from_secs(90);
+/// Who asks for more than this means something else.
+const ABSURD: Duration = Duration::from_secs(366 * 24 * 3600);
 
 /// The wait before attempt `failures + 1`: doubling, bounded.
 pub(super) fn backoff(base: Duration, failures: u32) -> Duration {
@@ -16,6 +18,10 @@ pub(super) fn backoff(base: Duration, failures: u32) -> Duration {
 /// How long an answer asks to wait (RFC 9110 §10.2.3): in seconds, or until a date, which is read by the
 /// registry's own clock where it says what that shows.
 pub(super) fn asked_to_wait(headers: &HeaderMap) -> Option<Duration> {
+    said_wait(headers).filter(|wait| *wait <= ABSURD)
+}
+
+fn said_wait(headers: &HeaderMap) -> Option<Duration> {
     let text = headers.get(header::RETRY_AFTER)?.to_str().ok()?.trim();
     if let Ok(seconds) = text.parse::<u64>() {
         return Some(Duration::from_secs(seconds));
@@ -81,6 +87,8 @@ mod tests {
         for odd in [
             "soon",
             "-1",
+            "18446744073709551615",
+            "Fri, 31 Dec 9999 23:59:59 GMT",
             "Sun, 06 Foo 1994 08:49:37 GMT",
             "x, 6 anF 1994 1 GMT",
         ] {

@@ -6,6 +6,9 @@ use crate::error::clip;
 use crate::reference::Reference;
 
 const MAX_LIST: u64 = 1 << 20;
+/// How many pages of a list are read, and names of them kept.
+const MAX_PAGES: usize = 8;
+const MAX_NAMES: usize = 20_000;
 /// How many names are asked for, and how many of them are shown.
 const ASKED: u32 = 1000;
 const SHOWN: usize = 3;
@@ -16,22 +19,22 @@ pub(super) fn hint(transport: &Transport<'_>, reference: &Reference) -> String {
     let (Some(tag), None) = (reference.tag(), reference.digest()) else {
         return "Check the name and the digest.".into();
     };
-    if let Ok(mut tags) = list(transport, reference.repository(), "tags") {
+    if let Ok((tags, all)) = list(transport, reference.repository(), "tags") {
         let near = nearest(tag, &tags);
         if !near.is_empty() {
             let names: Vec<String> = near.iter().map(|tag| reference.with_tag(tag)).collect();
             return format!("Did you mean {}?", joined(&names, "or"));
         }
-        tags.sort();
         let rest = tags.len().saturating_sub(SHOWN * 2);
         let tags: Vec<String> = tags.into_iter().take(SHOWN * 2).collect();
         return match (tags.is_empty(), rest) {
             (true, _) => format!("{} has no tags.", reference.repository()),
-            (false, 0) => format!("It has the tags {}.", joined(&tags, "and")),
-            (false, _) => format!("It has the tags {} and {rest} more.", tags.join(", ")),
+            (false, 0) if all => format!("It has the tags {}.", joined(&tags, "and")),
+            (false, _) if all => format!("It has the tags {} and {rest} more.", tags.join(", ")),
+            (false, _) => format!("It has the tags {} and many more.", tags.join(", ")),
         };
     }
-    let Ok(repositories) = list(transport, "", "repositories") else {
+    let Ok((repositories, _)) = list(transport, "", "repositories") else {
         return plain;
     };
     let near = nearest(reference.repository(), &repositories);
@@ -45,23 +48,51 @@ pub(super) fn hint(transport: &Transport<'_>, reference: &Reference) -> String {
     format!("Did you mean {}?", joined(&names, "or"))
 }
 
-/// The tags of a repository, or the repositories of the registry.
+/// The tags of a repository, or the repositories of the registry, and whether these are all.
 fn list(
     transport: &Transport<'_>,
     repository: &str,
     field: &str,
-) -> std::result::Result<Vec<String>, Failure> {
+) -> std::result::Result<(Vec<String>, bool), Failure> {
     let path = match field {
         "tags" => format!("/v2/{repository}/tags/list?n={ASKED}"),
         _ => format!("/v2/_catalog?n={ASKED}"),
     };
-    let response = transport.ask(&path, Ask::default())?;
-    if !response.status().is_success() {
-        return Err(Failure::passing("there is no list"));
+    let (mut all, mut whole) = (Vec::new(), false);
+    let mut response = transport.ask(&path, Ask::default())?;
+    let mut asked = path;
+    for page in 1.. {
+        if !response.status().is_success() {
+            return Err(Failure::passing("there is no list"));
+        }
+        let next = transport.next_page(&asked, &response);
+        let names = names(&read_bounded(response, MAX_LIST)?, field)?;
+        let came = names.len();
+        all.extend(names);
+        let Some(next) = next else {
+            whole = true;
+            break;
+        };
+        if page == MAX_PAGES || all.len() > MAX_NAMES || came == 0 {
+            break;
+        }
+        // What came is of use, whatever becomes of the rest.
+        response = match transport.ask_at(&next, Ask::default()) {
+            Ok(response) if response.status().is_success() => response,
+            _ => break,
+        };
+        asked = next;
     }
-    let bytes = read_bounded(response, MAX_LIST)?;
+    // Pages may overlap.
+    all.sort();
+    all.dedup();
+    Ok((all, whole))
+}
+
+/// The names on one page.
+fn names(bytes: &[u8], field: &str) -> std::result::Result<Vec<String>, Failure> {
     let list: serde_json::Value =
-        serde_json::from_slice(&bytes).map_err(|error| Failure::passing(error.to_string()))?;
+        serde_json::from_slice(bytes).map_err(|error| Failure::passing(error.to_string()))?;
     let names = list[field]
         .as_array()
         .map(Vec::as_slice)

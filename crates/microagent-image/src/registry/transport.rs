@@ -178,7 +178,9 @@ impl<'a> Transport<'a> {
         let target = url.parse().ok().filter(is_bare);
         let target = target.ok_or_else(|| self.odd("it names a place that is no URL"))?;
         self.permitted(&target, "it names a place at")?;
-        Ok(self.follow(url, &target, ask, None)?.0)
+        let mut response = self.follow(url, &target, ask, None)?.0;
+        mark_elsewhere(&mut response, &target);
+        Ok(response)
     }
 
     /// Where the registry is.
@@ -199,8 +201,11 @@ impl<'a> Transport<'a> {
         let mut uri: Uri = url.parse().map_err(|_| self.odd("the URL is malformed"))?;
         for _ in 0..=MAX_REDIRECTS {
             let at_home = same_origin(&uri, home);
-            let response = self.once(&uri, ask, authorization.filter(|_| at_home))?;
+            let mut response = self.once(&uri, ask, authorization.filter(|_| at_home))?;
             if !response.status().is_redirection() {
+                if !at_home {
+                    mark_elsewhere(&mut response, &uri);
+                }
                 return Ok((response, at_home));
             }
             if !matches!(ask.verb, Verb::Get | Verb::Head) {
@@ -226,7 +231,12 @@ impl<'a> Transport<'a> {
             Verb::Patch => Method::PATCH,
             Verb::Put => Method::PUT,
         };
-        let mut request = Request::builder().method(method).uri(uri);
+        // What is asked for is named by its digest: nothing on the way is to pack it, which without a word
+        // everybody may (RFC 9110 §12.5.3).
+        let mut request = Request::builder()
+            .method(method)
+            .uri(uri)
+            .header(header::ACCEPT_ENCODING, "identity");
         if let Some(accept) = ask.accept {
             request = request.header(header::ACCEPT, accept);
         }
@@ -259,6 +269,22 @@ impl<'a> Transport<'a> {
             .body(ureq::SendBody::from_reader(&mut body))
             .map_err(malformed)?;
         self.send(uri, |agent| agent.run(request))
+    }
+
+    /// Where a list goes on, if the registry says so, in its own place.
+    pub(super) fn next_page(&self, asked: &str, response: &Response<Body>) -> Option<String> {
+        let home = self.home().ok()?;
+        let from: Uri = match asked.starts_with('/') {
+            true => home.with_path(asked).parse().ok()?,
+            false => asked.parse().ok()?,
+        };
+        let links = response.headers().get_all(header::LINK);
+        let next = links
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .find_map(next_link)?;
+        let next = resolve(&from, next).filter(|next| same_origin(next, &home.0))?;
+        Some(next.to_string())
     }
 
     /// Where an upload goes on that `asked` (a path or a URL) was asked about.
@@ -383,6 +409,38 @@ impl<'a> Transport<'a> {
     }
 }
 
+/// The host that answered in the registry's place.
+#[derive(Clone)]
+struct Elsewhere(String);
+
+fn mark_elsewhere(response: &mut Response<Body>, uri: &Uri) {
+    let host = uri.authority().map_or("", |authority| authority.as_str());
+    response.extensions_mut().insert(Elsewhere(clip(host)));
+}
+
+/// The target of the link with `rel="next"` in a `Link` header (RFC 8288).
+fn next_link(value: &str) -> Option<&str> {
+    let mut rest = value;
+    loop {
+        let (_, after) = rest.split_once('<')?;
+        let (target, parameters) = after.split_once('>')?;
+        let end = parameters.find('<').unwrap_or(parameters.len());
+        let is_next = parameters[..end].split([';', ',']).any(|parameter| {
+            parameter
+                .trim()
+                .split_once('=')
+                .is_some_and(|(name, value)| {
+                    name.trim().eq_ignore_ascii_case("rel")
+                        && value.trim().trim_matches('"').eq_ignore_ascii_case("next")
+                })
+        });
+        if is_next {
+            return Some(target);
+        }
+        rest = &parameters[end..];
+    }
+}
+
 fn same_origin(a: &Uri, b: &Uri) -> bool {
     let port = |uri: &Uri| {
         uri.port_u16().or(match uri.scheme_str() {
@@ -405,6 +463,8 @@ fn resolve(from: &Uri, location: &str) -> Option<Uri> {
         format!("{scheme}:{location}")
     } else if location.starts_with('/') {
         format!("{scheme}://{authority}{location}")
+    } else if location.starts_with('?') {
+        format!("{scheme}://{authority}{}{location}", from.path())
     } else {
         let folder = from
             .path()

@@ -11,7 +11,7 @@ use ureq::Body;
 use ureq::http::{Response, StatusCode, Uri, header};
 
 use super::transport::{Ask, Failure, Sent, Verb};
-use super::{Client, PROGRESS, declared_digest};
+use super::{Client, PROGRESS, answers_no_head, declared_digest};
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result};
 
@@ -119,6 +119,8 @@ impl Client<'_> {
             match response.status() {
                 StatusCode::OK => Ok(true),
                 StatusCode::NOT_FOUND => Ok(false),
+                // Then it is sent, and the registry says what it thinks of that.
+                status if answers_no_head(status) => Ok(false),
                 _ => Err(self.refused(response, &doing)),
             }
         })

@@ -176,7 +176,7 @@ fn image_remedy(error: &ImageError) -> Option<String> {
                 "Wait; or log in with `microagent login {registry}`, which often raises the limit; or name a mirror in registries.toml."
             ));
         }
-        ImageError::NoSuchPlatform { .. } => "Choose another with --platform.",
+        ImageError::NoSuchPlatform { .. } => "Name one of them with --platform.",
         ImageError::NoSuchHost { .. } => {
             "Offline, `microagent images import FILE --name NAME` brings in an archive or a root file system."
         }

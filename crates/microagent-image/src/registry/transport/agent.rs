@@ -99,6 +99,12 @@ fn agent(
     };
     let proxy = proxy
         .map(|given| {
+            if proxy::is_cut_short(given) {
+                return Err(fault(format!(
+                    "the user or the password for the proxy `{}` has a `/`, `?` or `#` in it, which is written %2F, %3F or %23 there",
+                    clip(proxy::shown(given))
+                )));
+            }
             ureq::Proxy::new(given)
                 .ok()
                 .filter(|proxy| {

@@ -9,7 +9,7 @@ use ureq::http::{Response, StatusCode};
 use super::super::credential::{Credential, Secret};
 use super::super::read_bounded;
 use super::super::retry::{asked_to_wait, clock_of};
-use super::Transport;
+use super::{Elsewhere, Transport};
 use crate::error::{ImageError, clip};
 
 const MAX_ERROR: u64 = 64 << 10;
@@ -63,12 +63,20 @@ impl Transport<'_> {
     /// Turns an answer nobody wanted into an error, with the registry's own words.
     pub(crate) fn refusal(&self, response: Response<Body>, doing: &str) -> Failure {
         let status = response.status();
+        let elsewhere = response
+            .extensions()
+            .get::<Elsewhere>()
+            .map(|Elsewhere(host)| host.clone());
         let wait = asked_to_wait(response.headers());
         let clock = clock_of(response.headers());
         let body = read_bounded(response, MAX_ERROR).unwrap_or_default();
+        let answered = match status.canonical_reason() {
+            Some(_) => format!("it answered {status}"),
+            None => format!("it answered {}", status.as_u16()),
+        };
         let reason = match words(&body) {
-            Some(says) => format!("it answered {status}: {}", self.without_secrets(&says)),
-            None => format!("it answered {status}"),
+            Some(says) => format!("{answered}: {}", clip(&self.without_secrets(&says))),
+            None => answered,
         };
         match status {
             StatusCode::NOT_FOUND if doing.contains("manifest") => {
@@ -78,17 +86,23 @@ impl Transport<'_> {
                     hint: "Check the name and the tag.".into(),
                 })
             }
+            // Nobody there knows us: a login would change nothing.
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN if elsewhere.is_some() => {
+                Failure::Final(ImageError::Registry {
+                    registry: self.registry().to_owned(),
+                    doing: doing.to_owned(),
+                    reason: format!(
+                        "it sends for that to {}, which answered {status}",
+                        elsewhere.unwrap_or_default()
+                    ),
+                })
+            }
             StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Failure::Final(self.denied(clock)),
             StatusCode::BAD_REQUEST if wants_tls(&body) => Failure::Final(ImageError::WantsTls {
                 registry: self.registry().to_owned(),
                 doing: doing.to_owned(),
             }),
-            StatusCode::TOO_MANY_REQUESTS
-            | StatusCode::REQUEST_TIMEOUT
-            | StatusCode::INTERNAL_SERVER_ERROR
-            | StatusCode::BAD_GATEWAY
-            | StatusCode::SERVICE_UNAVAILABLE
-            | StatusCode::GATEWAY_TIMEOUT => Failure::Passing(Passing {
+            status if may_pass(status) => Failure::Passing(Passing {
                 reason,
                 wait,
                 kind: match status {
@@ -134,7 +148,7 @@ impl Transport<'_> {
         secrets
             .chain(sent.map(|text| text.as_str()))
             .filter(|secret| !secret.is_empty())
-            .fold(says.to_owned(), |says, secret| says.replace(secret, "…"))
+            .fold(says.to_owned(), |says, secret| masked(&says, secret))
     }
 
     /// The registry or its token service says no. `clock` is what its clock shows.
@@ -283,6 +297,40 @@ impl Transport<'_> {
     }
 }
 
+/// Whether the same request may go well later. Proxies and clouds have numbers of their own beyond the usual ones.
+fn may_pass(status: StatusCode) -> bool {
+    let never = [
+        StatusCode::NOT_IMPLEMENTED,
+        StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+    ];
+    matches!(
+        status,
+        StatusCode::TOO_MANY_REQUESTS | StatusCode::REQUEST_TIMEOUT
+    ) || (status.is_server_error() && !never.contains(&status))
+}
+
+/// `text` without `secret`, and without the beginning of it where somebody cut it short.
+fn masked(text: &str, secret: &str) -> String {
+    /// So much of a longer secret is enough to be taken for it.
+    const ENOUGH: usize = 12;
+    let head = secret.char_indices().nth(ENOUGH);
+    let head = head.map_or(secret, |(end, _)| &secret[..end]);
+    let (mut masked, mut rest) = (String::new(), text);
+    while let Some(at) = rest.find(head) {
+        masked.push_str(&rest[..at]);
+        masked.push('…');
+        let found = &rest[at..];
+        let same = found.chars().zip(secret.chars());
+        let length: usize = same
+            .take_while(|(a, b)| a == b)
+            .map(|(a, _)| a.len_utf8())
+            .sum();
+        rest = &found[length..];
+    }
+    masked.push_str(rest);
+    masked
+}
+
 /// How far this host's clock is from one that shows `there`, if that is too far.
 fn skew(there: SystemTime) -> Option<String> {
     let here = SystemTime::now();
@@ -382,5 +430,42 @@ fn words(body: &[u8]) -> Option<String> {
     } else {
         fault.message
     };
-    (!text.is_empty()).then(|| clip(&text))
+    (!text.is_empty()).then_some(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets_are_masked_also_where_they_were_cut_short() {
+        let token = "eyJhbGciOiJSUzI1NiJ9.and.so.on.äöü";
+        for (text, expect) in [
+            (format!("bad {token}!"), "bad …!"),
+            (format!("{token}{token}"), "……"),
+            ("bad eyJhbGciOiJSUzI1".to_owned(), "bad …"),
+            ("bad eyJhbGci".to_owned(), "bad eyJhbGci"),
+            (String::new(), ""),
+        ] {
+            assert_eq!(masked(&text, token), expect, "{text}");
+        }
+        assert_eq!(masked("a pw, pw", "pw"), "a …, …");
+    }
+
+    #[test]
+    fn what_may_pass_is_tried_again() {
+        for (number, expect) in [
+            (429, true),
+            (500, true),
+            (503, true),
+            (507, true),
+            (520, true),
+            (501, false),
+            (404, false),
+            (425, false),
+        ] {
+            let status = StatusCode::from_u16(number).unwrap();
+            assert_eq!(may_pass(status), expect, "{number}");
+        }
+    }
 }

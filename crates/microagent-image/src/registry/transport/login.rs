@@ -13,8 +13,7 @@ use super::super::challenge::{Challenge, challenges};
 use super::super::credential::{Credential, Secret};
 use super::super::read_bounded;
 use super::super::retry::clock_of;
-use super::{Ask, Attempt, Transport};
-use crate::error::clip;
+use super::{Ask, Attempt, Transport, is_bare};
 use crate::event::ImageEvent;
 
 const MAX_TOKEN: u64 = 1 << 20;
@@ -95,6 +94,7 @@ impl Transport<'_> {
             return said.map(str::to_owned).into_iter().collect();
         };
         let Some(from) = &self.pushing else {
+            let said = said.filter(|said| !said.is_empty());
             let pull = || format!("repository:{path}:pull");
             return vec![said.map_or_else(pull, str::to_owned)];
         };
@@ -136,16 +136,13 @@ impl Transport<'_> {
             .realm
             .parse()
             .map_err(|_| self.odd("its token service is no URL"))?;
-        let authority = uri.authority().map_or("", |authority| authority.as_str());
-        let plain = uri.scheme_str() == Some("http") && self.options.may_be_plain(authority);
-        if authority.is_empty() || !(plain || uri.scheme_str() == Some("https")) {
+        if !is_bare(&uri) {
             return Err(self
-                .odd(&format!(
-                    "its token service `{}` is not HTTPS",
-                    clip(request.realm)
-                ))
+                .odd("its token service is no whole URL, or one with a password")
                 .into());
         }
+        // Before credentials go there: a blocked host is not reached by this way either.
+        self.permitted(&uri, "its token service is")?;
         let response = match credential {
             Some(Credential::Identity(token)) => self.oauth(&uri, request, &token)?,
             other => {
@@ -160,7 +157,8 @@ impl Transport<'_> {
                 } else {
                     '?'
                 };
-                let url = format!("{}{separator}{}", request.realm, *request.form(&[]));
+                let form = request.form(&request.scopes, &[]);
+                let url = format!("{}{separator}{}", request.realm, *form);
                 let ask = Ask {
                     accept: Some("application/json"),
                     ..Ask::default()
@@ -183,10 +181,11 @@ impl Transport<'_> {
         let bytes = Zeroizing::new(read_bounded(response, MAX_TOKEN)?);
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| self.odd("its token service's answer cannot be read"))?;
-        token
-            .token
-            .or(token.access_token)
-            .filter(|token| !token.is_empty() && token.bytes().all(|b| b.is_ascii_graphic()))
+        [token.token, token.access_token]
+            .into_iter()
+            .flatten()
+            .find(|token| !token.is_empty())
+            .filter(|token| token.bytes().all(|b| b.is_ascii_graphic()))
             .map(|token| Secret::from(token.as_str()))
             .ok_or_else(|| self.odd("its token service gave no token").into())
     }
@@ -198,11 +197,19 @@ impl Transport<'_> {
         request: &TokenRequest<'_>,
         identity: &Secret,
     ) -> Attempt<Response<Body>> {
-        let body = request.form(&[
-            ("grant_type", "refresh_token"),
-            ("client_id", CLIENT_ID),
-            ("refresh_token", identity.expose()),
-        ]);
+        // Of a name that comes twice in a form, services read the first; RFC 6749 §3.3 has one with spaces.
+        let scopes = match request.scopes.is_empty() {
+            true => Vec::new(),
+            false => vec![request.scopes.join(" ")],
+        };
+        let body = request.form(
+            &scopes,
+            &[
+                ("grant_type", "refresh_token"),
+                ("client_id", CLIENT_ID),
+                ("refresh_token", identity.expose()),
+            ],
+        );
         let post = Request::post(uri)
             .header(header::CONTENT_TYPE, "application/x-www-form-urlencoded")
             .header(header::ACCEPT, "application/json")
@@ -218,10 +225,10 @@ impl Transport<'_> {
 
 impl TokenRequest<'_> {
     /// What is asked, in the form of a query.
-    fn form(&self, more: &[(&str, &str)]) -> Zeroizing<String> {
+    fn form(&self, scopes: &[String], more: &[(&str, &str)]) -> Zeroizing<String> {
         let mut form = Zeroizing::new(String::new());
         let service = self.service.map(|service| ("service", service));
-        let scopes = self.scopes.iter().map(|scope| ("scope", scope.as_str()));
+        let scopes = scopes.iter().map(|scope| ("scope", scope.as_str()));
         for (name, value) in service
             .into_iter()
             .chain(scopes)
@@ -266,5 +273,28 @@ fn percent_encode(value: &str, into: &mut String) {
         } else {
             into.push_str(&format!("%{byte:02X}"));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_query_names_each_scope_and_a_form_all_of_them_in_one() {
+        let scopes = ["repository:a:pull,push", "repository:b:pull"].map(str::to_owned);
+        let request = TokenRequest {
+            realm: "https://auth.example/token",
+            service: Some("a service"),
+            scopes: scopes.to_vec(),
+        };
+        assert_eq!(
+            *request.form(&request.scopes, &[]),
+            "service=a%20service&scope=repository%3Aa%3Apull%2Cpush&scope=repository%3Ab%3Apull"
+        );
+        assert_eq!(
+            *request.form(&[scopes.join(" ")], &[("x", "+/=")]),
+            "service=a%20service&scope=repository%3Aa%3Apull%2Cpush%20repository%3Ab%3Apull&x=%2B%2F%3D"
+        );
     }
 }

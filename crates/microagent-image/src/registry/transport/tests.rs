@@ -11,6 +11,7 @@ fn locations_resolve() {
         ("//cdn.example/b", Some("https://cdn.example/b")),
         ("/b", Some("https://r.example:5000/b")),
         ("b", Some("https://r.example:5000/v2/a/blobs/b")),
+        ("?c=d", Some("https://r.example:5000/v2/a/blobs/x?c=d")),
         ("https://u:p@evil.example/", None),
         (
             "http://r.example:5000/v2/a?b=c",
@@ -36,4 +37,25 @@ fn locations_resolve() {
         &home
     ));
     assert!(!same_origin(&"http://r.example/x".parse().unwrap(), &home));
+}
+
+#[test]
+fn the_next_of_all_links_is_found() {
+    for (value, expect) in [
+        (
+            r#"</v2/a/tags/list?last=b,c&n=2>; rel="next""#,
+            Some("/v2/a/tags/list?last=b,c&n=2"),
+        ),
+        (r#"<?last=b>;title="x";REL=next"#, Some("?last=b")),
+        (
+            r#"</first>; rel="first", </next>; rel="next""#,
+            Some("/next"),
+        ),
+        ("</v2/a/tags/list?last=b>", None),
+        (r#"</p>; rel="prev""#, None),
+        ("<", None),
+        ("", None),
+    ] {
+        assert_eq!(next_link(value), expect, "{value}");
+    }
 }

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod fronts;
+
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -34,9 +36,12 @@ struct Parts {
 
 impl Parts {
     fn new() -> Self {
-        let tar = tar_of(&[("f", 0o644, b"content")]);
-        let layer = pack(&tar, Packing::Gzip);
-        let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_of(&tar)]}});
+        Self::of(&tar_of(&[("f", 0o644, b"content")]))
+    }
+
+    fn of(tar: &[u8]) -> Self {
+        let layer = pack(tar, Packing::Gzip);
+        let config = json!({"architecture": "amd64", "os": "linux", "rootfs": {"type": "layers", "diff_ids": [digest_of(tar)]}});
         let config = serde_json::to_vec(&config).unwrap();
         let manifest = json!({
             "schemaVersion": 2,
@@ -112,7 +117,7 @@ fn a_token_is_fetched_once_and_only_the_token_service_sees_the_password() {
         ));
         ok(
             "application/json",
-            br#"{"access_token": "t0ken", "expires_in": 60}"#,
+            br#"{"token": "", "access_token": "t0ken", "expires_in": "soon"}"#,
         )
     });
     let realm = tokens.name();
@@ -219,14 +224,17 @@ fn back_pressure_is_waited_out_and_ends() {
     });
     let (result, events) = pull(&format!("{}/a:1", registry.name()), &options());
     result.unwrap();
-    let reasons: Vec<&str> = events
+    let (reasons, waits): (Vec<&str>, Vec<u64>) = events
         .iter()
         .filter_map(|event| match event {
-            ImageEvent::Retrying { reason, .. } => Some(reason.as_str()),
+            ImageEvent::Retrying {
+                reason, delay_ms, ..
+            } => Some((reason.as_str(), *delay_ms)),
             _ => None,
         })
-        .collect();
-    assert_eq!(reasons.len(), 2);
+        .unzip();
+    // "At once" is no reason to wait less than is our own way.
+    assert_eq!(waits, [10, 20]);
     assert!(
         reasons[0].contains("429") && reasons[0].contains("slow") && !reasons[0].contains('\u{1b}'),
         "{reasons:?}"
@@ -246,7 +254,7 @@ fn back_pressure_is_waited_out_and_ends() {
 #[test]
 fn lies_are_found() {
     type Lie = fn(&Parts, &Request) -> Option<Answer>;
-    let lies: [(&str, Lie); 8] = [
+    let lies: [(&str, Lie); 9] = [
         ("does not match", |parts, request| {
             let wrong = vec![
                 ("Content-Type", MANIFEST.into()),
@@ -271,11 +279,18 @@ fn lies_are_found() {
                 )
             })
         }),
-        ("cannot be read", |_, request| {
+        ("cannot be read: what came is a web page", |_, request| {
             request
                 .target
                 .contains("/manifests/")
                 .then(|| ok("text/html", b"<html>Log in to the hotel network</html>"))
+        }),
+        ("the content encoding `gzip`", |parts, request| {
+            assert_eq!(request.header("accept-encoding"), Some("identity"));
+            request.target.contains("/manifests/").then(|| {
+                let packed = pack(&parts.manifest, Packing::Gzip);
+                ok(MANIFEST, &packed).header("Content-Encoding", "gzip")
+            })
         }),
         // Longer than declared, by length and without one.
         ("The size of layer 1", |parts, request| {
