@@ -51,7 +51,8 @@ pub(crate) fn config(globals: &Globals, insecure: &[String]) -> Result<Config, E
     };
     let runtime = runtime_dir(variable("XDG_RUNTIME_DIR").map(PathBuf::from).as_deref());
     let mut config = Config::new(&state, runtime, supervisor).proxy(proxy(&variable));
-    for file in credential_files(&variable, home.as_deref()) {
+    let user = microagent_host::process::User::current().number();
+    for file in credential_files(&variable, home.as_deref(), user) {
         config = config.auth_file(absolute(&file)?);
     }
     if let Some(path) = variable("PATH") {
@@ -138,20 +139,23 @@ pub(crate) fn unit_environment() -> Vec<(String, String)> {
 fn credential_files(
     variable: &dyn Fn(&str) -> Option<OsString>,
     home: Option<&Path>,
+    user: Option<u32>,
 ) -> Vec<PathBuf> {
     let directory = |name: &str| variable(name).map(PathBuf::from);
     let below_home = |path: &str| home.map(|home| home.join(path));
     let docker = directory("DOCKER_CONFIG").or_else(|| below_home(".docker"));
     let containers = match directory("REGISTRY_AUTH_FILE") {
         Some(file) => vec![file],
-        None => [
-            directory("XDG_RUNTIME_DIR"),
-            directory("XDG_CONFIG_HOME").or_else(|| below_home(".config")),
-        ]
-        .into_iter()
-        .flatten()
-        .map(|directory| directory.join("containers/auth.json"))
-        .collect(),
+        None => {
+            // Where there is no session, as for root and in containers, these tools have another place.
+            let runtime = directory("XDG_RUNTIME_DIR")
+                .map(|directory| directory.join("containers/auth.json"))
+                .or_else(|| user.map(|user| format!("/run/containers/{user}/auth.json").into()));
+            let config = directory("XDG_CONFIG_HOME")
+                .or_else(|| below_home(".config"))
+                .map(|directory| directory.join("containers/auth.json"));
+            runtime.into_iter().chain(config).collect()
+        }
     };
     docker
         .map(|directory| directory.join("config.json"))
@@ -236,7 +240,7 @@ mod tests {
             let (_, value) = variables.iter().find(|(key, _)| *key == name)?;
             Some(OsString::from(value))
         };
-        credential_files(&variable, home.map(Path::new))
+        credential_files(&variable, home.map(Path::new), Some(7))
             .iter()
             .map(|path| path.display().to_string())
             .collect()
@@ -263,7 +267,7 @@ mod tests {
         );
         assert_eq!(
             files(&[("XDG_CONFIG_HOME", "/c")], None),
-            ["/c/containers/auth.json"]
+            ["/run/containers/7/auth.json", "/c/containers/auth.json"]
         );
     }
 

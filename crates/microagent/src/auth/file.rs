@@ -2,13 +2,25 @@
 
 use std::collections::BTreeMap;
 
-use base64::{Engine as _, engine::general_purpose::STANDARD};
+use base64::{
+    Engine as _, alphabet,
+    engine::{
+        DecodePaddingMode,
+        general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD},
+    },
+};
 use microagent_image::{Credential, RegistryScope, Secret};
 use serde::Deserialize;
 use zeroize::Zeroizing;
 
 /// The largest file that is read, in bytes.
 pub(crate) const MAX_FILE: u64 = 4 << 20;
+
+/// Reads base64 with padding and without.
+const LENIENT: GeneralPurpose = GeneralPurpose::new(
+    &alphabet::STANDARD,
+    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+);
 
 /// By which name Docker's own registry is kept, in files and by helpers.
 const DOCKER_INDEX: &str = "https://index.docker.io/v1/";
@@ -22,7 +34,7 @@ pub(crate) struct AuthFile {
     #[serde(default)]
     creds_store: Option<String>,
     #[serde(default)]
-    cred_helpers: Option<BTreeMap<String, String>>,
+    cred_helpers: Option<BTreeMap<String, Option<String>>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -58,6 +70,8 @@ impl AuthFile {
         if bytes.len() as u64 > MAX_FILE {
             return Err(format!("it is larger than {MAX_FILE} bytes"));
         }
+        // Editors and shells of Windows begin a file so.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         // What the parser says of a value may hold the value.
         serde_json::from_slice(bytes).map_err(|error| {
             format!(
@@ -73,15 +87,15 @@ impl AuthFile {
     pub(crate) fn places(&self, wanted: &RegistryScope) -> Vec<Place> {
         let mut places: Vec<(usize, Place)> = Vec::new();
         for (key, name) in self.cred_helpers.iter().flatten() {
-            if let Some(scope) = covering(key, wanted) {
+            if let (Some(scope), Some(name)) = (covering(key, wanted), given(name)) {
                 let server = server(&scope);
-                let name = name.clone();
+                let name = name.to_owned();
                 places.push((scope.depth(), Place::Helper { name, server }));
             }
         }
-        if let Some(name) = self.creds_store.as_ref().filter(|name| !name.is_empty()) {
+        if let Some(name) = given(&self.creds_store) {
             let server = server(&wanted.whole());
-            let name = name.clone();
+            let name = name.to_owned();
             places.push((0, Place::Helper { name, server }));
         }
         for (key, entry) in self.auths.iter().flatten() {
@@ -106,12 +120,16 @@ impl AuthFile {
             .cred_helpers
             .iter()
             .flatten()
-            .filter_map(|(key, name)| Some((covering(key, scope)?.depth(), name)))
+            .filter_map(|(key, name)| Some((covering(key, scope)?.depth(), given(name)?)))
             .max_by_key(|(depth, _)| *depth)
-            .map(|(_, name)| name.as_str());
-        own.or(self.creds_store.as_deref())
-            .filter(|name| !name.is_empty())
+            .map(|(_, name)| name);
+        own.or(given(&self.creds_store))
     }
+}
+
+/// A helper's name; some tools leave an empty one, or `null`, where there is none.
+fn given(name: &Option<String>) -> Option<&str> {
+    name.as_deref().filter(|name| !name.is_empty())
 }
 
 fn covering(key: &str, wanted: &RegistryScope) -> Option<RegistryScope> {
@@ -152,7 +170,10 @@ impl Entry {
 }
 
 fn user_and_password(auth: &str) -> Option<Credential> {
-    let decoded = Zeroizing::new(STANDARD.decode(auth).ok()?);
+    // Whoever made it by hand has line breaks in it, or no padding.
+    let mut auth = Zeroizing::new(auth.to_owned());
+    auth.retain(|character| !character.is_ascii_whitespace());
+    let decoded = Zeroizing::new(LENIENT.decode(auth.as_bytes()).ok()?);
     let (username, password) = std::str::from_utf8(&decoded).ok()?.split_once(':')?;
     Some(Credential::Basic {
         username: username.to_owned(),
@@ -232,6 +253,17 @@ mod tests {
             ("none.example/x", &[]),
         ] {
             assert_eq!(places(json, wanted), expect, "{wanted}");
+        }
+        for auth in ["YWxpY2U6cHc=", "YWxpY2U6cHc", "YWxp\\nY2U6cHc=\\r\\n"] {
+            let json = format!(
+                "\u{feff}{{\"auths\": {{\"r.example\": {{\"auth\": \"{auth}\"}}}}, \"credHelpers\": {{\"r.example\": null, \"gcr.io\": \"\"}}}}"
+            );
+            assert_eq!(
+                places(&json, "r.example/x"),
+                [basic("alice", "pw")],
+                "{auth}"
+            );
+            assert_eq!(places(&json, "gcr.io/x"), []);
         }
         let json = r#"{"auths": {"r.example": {"auth": "YTpi"}, "r.example/ns": {"auth": "Yzpk"}},
             "credsStore": "all", "credHelpers": {"r.example": "own", "r.example/deep/er": "deep"}}"#;

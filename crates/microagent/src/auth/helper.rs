@@ -37,9 +37,10 @@ pub(crate) struct Helper {
 
 #[derive(Deserialize)]
 struct Answer {
-    #[serde(rename = "Username")]
+    // Docker takes the names in any case.
+    #[serde(rename = "Username", alias = "username")]
     username: String,
-    #[serde(rename = "Secret")]
+    #[serde(rename = "Secret", alias = "secret")]
     secret: Zeroizing<String>,
 }
 
@@ -96,13 +97,14 @@ impl Helper {
         if !ended.status.success() {
             return match ended.has_none() {
                 true => Ok(None),
-                false => Err(self.failure("get", &ended, None)),
+                false => Err(self.failure("get", server, &ended, None)),
             };
         }
         let answer: Answer = serde_json::from_slice(&ended.stdout).map_err(|_| {
             format!(
-                "the credential helper {} gave an answer that cannot be read",
-                self.name
+                "the credential helper {} gave an answer that cannot be read; {}",
+                self.name,
+                self.by_hand("get", server)
             )
         })?;
         if answer.secret.is_empty() {
@@ -135,7 +137,7 @@ impl Helper {
         let ended = self.call("store", &input)?;
         match ended.status.success() {
             true => Ok(()),
-            false => Err(self.failure("store", &ended, Some(secret))),
+            false => Err(self.failure("store", server, &ended, Some(secret))),
         }
     }
 
@@ -147,24 +149,40 @@ impl Helper {
         let ended = self.call("erase", server.as_bytes())?;
         match ended.status.success() || ended.has_none() {
             true => Ok(true),
-            false => Err(self.failure("erase", &ended, None)),
+            false => Err(self.failure("erase", server, &ended, None)),
         }
     }
 
-    fn failure(&self, verb: &str, ended: &Ended, secret: Option<&Secret>) -> String {
-        let said = shown(&ended.stderr);
+    fn failure(&self, verb: &str, server: &str, ended: &Ended, secret: Option<&Secret>) -> String {
+        let said = Zeroizing::new(String::from_utf8_lossy(&ended.stderr).into_owned());
+        // Before it is made fit for a message: a secret may have more than one line.
         let said = match secret {
-            Some(secret) => said.replace(secret.expose(), "…"),
+            Some(secret) => Zeroizing::new(said.replace(secret.expose(), "…")),
             None => said,
         };
+        let said = shown(said.as_bytes());
         let how = match said.is_empty() {
-            true => "and said nothing on standard error".to_owned(),
+            true => format!(
+                "and said nothing on standard error; {}",
+                self.by_hand(verb, server)
+            ),
             false => format!("and said: {said}"),
         };
         format!(
             "the credential helper docker-credential-{} failed to {verb} ({}), {how}",
             self.name, ended.status
         )
+    }
+
+    /// How to hear what is not shown.
+    fn by_hand(&self, verb: &str, server: &str) -> String {
+        match verb {
+            "store" => "its standard output is not shown, as it may hold secrets".to_owned(),
+            _ => format!(
+                "its standard output is not shown, as it may hold secrets: `echo {server} | docker-credential-{} {verb}` shows it to you",
+                self.name
+            ),
+        }
     }
 
     fn call(&self, verb: &str, input: &[u8]) -> Result<Ended, String> {

@@ -113,7 +113,7 @@ fn helpers_are_asked_by_the_name_of_the_registry() {
             r#"read server; echo "$1 $server" >> {}
 case "$server" in
   r.example) echo '{{"ServerURL":"r.example","Username":"kept","Secret":"s"}}' ;;
-  t.example) echo '{{"Username":"<token>","Secret":"id"}}' ;;
+  t.example) echo '{{"username":"<token>","secret":"id"}}' ;;
   https://index.docker.io/v1/) echo '{{"Username":"hub","Secret":"s"}}' ;;
   *) echo 'credentials not found in native keychain'; exit 1 ;;
 esac"#,
@@ -147,7 +147,8 @@ fn a_helper_that_fails_is_told_by_what_it_said_on_standard_error_only() {
         "echo hunter2; printf 'the keychain is \\033[31mlocked\\n' >&2; exit 3",
     );
     home.helper("garbles", "echo hunter2");
-    home.helper("quiet", "exit 1");
+    // Where Docker's own say why.
+    home.helper("quiet", "echo 'hunter2 is locked'; exit 1");
     home.helper("sleeps", "sleep 60 & sleep 60");
     for (scope, reason) in [
         ("f.example/x", "the keychain is \u{fffd}[31mlocked"),
@@ -157,7 +158,10 @@ fn a_helper_that_fails_is_told_by_what_it_said_on_standard_error_only() {
         ),
         ("g.example/x", "cannot be read"),
         ("b.example/x", "no name of a credential helper"),
-        ("q.example/x", "said nothing on standard error"),
+        (
+            "q.example/x",
+            "said nothing on standard error; its standard output is not shown, as it may hold secrets: `echo q.example | docker-credential-quiet get` shows",
+        ),
     ] {
         let error = home.find(scope).unwrap_err();
         assert!(
@@ -244,7 +248,8 @@ fn words_no_registry_could_accept_are_refused_before_it_is_asked() {
         ("", "p", "user name"),
         ("a:b", "p", "user name"),
         ("u", "", "password"),
-        ("u", "hunter2\n", "password"),
+        ("u", "hunter2\0", "password"),
+        ("u", "hunter2\u{1b}", "password"),
     ] {
         let error = registries
             .login(
