@@ -57,6 +57,13 @@ pub(crate) fn kind() -> Option<String> {
     std::env::var("TERM").ok().filter(|kind| !kind.is_empty())
 }
 
+/// How many columns there are where progress is drawn.
+pub(crate) fn columns() -> usize {
+    settings::columns()
+        .filter(|columns| *columns > 0)
+        .map_or(80, usize::from)
+}
+
 /// The terminal's size.
 pub(crate) fn size() -> Option<TtySize> {
     settings::size().filter(|size| size.rows > 0 && size.cols > 0)

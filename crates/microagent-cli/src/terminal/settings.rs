@@ -26,6 +26,11 @@ impl Settings {
     }
 }
 
+/// How many columns there are where progress is drawn.
+pub(super) fn columns() -> Option<u16> {
+    Some(tcgetwinsize(io::stderr()).ok()?.ws_col)
+}
+
 /// The terminal's size, as it tells it.
 pub(super) fn size() -> Option<TtySize> {
     let size = tcgetwinsize(io::stdout())

@@ -19,6 +19,11 @@ impl Settings {
     }
 }
 
+/// How many columns there are where progress is drawn; unknown here.
+pub(super) fn columns() -> Option<u16> {
+    None
+}
+
 /// The terminal's size; unknown here.
 pub(super) fn size() -> Option<TtySize> {
     None
