@@ -2,6 +2,7 @@
 
 mod arriving;
 
+use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -271,27 +272,35 @@ impl ImageStore {
             image: &name,
             events,
         };
-        let wanted = options.build_disk && self.existing_disk(digest)?.is_none();
-        let (blobs, built) = std::thread::scope(|scope| {
-            let building = wanted.then(|| {
-                let sources = arrivals.sources(&chosen);
-                let (name, transaction) = (&name, &transaction);
-                scope.spawn(move || self.build_disk(transaction, name, digest, sources, events))
-            });
-            let blobs = download.run(options.registry.parallel);
-            if blobs.is_err() {
-                arrivals.fail();
-            }
-            // A build that panicked is one that failed.
-            (blobs, building.and_then(|building| building.join().ok()))
-        });
-        let mut blobs = blobs?;
-        blobs.push(store::stage_bytes(&transaction, &chosen.config_bytes)?);
-        blobs.push(store::stage_bytes(&transaction, &chosen.manifest_bytes)?);
         let mut entry = Entry::new(reference, &chosen, Some(place.registry().to_owned()));
         entry.signature = checked;
         let before = self.resolve(reference, &entry.platform);
-        let mut record = self.publish(&transaction, &blobs, entry)?;
+        // The image counts as soon as its layers are here; its disk may still be on the way then.
+        let fetch = || {
+            let blobs = download.run(options.registry.parallel);
+            let fetched = blobs.and_then(|mut blobs| {
+                blobs.push(store::stage_bytes(&transaction, &chosen.config_bytes)?);
+                blobs.push(store::stage_bytes(&transaction, &chosen.manifest_bytes)?);
+                self.publish(&transaction, &blobs, entry)
+            });
+            if fetched.is_err() {
+                arrivals.fail();
+            }
+            fetched
+        };
+        let (fetched, built) = if options.build_disk && self.existing_disk(digest)?.is_none() {
+            std::thread::scope(|scope| {
+                let (sources, passed) = arrivals.sources(&chosen);
+                scope.spawn(|| arriving::let_go(passed));
+                let fetching = scope.spawn(fetch);
+                let built = self.build_disk(&transaction, &name, digest, sources, events);
+                let fetched = fetching.join().unwrap_or_else(|panic| resume_unwind(panic));
+                (fetched, Some(built))
+            })
+        } else {
+            (fetch(), None)
+        };
+        let mut record = fetched?;
         match built {
             Some(Ok(built)) => {
                 self.publish_disk(&transaction, digest, &built)?;

@@ -92,7 +92,8 @@ pub(crate) struct Behind {
 }
 
 impl Behind {
-    const STEP: u64 = 8 << 20;
+    /// How much is let go at once.
+    pub(crate) const STEP: u64 = 8 << 20;
     /// What is on its way meanwhile.
     const LAG: u64 = 32 << 20;
 

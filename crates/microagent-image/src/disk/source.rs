@@ -103,14 +103,14 @@ pub(crate) fn start<'scope>(
         .spawn_scoped(scope, move || {
             for (reader, compression) in layers {
                 counter.store(0, Ordering::Relaxed);
-                let last = match inflate(reader, compression, &sender, &recycled, &counter) {
-                    Ok(true) => Message::EndOfLayer,
+                match inflate(reader, compression, &sender, &recycled, &counter) {
+                    Ok(true) => {}
                     Ok(false) => return,
-                    Err(error) => Message::Failed(error),
-                };
-                let failed = matches!(last, Message::Failed(_));
-                if sender.send(last).is_err() || failed {
-                    return;
+                    Err(error) => {
+                        // Nobody hears it who listens no more.
+                        let _ = sender.send(Message::Failed(error));
+                        return;
+                    }
                 }
             }
         })?;
@@ -165,7 +165,8 @@ fn inflate(
             }
         }
         if filled == 0 {
-            return Ok(true);
+            // Said before the reader is put away, which nobody has to wait for.
+            return Ok(sender.send(Message::EndOfLayer).is_ok());
         }
         piece.truncate(filled);
         if sender.send(Message::Piece(piece)).is_err() {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
+use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -94,21 +95,25 @@ impl Arrivals {
         }
     }
 
-    /// The image's layers for the builder.
-    pub(super) fn sources(&self, chosen: &Chosen) -> Vec<LayerSource> {
+    /// The image's layers for the builder, and what it has read of them, for [`let_go`].
+    pub(super) fn sources(&self, chosen: &Chosen) -> (Vec<LayerSource>, Receiver<Passed>) {
+        let (passed, receiver) = channel();
         let layers = &chosen.manifest.layers;
         let with_ids = layers.iter().zip(&chosen.config.diff_ids).enumerate();
-        with_ids
+        let sources = with_ids
             .filter_map(|(at, (layer, diff_id))| {
                 let reader = Box::new(Following {
+                    layer: at,
                     arrival: Arc::clone(self.0.get(&layer.digest)?),
                     offset: 0,
-                    behind: Behind::default(),
+                    told: 0,
+                    passed: passed.clone(),
                 });
                 let source = store::layer_source(at, layers.len(), layer, *diff_id, reader);
                 Some(source)
             })
-            .collect()
+            .collect();
+        (sources, receiver)
     }
 
     fn open(&self, layer: &Layer, path: &Path) {
@@ -141,17 +146,66 @@ impl Arrival {
     }
 }
 
+/// How far a layer was read.
+pub(super) struct Passed {
+    layer: usize,
+    file: Arc<File>,
+    offset: u64,
+    /// Nothing more is read of it.
+    ended: bool,
+}
+
+/// Lets go of what was read, as long as somebody reads. On a thread of its own, as whoever inflates layers is what
+/// most pulls wait for.
+pub(super) fn let_go(passed: Receiver<Passed>) {
+    super::give_way();
+    let mut layers: BTreeMap<usize, Behind> = BTreeMap::new();
+    for Passed {
+        layer,
+        file,
+        offset,
+        ended,
+    } in passed
+    {
+        let behind = layers.entry(layer).or_default();
+        if ended {
+            behind.finish(&file, offset);
+        } else {
+            behind.reached(&file, offset);
+        }
+    }
+}
+
 /// Reads one layer from its first byte to its last, waiting for what has not come.
 struct Following {
+    /// Its place in the image.
+    layer: usize,
     arrival: Arc<Arrival>,
     offset: u64,
-    behind: Behind,
+    /// Up to where it was said what was read.
+    told: u64,
+    passed: Sender<Passed>,
+}
+
+impl Following {
+    fn tell(&mut self, file: Arc<File>, ended: bool) {
+        self.told = self.offset;
+        let passed = Passed {
+            layer: self.layer,
+            file,
+            offset: self.offset,
+            ended,
+        };
+        // Where nobody lets go of it, the host does so in its time.
+        let _ = self.passed.send(passed);
+    }
 }
 
 impl Drop for Following {
     fn drop(&mut self) {
-        if let Some(file) = &self.arrival.lock().file {
-            self.behind.finish(file, self.offset);
+        let file = self.arrival.lock().file.clone();
+        if let Some(file) = file {
+            self.tell(file, true);
         }
     }
 }
@@ -172,7 +226,9 @@ impl Read for Following {
                     let count = file.read_at(&mut buffer[..want], self.offset)?;
                     if count > 0 || want == 0 {
                         self.offset += count as u64;
-                        self.behind.reached(&file, self.offset);
+                        if self.offset - self.told >= Behind::STEP {
+                            self.tell(file, false);
+                        }
                         return Ok(count);
                     }
                     if end == End::Complete {
@@ -206,9 +262,11 @@ mod tests {
     fn follow(arrivals: &Arrivals) -> Following {
         let arrival = Arc::clone(&arrivals.0[&layer().digest]);
         Following {
+            layer: 0,
             arrival,
             offset: 0,
-            behind: Behind::default(),
+            told: 0,
+            passed: channel().0,
         }
     }
 
