@@ -127,9 +127,6 @@ pub enum EntryFault {
     /// The name has a `..` component.
     #[error("its name climbs with `..`; layers must stay inside the root")]
     Traversal,
-    /// The name starts with `/`.
-    #[error("its name is absolute; names in a layer are relative to the root")]
-    Absolute,
     /// The name is empty.
     #[error("its name is empty")]
     EmptyName,
@@ -145,7 +142,7 @@ pub enum EntryFault {
     /// The root must be a directory.
     #[error("it replaces the root directory with something else")]
     RootType,
-    /// A hard link's target climbs with `..` or is absolute.
+    /// A hard link's target climbs with `..`.
     #[error("its hard-link target {0:?} leaves the root")]
     LinkEscapes(String),
     /// A hard link's target does not exist.

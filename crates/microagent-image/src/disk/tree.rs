@@ -3,6 +3,7 @@
 //! Nothing here touches a file system, so a name can lead nowhere but into this tree. The rules, where the
 //! specification leaves room, are those of umoci and containerd:
 //!
+//! - A name, and a hard link's target, begins at the root, with a leading slash or without one.
 //! - A parent that an earlier entry made a symbolic link **is followed, inside the root**: absolute targets and `..`
 //!   stop at the root as in a chroot (usrmerge images rely on it: `bin/x` lands in `usr/bin/x`). The last component
 //!   is never followed. Parents that do not exist are made (0755, root, time 0), also behind a dangling link. A
@@ -274,9 +275,7 @@ impl<'l> Tree<'l> {
         let fail = |fault| LayerFault::entry(&entry.path, fault);
         let mut parts = components(target).map_err(|fault| {
             fail(match fault {
-                EntryFault::Traversal | EntryFault::Absolute => {
-                    EntryFault::LinkEscapes(show(target))
-                }
+                EntryFault::Traversal => EntryFault::LinkEscapes(show(target)),
                 _ => EntryFault::LinkMissing(show(target)),
             })
         })?;

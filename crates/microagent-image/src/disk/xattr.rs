@@ -27,7 +27,8 @@ pub(crate) struct XattrSet {
 }
 
 impl XattrSet {
-    /// Translates full names and Linux values; refuses what ext4 cannot hold.
+    /// Translates full names and Linux values; refuses what ext4 cannot hold. What another system means (macOS' tar
+    /// writes `com.apple.provenance`) is left out, as all who unpack on Linux leave it out.
     pub(crate) fn new(pairs: &[(Vec<u8>, Vec<u8>)]) -> Result<Self, EntryFault> {
         let mut attributes = Vec::with_capacity(pairs.len());
         for (name, value) in pairs {
@@ -35,8 +36,11 @@ impl XattrSet {
                 name: show(name),
                 reason,
             };
-            let (index, suffix) =
-                split_name(name).ok_or_else(|| fail("ext4 does not know this namespace"))?;
+            if !is_of_linux(name) {
+                tracing::debug!(name = show(name), "an attribute that no Linux knows");
+                continue;
+            }
+            let (index, suffix) = split_name(name).ok_or_else(|| fail("ext4 does not know it"))?;
             if suffix.len() > 255 {
                 return Err(fail("its name is longer than 255 bytes"));
             }
@@ -205,6 +209,12 @@ fn value_bytes(attribute: &Attribute) -> usize {
     }
 }
 
+/// Whether its namespace is one that Linux has.
+fn is_of_linux(name: &[u8]) -> bool {
+    let namespaces = [&b"user."[..], b"trusted.", b"security.", b"system."];
+    namespaces.iter().any(|space| name.starts_with(space))
+}
+
 fn split_name(name: &[u8]) -> Option<(u8, &[u8])> {
     match name {
         b"system.posix_acl_access" => return Some((2, b"")),
@@ -291,7 +301,10 @@ mod tests {
             matches!(XattrSet::new(&[big("user.a", 4096)]), Err(EntryFault::Xattr { name, .. }) if name == "user.a")
         );
         assert!(XattrSet::new(&[big("user.a", 3000), big("user.b", 3000)]).is_err());
-        assert!(XattrSet::new(&[big("os2.a", 1)]).is_err());
+        assert!(XattrSet::new(&[big("system.a", 1)]).is_err());
+        // What other systems mean is nobody's loss here, however large it is.
+        let foreign = XattrSet::new(&[big("com.apple.a", 5000), big("os2.a", 1)]).unwrap();
+        assert_eq!(foreign, XattrSet::default());
         assert!(XattrSet::new(&[big("user.", 1)]).is_err());
     }
 

@@ -27,6 +27,9 @@ pub(crate) fn nasty(many: u64) -> Vec<Vec<u8>> {
         .pax(&[
             ("SCHILY.xattr.user.note", b"a\nb\0c"),
             ("SCHILY.xattr.user.big", &[b'x'; 3000]),
+            // What macOS' tar writes.
+            ("SCHILY.xattr.com.apple.provenance", &[1, 2, 0]),
+            ("LIBARCHIVE.xattr.com.apple.provenance", b"AQIA"),
         ])
         .file("usr/noted", b"with attributes", FILE)
         .pax(&[("SCHILY.xattr.user.on-directory", b"yes")])
@@ -106,6 +109,12 @@ pub(crate) fn nasty(many: u64) -> Vec<Vec<u8>> {
         .hard_link("links/four", "links/one")
         .hard_link("through", "bin/su")
         .file("links/two", b"no longer the same", FILE)
+        // Names from the root on, as distroless and Paketo's images have them.
+        .dir("/from/", DIR)
+        .dir("/from/root/", DIR.owner(1, 1))
+        .file("/from/root/file", b"absolute", FILE)
+        .hard_link("/from/link", "/from/root/file")
+        .hard_link("from/other", "/links/one")
         .whiteout("many/.wh.file-00007")
         .whiteout("many/.wh.not-there")
         .file("empty", b"not empty any more", FILE);
@@ -116,6 +125,7 @@ pub(crate) fn nasty(many: u64) -> Vec<Vec<u8>> {
         .dir("gone/", DIR.owner(3, 3))
         .file("gone/c", b"back", FILE)
         .whiteout("links/.wh.one")
+        .whiteout("/from/root/.wh.file")
         .dir("usr/noted.d/", DIR.mode(0o755));
     vec![first.end(), second.end(), third.end()]
 }

@@ -121,7 +121,9 @@ impl Tree<'_> {
     }
 }
 
-/// A name's components; `.` and doubled slashes mean nothing, `..` and a leading slash are refused.
+/// A name's components, from the root; a leading slash, `.` and doubled slashes mean nothing, `..` is refused.
+///
+/// Some builders write names from the root on, with a slash: those of distroless and of Paketo's images do.
 pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryFault> {
     if path.is_empty() {
         return Err(EntryFault::EmptyName);
@@ -140,10 +142,6 @@ pub(super) fn components(path: &[u8]) -> Result<Vec<&[u8]>, EntryFault> {
             }
             _ => parts.push(part),
         }
-    }
-    // "/" alone is how some tools write the root.
-    if path.starts_with(b"/") && !parts.is_empty() {
-        return Err(EntryFault::Absolute);
     }
     Ok(parts)
 }
