@@ -342,11 +342,7 @@ impl ImageStore {
     /// Whether a disk that was written in another boot is what it was then, with all its pieces.
     fn outlived(&self, path: &Path, list: &DiskList) -> Result<bool> {
         for piece in self.listed_pieces(path)? {
-            let name = piece.file_name().and_then(|name| name.to_str());
-            let diff_id = name
-                .and_then(|name| name.split('.').next())
-                .and_then(Digest::from_hex);
-            let Some(diff_id) = diff_id else {
+            let Some(diff_id) = pieces::diff_id_of(&piece) else {
                 return Ok(false);
             };
             if self.existing_piece(diff_id)?.is_none() {

@@ -258,6 +258,15 @@ impl ImageStore {
         self.write_note(Note { boot: None, ..note })
     }
 
+    /// The index of the converted layer whose content is at `piece`, and its recorded digest, where there is a note.
+    pub(super) fn index_of(&self, piece: &Path) -> Result<(PathBuf, Option<Digest>)> {
+        let note = match diff_id_of(piece) {
+            Some(diff_id) => self.note_of(diff_id)?,
+            None => None,
+        };
+        Ok((piece.with_extension("index"), note.map(|note| note.index)))
+    }
+
     /// A converted layer, where it is there, of the length that was recorded, and its index is whole.
     pub(super) fn existing_piece(&self, diff_id: Digest) -> Result<Option<Piece>> {
         let at = |what| self.piece_path(diff_id, what);
@@ -337,6 +346,13 @@ pub(crate) fn conversion_memory(layers: impl Iterator<Item = Compression>) -> u6
     let mut each: Vec<u64> = layers.map(disk::conversion_memory).collect();
     each.sort_unstable_by(|a, b| b.cmp(a));
     each.iter().take(AT_ONCE).sum::<u64>() + disk::join_memory(&BuildOptions::default().limits)
+}
+
+/// The layer whose content is at `path`.
+pub(super) fn diff_id_of(path: &Path) -> Option<Digest> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.and_then(|name| name.split('.').next())
+        .and_then(Digest::from_hex)
 }
 
 /// The files beside a piece at `path`, which go with it.

@@ -8,6 +8,7 @@
 use std::fs::File;
 use std::path::Path;
 
+use super::pieces::diff_id_of;
 use super::{BaseDisk, ImageStore};
 use crate::digest::Digest;
 use crate::disk::ChunkSums;
@@ -60,11 +61,7 @@ impl ImageStore {
     }
 
     fn settle_piece(&self, path: &Path) -> Result<()> {
-        let name = path.file_name().and_then(|name| name.to_str());
-        let diff_id = name
-            .and_then(|name| name.split('.').next())
-            .and_then(Digest::from_hex);
-        match diff_id {
+        match diff_id_of(path) {
             Some(diff_id) => self.settle_layer(diff_id),
             None => sync(path),
         }

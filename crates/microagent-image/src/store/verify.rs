@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use super::pieces::PIECE;
 use super::{Entry, ImageStore};
 use crate::digest::{Digest, Hasher};
 use crate::disk::ChunkSums;
@@ -47,7 +48,7 @@ pub struct CheckedImage {
 /// Something that is not as it was recorded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct ImageDivergence {
-    /// `manifest`, `config`, `layer` or `disk`, with a number for a layer.
+    /// `manifest`, `config`, `layer` (with its number), `disk`, or `index`: which entries a layer has on the disk.
     pub artifact: String,
     /// Its file.
     pub path: PathBuf,
@@ -138,16 +139,24 @@ impl ImageStore {
                 check(format!("layer {}", at + 1), layer.digest, layer.size, path);
             }
         }
-        for file in self.recorded_files(entry.manifest)? {
-            all.extend(match file.recorded {
-                Some(digest) => reader.check("disk".into(), digest, None, file.path),
+        let mut recorded = |artifact: &str, path: PathBuf, digest: Option<Digest>| {
+            all.extend(match digest {
+                Some(digest) => reader.check(artifact.to_owned(), digest, None, path),
                 None => Some(ImageDivergence {
-                    artifact: "disk".into(),
-                    path: file.path,
+                    artifact: artifact.to_owned(),
+                    path,
                     expected: "a note of what it is".into(),
                     actual: "missing or damaged".into(),
                 }),
             });
+        };
+        for file in self.recorded_files(entry.manifest)? {
+            let is_piece = file.path.extension().is_some_and(|it| it == PIECE);
+            let index = is_piece.then(|| self.index_of(&file.path)).transpose()?;
+            recorded("disk", file.path, file.recorded);
+            if let Some((path, digest)) = index {
+                recorded("index", path, digest);
+            }
         }
         Ok(all)
     }
@@ -199,7 +208,7 @@ impl Reader<'_> {
         let mut file = File::open(path)?;
         if path
             .extension()
-            .is_some_and(|extension| extension == "piece" || extension == "front")
+            .is_some_and(|extension| extension == PIECE || extension == "front")
         {
             // Disks are hashed in chunks.
             let size = file.metadata()?.len();

@@ -28,7 +28,7 @@ fn every_divergence_is_named() {
         .map(|entry| entry.unwrap().path())
         .filter(|path| {
             let extension = path.extension().unwrap().to_str().unwrap();
-            ["vmdk", "front", "piece"].contains(&extension)
+            ["vmdk", "front", "piece", "index"].contains(&extension)
         })
         .map(|path| fs::metadata(path).unwrap().len())
         .sum();
@@ -66,6 +66,19 @@ fn every_divergence_is_named() {
         assert_eq!((of_disk.artifact.as_str(), &of_disk.path), ("disk", &piece));
     }
     fs::write(&piece, sound).unwrap();
+
+    // And one in what says where that is, or a note that says nothing.
+    let index = piece.with_extension("index");
+    fs::set_permissions(&index, std::os::unix::fs::PermissionsExt::from_mode(0o644)).unwrap();
+    for damaged in [&index, &piece.with_extension("json")] {
+        let sound = fs::read(damaged).unwrap();
+        damage(damaged).unwrap();
+        for image in &all(&["a:1"]).images {
+            let found = image.divergence.last().unwrap();
+            assert_eq!((found.artifact.as_str(), &found.path), ("index", &index));
+        }
+        fs::write(damaged, sound).unwrap();
+    }
 
     // Cut, gone, changed and unrecorded, each by its name.
     let layer = bench.blob(b.layers[1].digest);
