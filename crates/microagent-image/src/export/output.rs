@@ -13,6 +13,8 @@ use crate::store::files::{free_space, parent_of, sync_dir};
 use crate::sync::Syncer;
 
 const BUFFER: usize = 256 << 10;
+/// What is no file is called so in messages.
+const SPECIAL: &str = "the output";
 
 /// What is written to.
 pub(super) struct Output<'w> {
@@ -114,7 +116,7 @@ impl<'w> Output<'w> {
     pub(super) fn shown(&self) -> PathBuf {
         match self.sink.get_ref() {
             Sink::New { path, .. } => path.clone(),
-            Sink::Special(_) | Sink::Stream(_) => PathBuf::from("the output"),
+            Sink::Special(_) | Sink::Stream(_) => PathBuf::from(SPECIAL),
         }
     }
 }
@@ -123,12 +125,15 @@ impl<'w> Output<'w> {
 pub(super) fn no_space(source: io::Error, path: &Path) -> ImageError {
     let directory = parent_of(path);
     match source.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImageError::NoSpace {
-            what: "the export".into(),
-            path: directory.to_owned(),
-            needed: None,
-            available: free_space(directory).unwrap_or(0),
-        },
+        // How much is free where a stream goes is not known here.
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if path != Path::new(SPECIAL) => {
+            ImageError::NoSpace {
+                what: "the export".into(),
+                path: directory.to_owned(),
+                needed: None,
+                available: free_space(directory).unwrap_or(0),
+            }
+        }
         _ => ImageError::Io {
             doing: "write",
             path: path.to_owned(),

@@ -509,7 +509,7 @@ pub(crate) fn layer_source(
     reader: Box<dyn Read + Send>,
 ) -> LayerSource {
     LayerSource {
-        label: format!("layer {} of {count} ({})", at + 1, layer.digest.short()),
+        label: format!("{} of {count} ({})", at + 1, layer.digest.short()),
         reader,
         compression: layer.compression.into(),
         diff_id: Some(*diff_id.as_bytes()),

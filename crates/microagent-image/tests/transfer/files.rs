@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write;
+use std::path::Path;
 use std::process::Command;
 
 use microagent_image::{
@@ -375,4 +376,11 @@ fn a_full_disk_is_told() {
         "{error:?}"
     );
     assert_eq!(left, 0);
+    // What is no file has no place that could be looked at.
+    let error = bench.export(&["big:1"], ExportFormat::OciArchive, Path::new("/dev/full"));
+    let said = error.unwrap_err().to_string();
+    assert!(
+        said.starts_with("Cannot write the output: No space left on device"),
+        "{said}"
+    );
 }
