@@ -1,8 +1,15 @@
 //! Processes: a handle on another one, groups of them, and who we are.
 
+#[cfg(any(target_os = "macos", test))]
+mod apple;
+
 use std::{io, process::Command, time::Instant};
 
+#[cfg(target_os = "macos")]
+pub use self::apple::ProcessHandle;
+
 /// A handle on one process, never on a later one with its number.
+#[cfg(not(target_os = "macos"))]
 #[derive(Debug)]
 pub struct ProcessHandle {
     #[cfg(target_os = "linux")]
@@ -52,7 +59,7 @@ impl ProcessHandle {
     }
 }
 
-#[cfg(not(target_os = "linux"))]
+#[cfg(not(any(target_os = "linux", target_os = "macos")))]
 impl ProcessHandle {
     /// Of the process that has this number now.
     ///
@@ -198,7 +205,7 @@ pub fn kill_group(pid: u32) -> io::Result<()> {
 
 /// When the process that has this number now was started, in clock ticks since the host's boot
 /// (field 22 of `/proc/<pid>/stat`, proc(5)): with [`boot_id`], it is told from all others that
-/// ever had the number.
+/// ever had the number. On macOS it is the second of its start, as a number.
 ///
 /// # Errors
 /// [`io::ErrorKind::NotFound`] if it is gone, [`io::ErrorKind::Unsupported`] where the system does
@@ -213,7 +220,11 @@ pub fn start_ticks(pid: u32) -> io::Result<u64> {
             io::Error::new(io::ErrorKind::InvalidData, what)
         })
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_os = "macos")]
+    {
+        apple::start_number(pid)
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     {
         let _ = pid;
         Err(crate::unsupported("telling when a process was started"))
@@ -244,7 +255,11 @@ pub fn boot_id() -> io::Result<String> {
             id => Ok(id.to_owned()),
         }
     }
-    #[cfg(not(target_os = "linux"))]
+    #[cfg(target_os = "macos")]
+    {
+        apple::boot_name()
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
     {
         Err(crate::unsupported("telling one boot from another"))
     }

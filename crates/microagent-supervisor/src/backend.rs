@@ -37,6 +37,12 @@ pub trait Backends: Send + Sync {
     /// # Errors
     /// If the question cannot be answered; an unusable host is no error.
     fn host(&self, query: &HostQuery) -> Result<HostReport, ErrorReport>;
+
+    /// Whether a supervisor begins as a program anew, and not as a copy of the process that was launched: in a
+    /// copied process Apple's frameworks must not be used.
+    fn begin_anew(&self) -> bool {
+        cfg!(target_os = "macos")
+    }
 }
 
 /// The drivers this host has.

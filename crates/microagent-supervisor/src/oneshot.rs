@@ -10,7 +10,7 @@ use std::{
 use microagent_protocol::{
     LaunchSpec,
     frame::MAX_JSON,
-    supervisor::{Answer, Command, ErrorKind, ErrorReport, Response},
+    supervisor::{Answer, Command, ErrorKind, ErrorReport, Request, Response},
 };
 use serde_json::value::RawValue;
 
@@ -22,7 +22,7 @@ use crate::{
     files, launch,
     launch::Supervisor,
     log, process,
-    process::{Judge, Side},
+    process::{Judge, Side, Verdict},
     wiring::Wiring,
 };
 
@@ -66,7 +66,7 @@ pub(crate) fn run(backends: &dyn Backends) -> i32 {
 }
 
 /// Reads one JSON value and no further: whoever asks need not close the stream.
-fn request() -> Result<microagent_protocol::supervisor::Request, Box<Response>> {
+fn request() -> Result<Request, Box<Response>> {
     let input = BufReader::new(io::stdin().take(MAX_JSON as u64 + 1));
     let json: Box<RawValue> = serde_json::Deserializer::from_reader(input)
         .into_iter()
@@ -112,12 +112,25 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
     if let Err(error) = launch::validate(&spec) {
         return refuse(&error);
     }
+    let anew_for = process::anew_for();
+    if anew_for.is_none() && backends.begin_anew() {
+        return match anew(id, spec) {
+            // Else it was told already, by whoever began.
+            Ok(verdict) => i32::from(!verdict.wait()),
+            Err(error) => refuse(&error),
+        };
+    }
     // Taken before the fork: the parent is still the launching process.
-    let launcher = match spec.owned.then(process::launcher).transpose() {
+    let launcher = spec.owned.then(|| process::launcher(anew_for));
+    let launcher = match launcher.transpose() {
         Ok(launcher) => launcher,
         Err(error) => return refuse(&error),
     };
-    match process::detach() {
+    let side = match anew_for {
+        Some(_) => process::judge().map(Side::Supervisor),
+        None => process::detach(),
+    };
+    match side {
         Err(error) => refuse(&error),
         Ok(Side::Launched(verdict)) => i32::from(!verdict.wait()),
         Ok(Side::Supervisor(judge)) => {
@@ -151,6 +164,15 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
             }
         }
     }
+}
+
+/// The same launch by the same program, begun anew.
+fn anew(id: &str, spec: LaunchSpec) -> Result<Verdict, Error> {
+    let mut request = Request::new(Command::Launch(Box::new(spec)));
+    id.clone_into(&mut request.id);
+    let request = serde_json::to_vec(&request)
+        .map_err(|error| Error::system("write the request down")(error.into()))?;
+    process::begin_anew(&request)
 }
 
 /// Removes an ephemeral machine's two directories, which an owner that is gone

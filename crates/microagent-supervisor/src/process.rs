@@ -4,8 +4,12 @@
 use std::{
     fs::File,
     io::{self, Read, Write},
-    os::fd::{AsFd, OwnedFd},
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::{net::UnixStream, process::CommandExt as _},
+    },
     path::Path,
+    process::Command,
 };
 
 use microagent_host::process::{ProcessHandle, boot_id, start_ticks};
@@ -22,9 +26,21 @@ pub(crate) fn identity(pid: u32) -> Result<ProcessIdentity, Error> {
     })
 }
 
+/// The second argument of a supervisor that began anew, after [`MARKER`](crate::MARKER); the third is the process
+/// that launched it.
+const ANEW: &str = "anew";
+
+/// The process that launched this one, if this began anew for it.
+pub(crate) fn anew_for() -> Option<u32> {
+    let mut arguments = std::env::args_os().skip(1);
+    let begins = arguments.next()? == crate::MARKER && arguments.next()? == ANEW;
+    let launcher = arguments.next()?;
+    begins.then(|| launcher.to_str()?.parse().ok())?
+}
+
 /// A descriptor that becomes readable when the process that launched this one ends.
-pub(crate) fn launcher() -> Result<OwnedFd, Error> {
-    ProcessHandle::open(std::os::unix::process::parent_id())
+pub(crate) fn launcher(anew_for: Option<u32>) -> Result<OwnedFd, Error> {
+    ProcessHandle::open(anew_for.unwrap_or_else(std::os::unix::process::parent_id))
         .map(ProcessHandle::into_fd)
         .map_err(Error::system("watch the launching process"))
 }
@@ -125,6 +141,43 @@ pub(crate) fn detach() -> Result<Side, Error> {
             Ok(Side::Launched(Verdict(File::from(reader))))
         }
     }
+}
+
+/// Begins this program anew in a session of its own, with the same request and the same standard output. That
+/// program tells its verdict on its standard input, which is a socket.
+pub(crate) fn begin_anew(request: &[u8]) -> Result<Verdict, Error> {
+    let (mut ours, theirs) = UnixStream::pair().map_err(Error::system("make a socket pair"))?;
+    let program = std::env::current_exe().map_err(Error::system("find this program"))?;
+    let launcher = std::os::unix::process::parent_id().to_string();
+    let mut command = Command::new(program);
+    command
+        .args([crate::MARKER, ANEW, &launcher])
+        .stdin(OwnedFd::from(theirs));
+    // SAFETY: between fork and exec, and nothing but a system call.
+    unsafe {
+        command.pre_exec(|| {
+            rustix::process::setsid()?;
+            Ok(())
+        });
+    }
+    // It outlives this process; whoever adopts it waits for it.
+    command
+        .spawn()
+        .map_err(Error::system("begin the supervisor's program anew"))?;
+    // The other end of the pair is the new program's alone, so that its end is seen.
+    drop(command);
+    ours.write_all(request)
+        .map_err(Error::system("pass the request on"))?;
+    Ok(Verdict(File::from(OwnedFd::from(ours))))
+}
+
+/// The judge of a supervisor that began anew.
+pub(crate) fn judge() -> Result<Judge, Error> {
+    io::stdin()
+        .as_fd()
+        .try_clone_to_owned()
+        .map(|socket| Judge(File::from(socket)))
+        .map_err(Error::system("keep the standard input"))
 }
 
 /// Where the answer to the launch goes once standard output is a log.

@@ -4,12 +4,13 @@ use std::os::unix::fs::PermissionsExt;
 
 use microagent_protocol::{
     EndCause, ExecRole, State,
-    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery},
+    supervisor::{Answer, Command as Ask, ErrorKind, EventKind, HostQuery, Request},
 };
 
 use crate::{
-    client::{Workspace, one_shot, one_shot_json, request},
+    client::{Workspace, one_shot, one_shot_by, one_shot_json, request},
     gone,
+    vmm::ANEW,
 };
 
 pub(crate) fn one_shot_requests_are_answered_with_one_line() {
@@ -212,6 +213,36 @@ pub(crate) fn a_workspace_has_one_machine_at_a_time() {
     machine.client().ask(Ask::Kill).unwrap();
     machine.end();
     gone(&workspace, &machine);
+}
+
+/// As on a Mac, whose frameworks do not survive a fork.
+pub(crate) fn a_supervisor_that_begins_as_a_program_anew_is_like_any_other() {
+    let mut workspace = Workspace::new("normal");
+    workspace.program = ANEW;
+    let mut machine = workspace.boot(true);
+    let pid = i32::try_from(machine.launched.supervisor.pid).unwrap();
+    let begun = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap();
+    assert!(
+        begun.windows(6).any(|word| word == b"\0anew\0"),
+        "it was executed"
+    );
+    let pid = rustix::process::Pid::from_raw(pid);
+    assert_eq!(rustix::process::getsid(pid).unwrap(), pid.unwrap());
+    let (stdout, ..) = machine
+        .exec(ExecRole::Workload, false, &["echo", "x"])
+        .finish();
+    assert_eq!(stdout, b"x\n");
+    let (state, cause, _) = machine.end();
+    assert_eq!((state, cause), (State::Halted, EndCause::WorkloadFinished));
+    gone(&workspace, &machine);
+
+    // What it refuses once it has begun is the one answer, too.
+    let workspace = Workspace::new("no-backend");
+    let mut launch = Request::new(Ask::Launch(Box::new(workspace.spec.clone())));
+    launch.id = "7".to_owned();
+    let (answer, ok) = one_shot_by(ANEW, &serde_json::to_vec(&launch).unwrap());
+    assert_eq!(answer.unwrap_err().kind, ErrorKind::Unsupported);
+    assert!(!ok);
 }
 
 pub(crate) fn a_clean_workload_ends_halted_and_the_next_boot_goes_on_counting() {

@@ -28,6 +28,8 @@ pub(crate) struct Workspace {
     launched: Swept,
     pub(crate) root: tempfile::TempDir,
     pub(crate) spec: LaunchSpec,
+    /// What the supervisor is called.
+    pub(crate) program: &'static str,
 }
 
 /// Supervisors that a test must not leave behind; their VMMs die with them.
@@ -109,11 +111,13 @@ impl Workspace {
             launched: Swept::default(),
             root,
             spec,
+            program: PROGRAM,
         }
     }
 
     pub(crate) fn launch(&self) -> Launched {
-        match one_shot(Ask::Launch(Box::new(self.spec.clone()))) {
+        let request = Request::new(Ask::Launch(Box::new(self.spec.clone())));
+        match one_shot_by(self.program, &serde_json::to_vec(&request).unwrap()) {
             (Ok(Answer::Launched(launched)), true) => {
                 self.launched.add(&launched);
                 launched
@@ -161,8 +165,15 @@ pub(crate) fn one_shot(command: Ask) -> (Result<Answer, ErrorReport>, bool) {
 }
 
 pub(crate) fn one_shot_json(json: &[u8]) -> (Result<Answer, ErrorReport>, bool) {
+    one_shot_by(PROGRAM, json)
+}
+
+/// What a supervisor is called as a rule.
+const PROGRAM: &str = "/some/where/microagent-supervisor";
+
+pub(crate) fn one_shot_by(program: &str, json: &[u8]) -> (Result<Answer, ErrorReport>, bool) {
     let mut child = Command::new(std::env::current_exe().unwrap())
-        .arg0("/some/where/microagent-supervisor")
+        .arg0(program)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()

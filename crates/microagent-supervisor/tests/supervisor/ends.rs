@@ -17,7 +17,7 @@ use crate::{
     SOON,
     client::{Client, Machine, Workspace, alive, request},
     gone,
-    vmm::wait_for,
+    vmm::{ANEW, wait_for},
 };
 
 pub(crate) fn ends_from_inside_are_told_apart() {
@@ -102,8 +102,11 @@ pub(crate) fn launcher(how: &str) -> ! {
     let mut workspace = Workspace::new("normal");
     workspace.spec.owned = true;
     workspace.spec.ephemeral = how == "ephemeral";
+    if how == "anew" {
+        workspace.program = ANEW;
+    }
     let mut held = None;
-    let launched = if how == "before" {
+    let launched = if how == "before" || how == "anew" {
         workspace.launch()
     } else {
         let mut machine = workspace.boot(true);
@@ -158,7 +161,7 @@ pub(crate) fn a_test_that_fails_leaves_no_supervisor() {
 }
 
 pub(crate) fn an_owned_machine_dies_with_the_program_that_launched_it() {
-    for how in ["before", "after", "ephemeral"] {
+    for how in ["before", "after", "ephemeral", "anew"] {
         let mut program = Command::new(std::env::current_exe().unwrap())
             .args(["__launcher", how])
             .stdout(Stdio::piped())

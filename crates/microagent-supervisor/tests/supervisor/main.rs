@@ -49,6 +49,7 @@ fn main() {
         sessions::a_stream_to_the_guest_serves_one_session_after_the_other,
         ends::a_test_that_fails_leaves_no_supervisor,
         sessions::a_workload_runs_and_its_end_ends_the_machine,
+        boots::a_supervisor_that_begins_as_a_program_anew_is_like_any_other,
         boots::a_clean_workload_ends_halted_and_the_next_boot_goes_on_counting,
         sessions::much_output_and_input_is_relayed_exactly,
         sessions::a_program_that_is_not_there_is_told_apart,

@@ -49,6 +49,11 @@ impl Backends for Scripted {
         })
     }
 
+    /// As on a Mac where it is called so.
+    fn begin_anew(&self) -> bool {
+        std::env::args().next().as_deref() == Some(ANEW)
+    }
+
     fn host(&self, _: &HostQuery) -> Result<HostReport, ErrorReport> {
         Ok(HostReport {
             os: "linux".to_owned(),
@@ -60,6 +65,9 @@ impl Backends for Scripted {
         })
     }
 }
+
+/// What a supervisor is called that begins as a program anew.
+pub(crate) const ANEW: &str = "/anew/microagent-supervisor";
 
 fn script(kernel: &Path) -> String {
     std::fs::read_to_string(kernel).unwrap()
