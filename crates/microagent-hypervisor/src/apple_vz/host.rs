@@ -14,7 +14,7 @@ use objc2_virtualization::VZVirtualMachine;
 
 use super::{
     AppleVz, configuration,
-    verdict::{self, Facts, select},
+    verdict::{self, Facts, remedy_for, select},
 };
 use crate::{Error, Hypervisor, boot};
 
@@ -62,10 +62,14 @@ pub fn probe(query: &HostQuery, prove: Option<&Path>) -> Probed {
             Ok(hello) => {
                 check.verdict = Verdict::Ready;
                 check.detail = format!("{what}; {hello}");
+                check.remedy = None;
             }
             Err(error) => {
                 check.verdict = Verdict::Unusable;
                 check.detail = format!("{what}; a guest did not boot: {error}");
+                let slow =
+                    "if this Mac is only slow, MICROAGENT_BOOT_TIMEOUT=2m gives guests that long";
+                check.remedy = Some(slow.to_owned());
             }
         }
     }
@@ -93,13 +97,14 @@ pub fn probe(query: &HostQuery, prove: Option<&Path>) -> Probed {
 fn facts(query: &HostQuery) -> Facts {
     let version = NSProcessInfo::processInfo().operatingSystemVersion();
     let kernel = query.probe.as_ref().and_then(|guest| guest.kernel.to_str());
-    // The framework looks at a kernel when it boots it; what matters here is the entitlement.
     let small = configuration::small(kernel.unwrap_or("/dev/null"));
+    let invalid = configuration::validate(&small).err();
     Facts {
         architecture: std::env::consts::ARCH,
         macos: (version.majorVersion as i64, version.minorVersion as i64),
         // SAFETY: a class property without arguments.
         supported: unsafe { VZVirtualMachine::isSupported() },
-        invalid: configuration::validate(&small).err(),
+        // Without a kernel it may well be that which it refuses.
+        invalid: invalid.filter(|words| kernel.is_some() || remedy_for(words).is_some()),
     }
 }

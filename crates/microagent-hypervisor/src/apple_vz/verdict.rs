@@ -132,7 +132,8 @@ pub(super) fn check(facts: &Facts, since: Instant) -> HostCheck {
         None => {
             let detail =
                 format!("{what}; the framework takes a small machine, and no guest was booted");
-            (Verdict::Degraded, detail, None)
+            let remedy = "install a kernel with `microagent kernel install`, then ask again";
+            (Verdict::Degraded, detail, Some(remedy.to_owned()))
         }
     };
     HostCheck {
