@@ -363,7 +363,7 @@ impl<'a> Transport<'a> {
         let uri: Uri = format!("https://{}/v2/", self.authority)
             .parse()
             .map_err(|_| self.odd("the URL is malformed"))?;
-        let mut silent = false;
+        let (mut silent, mut hung_up) = (false, false);
         let probe = self.send_by(&self.agents.distrusting(&uri)?, &uri, |agent| {
             let answer = agent
                 .get(&uri)
@@ -372,6 +372,7 @@ impl<'a> Transport<'a> {
                 .build()
                 .call();
             silent = matches!(answer, Err(ureq::Error::Timeout(_)));
+            hung_up = answer.as_ref().is_err_and(failure::is_hang_up);
             answer
         });
         match probe {
@@ -381,8 +382,25 @@ impl<'a> Transport<'a> {
             }
             Err(Failure::Final(ImageError::PlainHttp { .. })) => Ok("http"),
             Err(_) if silent => Ok("http"),
+            // Some servers without TLS end the connection without a word. One that is not well does so, too.
+            Err(_) if hung_up && self.answers_plainly() => Ok("http"),
             Err(other) => Err(other),
         }
+    }
+
+    /// Whether a server answers plain HTTP, and not that it wants TLS.
+    fn answers_plainly(&self) -> bool {
+        let Ok(uri) = format!("http://{}/v2/", self.authority).parse::<Uri>() else {
+            return false;
+        };
+        let Ok(way) = self.agents.distrusting(&uri) else {
+            return false;
+        };
+        let answer = self.send_by(&way, &uri, |agent| {
+            let request = agent.get(&uri).config().timeout_global(Some(PROBE));
+            request.build().call()
+        });
+        answer.is_ok_and(|answer| answer.status() != StatusCode::BAD_REQUEST)
     }
 
     fn odd(&self, reason: &str) -> ImageError {

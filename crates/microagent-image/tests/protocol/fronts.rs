@@ -106,6 +106,34 @@ fn whether_a_tag_moved_is_asked_without_head_too() {
     assert_eq!(fresh, Freshness::Current);
 }
 
+/// Not every server without TLS has an answer to who speaks it.
+#[test]
+fn a_server_that_hangs_up_on_tls_is_spoken_to_in_plain_http() {
+    let parts = Parts::new();
+    let behind = Scripted::start(move |request| parts.answer(request));
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        for client in listener.incoming().map_while(Result::ok) {
+            let mut first = [0; 1];
+            if client.peek(&mut first).is_ok_and(|_| first != [0x16])
+                && let Ok(server) =
+                    std::net::TcpStream::connect((Ipv4Addr::LOCALHOST, behind.port()))
+            {
+                let (mut from, mut to) = (client.try_clone().unwrap(), server.try_clone().unwrap());
+                std::thread::spawn(move || std::io::copy(&mut from, &mut to));
+                let (mut from, mut to) = (server, client);
+                // Whoever went away is no fault of this.
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Both);
+            }
+        }
+    });
+    pull(&format!("127.0.0.1:{port}/a:1"), &options())
+        .0
+        .unwrap();
+}
+
 /// What is guessed from is the whole list, but not another server's.
 #[test]
 fn typos_are_guessed_from_lists_in_pages() {

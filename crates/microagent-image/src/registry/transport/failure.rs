@@ -356,6 +356,20 @@ fn plain_words(error: &ureq::Error) -> String {
     }
 }
 
+/// Whether the other side ended the connection instead of answering.
+pub(super) fn is_hang_up(error: &ureq::Error) -> bool {
+    let ureq::Error::Io(error) = error else {
+        return false;
+    };
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionReset
+            | io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::BrokenPipe
+            | io::ErrorKind::UnexpectedEof
+    )
+}
+
 /// Whether a connection could not be made at all.
 fn is_unreachable(error: &ureq::Error) -> bool {
     match error {
