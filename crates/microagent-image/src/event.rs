@@ -183,3 +183,149 @@ pub enum ImageEvent {
         digest: Digest,
     },
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// One of each; whoever adds one is led here by the compiler.
+    fn one_of_each() -> Vec<ImageEvent> {
+        let digest = Digest::of(b"");
+        let (reference, mirror, reason) = (String::new, String::new, String::new);
+        let all = vec![
+            ImageEvent::Resolving {
+                reference: reference(),
+            },
+            ImageEvent::Resolved {
+                reference: reference(),
+                digest,
+                layers: 0,
+                bytes: 0,
+            },
+            ImageEvent::FromMirror {
+                reference: reference(),
+                mirror: mirror(),
+            },
+            ImageEvent::MirrorFailed {
+                mirror: mirror(),
+                reason: reason(),
+            },
+            ImageEvent::NoCredentials {
+                registry: String::new(),
+                reason: reason(),
+            },
+            ImageEvent::TagMoved {
+                reference: reference(),
+                from: digest,
+                to: digest,
+            },
+            ImageEvent::LayerResumed {
+                digest,
+                bytes: 0,
+                total: 0,
+            },
+            ImageEvent::LayerExists { digest, bytes: 0 },
+            ImageEvent::LayerProgress {
+                digest,
+                bytes: 0,
+                total: 0,
+            },
+            ImageEvent::Retrying {
+                doing: String::new(),
+                reason: reason(),
+                delay_ms: 0,
+            },
+            ImageEvent::Importing { bytes: 0, total: 0 },
+            ImageEvent::Pushing {
+                reference: reference(),
+                digest,
+                layers: 0,
+                bytes: 0,
+            },
+            ImageEvent::LayerMounted {
+                digest,
+                bytes: 0,
+                from: String::new(),
+            },
+            ImageEvent::Pushed {
+                reference: reference(),
+                digest,
+            },
+            ImageEvent::Committing {
+                reference: reference(),
+                bytes: 0,
+            },
+            ImageEvent::Exporting {
+                bytes: 0,
+                total: None,
+            },
+            ImageEvent::Verifying { bytes: 0 },
+            ImageEvent::SignatureVerified {
+                reference: reference(),
+                digest,
+                key: digest,
+            },
+            ImageEvent::Waiting { digest },
+            ImageEvent::BuildingDisk {
+                reference: reference(),
+                bytes: 0,
+                finishing: false,
+            },
+            ImageEvent::DiskReady {
+                digest,
+                bytes: 0,
+                existed: false,
+            },
+            ImageEvent::Done {
+                reference: reference(),
+                digest,
+            },
+        ];
+        for event in &all {
+            match event {
+                ImageEvent::Resolving { .. }
+                | ImageEvent::Resolved { .. }
+                | ImageEvent::FromMirror { .. }
+                | ImageEvent::MirrorFailed { .. }
+                | ImageEvent::NoCredentials { .. }
+                | ImageEvent::TagMoved { .. }
+                | ImageEvent::LayerResumed { .. }
+                | ImageEvent::LayerExists { .. }
+                | ImageEvent::LayerProgress { .. }
+                | ImageEvent::Retrying { .. }
+                | ImageEvent::Importing { .. }
+                | ImageEvent::Pushing { .. }
+                | ImageEvent::LayerMounted { .. }
+                | ImageEvent::Pushed { .. }
+                | ImageEvent::Committing { .. }
+                | ImageEvent::Exporting { .. }
+                | ImageEvent::Verifying { .. }
+                | ImageEvent::SignatureVerified { .. }
+                | ImageEvent::Waiting { .. }
+                | ImageEvent::BuildingDisk { .. }
+                | ImageEvent::DiskReady { .. }
+                | ImageEvent::Done { .. } => {}
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn the_document_names_each_event_and_its_fields() {
+        let page = include_str!("../../../docs/json.md");
+        let (_, section) = page.split_once("### Progress of images").unwrap();
+        let (section, _) = section.split_once("\n## ").unwrap();
+        let rows = section.lines().filter(|line| line.starts_with("| `"));
+        let all = one_of_each();
+        assert_eq!(rows.clone().count(), all.len());
+        for event in all {
+            let value = serde_json::to_value(&event).unwrap();
+            let fields = value.as_object().unwrap();
+            let start = format!("| `{}` |", fields["event"].as_str().unwrap());
+            let row = rows.clone().find(|row| row.starts_with(&start)).unwrap();
+            for field in fields.keys().filter(|field| *field != "event") {
+                assert!(row.contains(&format!("`{field}`")), "{row}: {field}");
+            }
+        }
+    }
+}
