@@ -11,6 +11,8 @@ use super::*;
 enum Step {
     Pause,
     Resume,
+    /// A quarantine that failed to freeze it.
+    CutOff,
     Quarantine,
     Halt,
     Stop,
@@ -20,7 +22,9 @@ enum Step {
     TimeIsUp,
     WorkloadEnds(u8),
     PowersOff,
-    Panics { out_of_memory: bool },
+    Panics {
+        out_of_memory: bool,
+    },
     VmmDies,
 }
 
@@ -122,7 +126,11 @@ impl Machine {
         match step {
             Step::Pause => self.feed(Input::Paused),
             Step::Resume => self.feed(Input::Resumed),
-            Step::Quarantine => self.feed(Input::Quarantined),
+            Step::CutOff => self.feed(Input::CutOff),
+            Step::Quarantine => {
+                self.feed(Input::CutOff);
+                self.feed(Input::Quarantined);
+            }
             Step::Halt => self.feed(Input::Halt { grace_ms: 10 }),
             Step::Stop => self.feed(Input::Stop { grace_ms: 10 }),
             Step::Kill => self.feed(Input::Kill),
@@ -162,6 +170,7 @@ fn any_step() -> impl Strategy<Value = Step> {
     prop_oneof![
         4 => Just(Step::Pause),
         4 => Just(Step::Resume),
+        1 => Just(Step::CutOff),
         1 => Just(Step::Quarantine),
         1 => Just(Step::Halt),
         1 => Just(Step::Stop),

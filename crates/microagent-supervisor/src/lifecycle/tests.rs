@@ -1,7 +1,7 @@
 use microagent_protocol::{ProcessIdentity, StartFailure, state::TRANSITIONS};
 use proptest::prelude::*;
 
-use super::*;
+use super::{ending::LAST_SYNC_LIMIT, *};
 
 const BOOT: Duration = Duration::from_secs(30);
 

@@ -79,7 +79,7 @@ pub(crate) enum Input {
     Resumed,
     /// Its connections were cut, for a quarantine that comes or that failed to freeze it.
     CutOff,
-    /// The vCPUs were frozen and all connections cut.
+    /// The vCPUs were frozen too, once it was [cut off](Self::CutOff).
     Quarantined,
     /// The owner ended or let go.
     OwnerGone,
