@@ -11,7 +11,7 @@ use std::{
 
 use anyhow::{Context as _, bail};
 
-use crate::process;
+use crate::process::{self, Place};
 
 /// How long CI runs each target: those longer that read what a guest or a layer says.
 const CI_SECONDS: u32 = 30;
@@ -20,14 +20,51 @@ const CI_LONGER: &[&str] = &["guest_frames", "layer", "pack", "supervisor_frames
 
 const COVERAGE: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
     -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
-    -Ccodegen-units=1 -Clink-dead-code";
+    -Ccodegen-units=1";
 
-/// Builds the targets and runs each for `seconds`, or as long as CI does; two side by side.
-pub(crate) fn run(only: Option<&str>, seconds: Option<u32>) -> anyhow::Result<()> {
-    let dir = process::root().join("fuzz");
-    let target_dir = process::target_dir().join("fuzz");
+/// Builds the targets, into the build directory of everything else: what runs on the host while it builds is the
+/// same, and so is the guest agent.
+pub(crate) fn build(place: &Place) -> anyhow::Result<()> {
+    place.run(
+        process::cargo()
+            .args([
+                "build",
+                "--release",
+                "--locked",
+                "--bins",
+                "--manifest-path",
+            ])
+            .arg(source().join("Cargo.toml"))
+            .args(["--target", &host_target()?])
+            .env("RUSTFLAGS", COVERAGE)
+            .env("CARGO_TARGET_DIR", process::target_dir()),
+    )
+}
+
+fn source() -> PathBuf {
+    process::root().join("fuzz")
+}
+
+/// Where findings and logs go.
+fn found_dir() -> PathBuf {
+    process::target_dir().join("fuzz")
+}
+
+/// Builds the targets and runs each, or the named one, for `seconds`; two side by side.
+pub(crate) fn run(only: Option<&str>, seconds: u32) -> anyhow::Result<()> {
+    let names = names(only)?;
+    build(&Place::Here)?;
+    try_built(names, Some(seconds))
+}
+
+/// Runs each of the targets, which are built, as long as CI does.
+pub(crate) fn try_all() -> anyhow::Result<()> {
+    try_built(names(None)?, None)
+}
+
+fn names(only: Option<&str>) -> anyhow::Result<Vec<String>> {
     let mut names = Vec::new();
-    for entry in fs::read_dir(dir.join("targets"))? {
+    for entry in fs::read_dir(source().join("targets"))? {
         let path = entry?.path();
         let name = path
             .file_stem()
@@ -40,6 +77,12 @@ pub(crate) fn run(only: Option<&str>, seconds: Option<u32>) -> anyhow::Result<()
     if names.is_empty() {
         bail!("there is no such fuzz target; see fuzz/targets");
     }
+    Ok(names)
+}
+
+fn try_built(mut names: Vec<String>, seconds: Option<u32>) -> anyhow::Result<()> {
+    let dir = source();
+    let found_dir = found_dir();
     let seconds_of = |name: &str| {
         seconds.unwrap_or(match CI_LONGER.contains(&name) {
             true => CI_LONGER_SECONDS,
@@ -48,27 +91,13 @@ pub(crate) fn run(only: Option<&str>, seconds: Option<u32>) -> anyhow::Result<()
     };
     // Those that take equally long side by side.
     names.sort_by_key(|name| (std::cmp::Reverse(seconds_of(name)), name.clone()));
-    process::run(
-        process::cargo()
-            .args([
-                "build",
-                "--release",
-                "--locked",
-                "--bins",
-                "--manifest-path",
-            ])
-            .arg(dir.join("Cargo.toml"))
-            .args(["--target", &host_target()?])
-            .env("RUSTFLAGS", COVERAGE)
-            .env("CARGO_TARGET_DIR", &target_dir),
-    )?;
-    let bin = target_dir.join(host_target()?).join("release");
+    let bin = process::target_dir().join(host_target()?).join("release");
     let memory = Memory::new()?;
     for pair in names.chunks(2) {
         let mut running = Vec::new();
         for name in pair {
             // New findings go to the build directory; the kept corpus is only read.
-            let found = target_dir.join("corpus").join(name);
+            let found = found_dir.join("corpus").join(name);
             fs::create_dir_all(&found)?;
             let kept = dir.join("corpus").join(name);
             let mut command = Command::new(bin.join(name));
@@ -80,13 +109,13 @@ pub(crate) fn run(only: Option<&str>, seconds: Option<u32>) -> anyhow::Result<()
                     "-print_final_stats=1",
                     "-verbosity=0",
                 ])
-                .arg(format!("-artifact_prefix={}/{name}-", target_dir.display()))
+                .arg(format!("-artifact_prefix={}/{name}-", found_dir.display()))
                 .arg(&found);
             if kept.is_dir() {
                 command.arg(&kept);
             }
             command.env("TMPDIR", &memory.0);
-            let log = target_dir.join(format!("{name}.log"));
+            let log = found_dir.join(format!("{name}.log"));
             command.stderr(fs::File::create(&log)?);
             println!("$ {}", process::shown(&command));
             let child = command

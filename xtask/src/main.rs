@@ -26,6 +26,7 @@ mod packages;
 mod process;
 mod targets;
 mod test;
+mod test_beside;
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -54,7 +55,7 @@ enum Task {
         /// Install packages without asking.
         #[arg(long)]
         yes: bool,
-        /// Only these stages (fmt, clippy, docs, targets, unit, vm, fuzz); all by default.
+        /// Only these stages (fmt, clippy, docs, unit, vm, targets, fuzz); all by default.
         stages: Vec<String>,
     },
     /// Measure what SPECIFICATION.md promises; prints medians of interleaved runs.
@@ -167,7 +168,7 @@ fn main() -> anyhow::Result<ExitCode> {
         } => conformance::run(yes, backend, kernel.as_deref())?,
         Task::CheckTargets { yes, target } => targets::run(yes, target.as_deref())?,
         Task::Arm64 { yes } => arm64::run(yes)?,
-        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), Some(seconds))?,
+        Task::Fuzz { target, seconds } => fuzz::run(target.as_deref(), seconds)?,
         Task::Kernel { task } => return kernel::run(task),
         Task::Install { prefix } => install::run(&prefix)?,
     }

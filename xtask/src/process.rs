@@ -1,7 +1,8 @@
 //! Running programs and showing what was run.
 
 use std::{
-    io::Read as _,
+    fs::File,
+    io::{Read as _, Write as _},
     path::{Path, PathBuf},
     process::{Command, Output, Stdio},
     sync::mpsc,
@@ -74,6 +75,55 @@ pub(crate) fn run(command: &mut Command) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// Where a command runs: before somebody's eyes, or beside other work.
+pub(crate) enum Place {
+    /// With our streams.
+    Here,
+    /// With what others leave of the processor; what it says goes to the file.
+    Beside(File),
+}
+
+impl Place {
+    pub(crate) fn say(&self, line: &str) -> anyhow::Result<()> {
+        match self {
+            Self::Here => println!("{line}"),
+            Self::Beside(log) => writeln!(&*log, "{line}").context("cannot write the log")?,
+        }
+        Ok(())
+    }
+
+    /// Shows the command, runs it, and fails if it does.
+    pub(crate) fn run(&self, command: &mut Command) -> anyhow::Result<()> {
+        let Self::Beside(log) = self else {
+            return run(command);
+        };
+        self.say(&format!("$ {}", shown(command)))?;
+        let mut nice = Command::new("nice");
+        nice.args(["-n", "19"])
+            .arg(command.get_program())
+            .args(command.get_args())
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log.try_clone()?);
+        if let Some(directory) = command.get_current_dir() {
+            nice.current_dir(directory);
+        }
+        for (name, value) in command.get_envs() {
+            match value {
+                Some(value) => nice.env(name, value),
+                None => nice.env_remove(name),
+            };
+        }
+        let status = nice
+            .status()
+            .with_context(|| format!("cannot start {}", shown(command)))?;
+        if !status.success() {
+            bail!("`{}` failed: {status}", shown(command));
+        }
+        Ok(())
+    }
+}
+
 /// Runs the command and gives its output, which it fails with if the command does.
 pub(crate) fn output(command: &mut Command) -> anyhow::Result<Output> {
     let output = command
@@ -140,7 +190,40 @@ pub(crate) fn find(program: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Seek as _;
+
     use super::*;
+
+    #[test]
+    fn what_runs_beside_is_nice_and_says_all_to_its_log() {
+        let mut log = tempfile();
+        let place = Place::Beside(log.try_clone().unwrap());
+        let mut command = Command::new("sh");
+        command
+            .args(["-c", "nice; pwd; echo $WHAT >&2; exit $STATUS"])
+            .current_dir("/usr")
+            .env("WHAT", "said")
+            .env("STATUS", "0");
+        place.run(&mut command).unwrap();
+        let failed = place.run(command.env("STATUS", "3")).unwrap_err();
+        assert!(failed.to_string().contains("status: 3"), "{failed}");
+        log.rewind().unwrap();
+        let mut said = String::new();
+        log.read_to_string(&mut said).unwrap();
+        assert_eq!(said.matches("\n19\n/usr\nsaid\n").count(), 2, "{said}");
+    }
+
+    fn tempfile() -> File {
+        let path = std::env::temp_dir().join(format!("microagent-xtask-{}", std::process::id()));
+        let file = File::options()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .unwrap();
+        std::fs::remove_file(&path).unwrap();
+        file
+    }
 
     #[test]
     fn a_deadline_ends_what_does_not_end() {

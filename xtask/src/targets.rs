@@ -12,7 +12,10 @@ use std::{
 
 use anyhow::Context as _;
 
-use crate::{packages, process};
+use crate::{
+    packages,
+    process::{self, Place},
+};
 
 /// The packaged toolchain, which is beside the one that builds everything else.
 const RUSTC: &str = "/usr/bin/rustc";
@@ -64,6 +67,11 @@ exit 0
 /// Installs the toolchain and checks all targets, or the named one.
 pub(crate) fn run(yes: bool, only: Option<&str>) -> anyhow::Result<()> {
     packages::install(&[packages::TARGETS], yes)?;
+    check_all(&Place::Here, only)
+}
+
+/// Checks all targets, or the named one.
+pub(crate) fn check_all(place: &Place, only: Option<&str>) -> anyhow::Result<()> {
     let directory = process::target_dir().join("check-targets");
     let stand_in = stand_in(&directory)?;
     let mut known = false;
@@ -73,9 +81,9 @@ pub(crate) fn run(yes: bool, only: Option<&str>) -> anyhow::Result<()> {
         }
         known = true;
         for (name, why) in target.left_out {
-            println!("{}: without {name}, which {why}", target.triple);
+            place.say(&format!("{}: without {name}, which {why}", target.triple))?;
         }
-        check(target, &directory, &stand_in)?;
+        check(place, target, &directory, &stand_in)?;
     }
     let triples: Vec<_> = TARGETS.iter().map(|target| target.triple).collect();
     anyhow::ensure!(
@@ -87,7 +95,7 @@ pub(crate) fn run(yes: bool, only: Option<&str>) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn check(target: &Target, directory: &Path, stand_in: &Path) -> anyhow::Result<()> {
+fn check(place: &Place, target: &Target, directory: &Path, stand_in: &Path) -> anyhow::Result<()> {
     let mut command = cargo();
     command
         .args(["check", "--locked", "--workspace", "--target"])
@@ -101,7 +109,7 @@ fn check(target: &Target, directory: &Path, stand_in: &Path) -> anyhow::Result<(
     for tool in ["CC", "CXX", "AR"] {
         command.env(format!("{tool}_{suffix}"), stand_in);
     }
-    process::run(&mut command)
+    place.run(&mut command)
 }
 
 /// The packaged toolchain at the top of the checkout; it can build its own library.

@@ -9,8 +9,14 @@ use std::{
 };
 
 use anyhow::{Context as _, bail};
+use serde_json::Value;
 
-use crate::{conformance, debian, fuzz, packages, process, targets};
+use crate::{
+    conformance, debian, fuzz, packages,
+    process::{self, Place},
+    targets,
+    test_beside::Beside,
+};
 
 /// Tests that boot machines or start servers run few at a time: they share the host's cores.
 const THREADS: &str = "2";
@@ -18,57 +24,148 @@ const THREADS: &str = "2";
 /// Names the file in which tests note what they could not run here (`testkit`'s `skips`).
 const SKIPS: &str = "MICROAGENT_TEST_SKIPS";
 
-type Stage = fn(&mut Tally) -> anyhow::Result<()>;
+/// The package whose integration tests boot machines through the command.
+const COMMAND: &str = "microagent-cli";
 
-const STAGES: &[(&str, Stage)] = &[
-    ("fmt", |_| {
-        process::run(process::cargo().args(["fmt", "--all", "--check"]))
-    }),
-    ("clippy", |_| {
-        process::run(process::cargo().args([
-            "clippy",
-            "--locked",
-            "--workspace",
-            "--all-targets",
-            "--",
-            "-D",
-            "warnings",
-        ]))
-    }),
-    ("docs", |_| {
-        process::run(
-            process::cargo()
-                .args([
-                    "doc",
-                    "--locked",
-                    "--workspace",
-                    // The doc comments of the command line are its help, not Markdown.
-                    "--exclude",
-                    "microagent-cli",
-                    "--no-deps",
-                    "--document-private-items",
-                ])
-                .env("RUSTDOCFLAGS", "-D warnings"),
-        )
-    }),
-    ("targets", |_| targets::run(true, None)),
-    ("unit", |tally| {
-        let crates = tests(tally, &["--workspace", "--exclude", "microagent-cli"]);
-        tests(tally, &["--package", "microagent-cli", "--bins"]).and(crates)
-    }),
-    ("vm", |tally| {
-        tests(tally, &["--package", "microagent-cli", "--test", "*"])
-    }),
-    ("fuzz", |_| fuzz::run(None, None)),
+struct Stage {
+    name: &'static str,
+    work: Work,
+}
+
+enum Work {
+    /// Ends soon, and finds most mistakes.
+    Check(fn() -> anyhow::Result<()>),
+    /// Runs tests, which wait for machines and disks half of the time.
+    Test(fn(&mut Tally) -> anyhow::Result<()>),
+    /// Compiles, which fills the time that tests wait, and then runs what it compiled.
+    Compile(fn(&Place) -> anyhow::Result<()>, fn() -> anyhow::Result<()>),
+}
+
+const STAGES: &[Stage] = &[
+    Stage {
+        name: "fmt",
+        work: Work::Check(|| process::run(process::cargo().args(["fmt", "--all", "--check"]))),
+    },
+    Stage {
+        name: "clippy",
+        work: Work::Check(clippy),
+    },
+    Stage {
+        name: "docs",
+        work: Work::Check(docs),
+    },
+    Stage {
+        name: "unit",
+        work: Work::Test(unit),
+    },
+    Stage {
+        name: "vm",
+        work: Work::Test(vm),
+    },
+    Stage {
+        name: "targets",
+        work: Work::Compile(|place| targets::check_all(place, None), || Ok(())),
+    },
+    Stage {
+        name: "fuzz",
+        work: Work::Compile(fuzz::build, fuzz::try_all),
+    },
 ];
+
+fn clippy() -> anyhow::Result<()> {
+    process::run(process::cargo().args([
+        "clippy",
+        "--locked",
+        "--workspace",
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))
+}
+
+fn docs() -> anyhow::Result<()> {
+    process::run(
+        process::cargo()
+            .args([
+                "doc",
+                "--locked",
+                "--workspace",
+                // The doc comments of the command line are its help, not Markdown.
+                "--exclude",
+                COMMAND,
+                "--no-deps",
+                "--document-private-items",
+            ])
+            .env("RUSTDOCFLAGS", "-D warnings"),
+    )
+}
+
+/// All that does not boot machines through the command.
+fn unit(tally: &mut Tally) -> anyhow::Result<()> {
+    let mut selection = vec!["--lib".to_owned(), "--bins".to_owned()];
+    selection.extend(integration_tests(|package| package != COMMAND)?);
+    build()?;
+    let programs = tests(tally, &selection);
+    tests(tally, &["--doc".to_owned()]).and(programs)
+}
+
+fn vm(tally: &mut Tally) -> anyhow::Result<()> {
+    let selection = integration_tests(|package| package == COMMAND)?;
+    build()?;
+    tests(tally, &selection)
+}
+
+/// Compiles every test, and the examples that tests run.
+///
+/// Always the whole workspace: cargo chooses the features of dependencies for the packages that are selected, so
+/// another selection would compile most of them again.
+fn build() -> anyhow::Result<()> {
+    process::run(process::cargo().args(["test", "--locked", "--no-run", "--workspace"]))
+}
+
+/// `--test` and the name of each integration test of the packages that are wanted.
+fn integration_tests(wanted: fn(&str) -> bool) -> anyhow::Result<Vec<String>> {
+    let metadata = process::output(process::cargo().args([
+        "metadata",
+        "--locked",
+        "--no-deps",
+        "--format-version",
+        "1",
+    ]))?;
+    let metadata: Value = serde_json::from_slice(&metadata.stdout)?;
+    let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+    let mut arguments = Vec::new();
+    let mut others = BTreeSet::new();
+    for package in list(&metadata["packages"]) {
+        for target in list(&package["targets"]) {
+            let (Some(package), Some(name)) = (package["name"].as_str(), target["name"].as_str())
+            else {
+                bail!("cargo lists a target without a name");
+            };
+            if target["kind"][0] != "test" {
+                continue;
+            }
+            if wanted(package) {
+                arguments.extend(["--test".to_owned(), name.to_owned()]);
+            } else {
+                others.insert(name.to_owned());
+            }
+        }
+    }
+    if let Some(both) = arguments.iter().find(|name| others.contains(*name)) {
+        bail!("there are two integration tests {both:?}; cargo could not tell them apart");
+    }
+    Ok(arguments)
+}
 
 /// Runs the named stages, or all.
 pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
     if let Some(unknown) = only
         .iter()
-        .find(|name| !STAGES.iter().any(|(stage, _)| stage == name))
+        .find(|name| !STAGES.iter().any(|stage| stage.name == **name))
     {
-        let known: Vec<_> = STAGES.iter().map(|(name, _)| *name).collect();
+        let known: Vec<_> = STAGES.iter().map(|stage| stage.name).collect();
         bail!(
             "{unknown:?} is not a stage; the stages are {}",
             known.join(", ")
@@ -89,19 +186,38 @@ pub(crate) fn run(yes: bool, only: &[String]) -> anyhow::Result<()> {
     fs::write(&noted, "").with_context(|| format!("cannot write {}", noted.display()))?;
     let mut tally = Tally::default();
     let mut lines = Vec::new();
-    for (name, stage) in STAGES {
-        if !only.is_empty() && !only.iter().any(|wanted| wanted == name) {
-            continue;
-        }
-        println!("\n== {name}");
+    let stages = STAGES
+        .iter()
+        .filter(|stage| only.is_empty() || only.iter().any(|wanted| wanted == stage.name));
+    let mut beside = None;
+    for stage in stages.clone() {
+        println!("\n== {}", stage.name);
         let began = Instant::now();
-        let outcome = stage(&mut tally);
+        let outcome = match stage.work {
+            Work::Check(check) => check(),
+            Work::Test(test) => {
+                if beside.is_none() {
+                    let compiled = stages.clone().filter_map(|stage| match stage.work {
+                        Work::Compile(compile, _) => Some((stage.name, compile)),
+                        _ => None,
+                    });
+                    beside = Some(Beside::start(compiled.collect()));
+                }
+                test(&mut tally)
+            }
+            Work::Compile(compile, try_it) => match &beside {
+                Some(beside) => beside.finish(),
+                None => compile(&Place::Here),
+            }
+            .and_then(|()| try_it()),
+        };
         lines.push(format!(
-            "{name:<8} {:>8.1} s",
+            "{:<8} {:>8.1} s",
+            stage.name,
             began.elapsed().as_secs_f64()
         ));
         if let Err(error) = outcome {
-            tally.broken.push(format!("{name}: {error:#}"));
+            tally.broken.push(format!("{}: {error:#}", stage.name));
         }
     }
 
@@ -183,10 +299,10 @@ impl Tally {
     }
 }
 
-fn tests(tally: &mut Tally, selection: &[&str]) -> anyhow::Result<()> {
+fn tests(tally: &mut Tally, selection: &[String]) -> anyhow::Result<()> {
     let mut command = process::cargo();
     command
-        .args(["test", "--locked", "--no-fail-fast"])
+        .args(["test", "--locked", "--no-fail-fast", "--workspace"])
         .args(selection)
         .args(["--", "--test-threads", THREADS])
         .env(
