@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail};
 
 use crate::{
     bench::{Bench, Figure, median, seconds},
+    bench_net::SERVE,
     bench_run, process,
 };
 
@@ -30,10 +31,8 @@ const PORT: u32 = 5002;
 const LIMIT: Duration = Duration::from_secs(120);
 const NAME: &str = "bench-exec";
 
-/// The floor program: starts a program again and again, or serves raw vsock streams. The first byte
-/// of a stream says what it is to do: echo each message, take all and answer, or send.
+/// The floor program: starts a program again and again, or serves raw vsock streams.
 const FLOOR: &str = r#"
-#define _GNU_SOURCE
 #include <sys/socket.h>
 #include <linux/vm_sockets.h>
 #include <signal.h>
@@ -41,8 +40,6 @@ const FLOOR: &str = r#"
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <unistd.h>
-static char buffer[65536];
 static double now(void) {
     struct timespec at;
     clock_gettime(CLOCK_MONOTONIC, &at);
@@ -58,22 +55,6 @@ static int start(int count, char **argv) {
         printf("%.4f\n", now() - begun);
     }
     return 0;
-}
-static int put(int fd, const char *from, long count) {
-    while (count > 0) {
-        long n = write(fd, from, count);
-        if (n <= 0) return -1;
-        from += n, count -= n;
-    }
-    return 0;
-}
-static void serve(int fd) {
-    char what;
-    long n, left = BULK;
-    if (read(fd, &what, 1) != 1) return;
-    if (what == 'E') while ((n = read(fd, buffer, sizeof buffer)) > 0 && !put(fd, buffer, n));
-    if (what == 'T') { while (read(fd, buffer, sizeof buffer) > 0); put(fd, "k", 1); }
-    if (what == 'G') for (; left > 0 && !put(fd, buffer, sizeof buffer); left -= sizeof buffer);
 }
 int main(int argc, char **argv) {
     if (argc > 2) return start(atoi(argv[1]), argv + 2);
@@ -231,7 +212,7 @@ impl<'a> Workspace<'a> {
     fn start(bench: &'a Bench) -> anyhow::Result<Self> {
         let source = bench.dir().join("floor.c");
         let floor = bench.dir().join("floor");
-        fs::write(&source, FLOOR)?;
+        fs::write(&source, [SERVE, FLOOR].concat())?;
         process::output(
             Command::new("cc")
                 .args(["-static", "-O2", "-o"])

@@ -27,15 +27,9 @@ const TRIPS: usize = 300;
 /// How long anything may take.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The server in the guest. The first byte of a connection says what it is to do: echo each
+/// What servers in a guest begin with: the first byte of a connection says what is to be done with it: echo each
 /// message, take all and answer, or send.
-const SERVER: &str = r#"
-#include <netinet/in.h>
-#include <netinet/tcp.h>
-#include <signal.h>
-#include <stdio.h>
-#include <string.h>
-#include <sys/socket.h>
+pub(crate) const SERVE: &str = r#"
 #include <unistd.h>
 static char buffer[65536];
 static int put(int fd, const char *from, long count) {
@@ -54,6 +48,16 @@ static void serve(int fd) {
     if (what == 'T') { while (read(fd, buffer, sizeof buffer) > 0); put(fd, "k", 1); }
     if (what == 'G') for (; left > 0 && !put(fd, buffer, sizeof buffer); left -= sizeof buffer);
 }
+"#;
+
+/// The server in the guest.
+const SERVER: &str = r#"
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/socket.h>
 int main(void) {
     struct sockaddr_in at = { .sin_family = AF_INET, .sin_port = htons(PORT) };
     int one = 1, listener = socket(AF_INET, SOCK_STREAM, 0);
@@ -258,7 +262,7 @@ fn make_image(bench: &Bench) -> anyhow::Result<()> {
     let root = bench.dir().join("server");
     fs::create_dir_all(&root)?;
     let source: PathBuf = bench.dir().join("server.c");
-    fs::write(&source, SERVER)?;
+    fs::write(&source, [SERVE, SERVER].concat())?;
     process::output(
         Command::new("cc")
             .args(["-static", "-O2", "-o"])
