@@ -15,6 +15,9 @@ use serde_json::{Value, json};
 
 use crate::{Error, text::printable};
 
+/// How long the end of a channel that takes no more may take to be read.
+const GONE_LIMIT: Duration = Duration::from_secs(1);
+
 /// The longest line that is read.
 const LINE_LIMIT: u64 = 256 * 1024;
 
@@ -137,9 +140,19 @@ impl Qmp {
             left,
         ) {
             Ok(_) => Ok(true),
-            Err(_) if self.shared.lock().closed.is_some() => Ok(false),
+            // One that is gone takes no answer, which may be known before the reader sees why.
+            Err(_) if self.closes_within(GONE_LIMIT) => Ok(false),
             Err(error) => Err(error),
         }
+    }
+
+    fn closes_within(&self, limit: Duration) -> bool {
+        let state = self.shared.lock();
+        let closed = |state: &State| state.closed.is_some();
+        self.shared
+            .wait_until(state, Instant::now() + limit, closed)
+            .closed
+            .is_some()
     }
 
     /// What QEMU said last about its machine.
@@ -314,5 +327,22 @@ fn take_in(state: &mut State, incoming: Incoming) {
     // An answer nobody waits for any more is dropped, so the map stays small.
     if let Some(place) = incoming.id.and_then(|id| state.answers.get_mut(&id)) {
         *place = Some(answer);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_that_greets_and_ends_at_once_is_gone() {
+        for _ in 0..200 {
+            let (here, mut there) = UnixStream::pair().unwrap();
+            let qmp = Qmp::new(here).unwrap();
+            let ends = std::thread::spawn(move || there.write_all(b"{\"QMP\": {}}\n"));
+            let greeted = qmp.greet(Instant::now() + Duration::from_secs(60));
+            assert!(matches!(greeted, Ok(false)), "{greeted:?}");
+            ends.join().unwrap().unwrap();
+        }
     }
 }

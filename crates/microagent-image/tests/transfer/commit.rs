@@ -13,7 +13,7 @@ use testkit::registry::{Packing, Registry, run_tool};
 
 use super::{Bench, attribute, push_options, registry_options, skopeo_copy, unpacked, untarred};
 use crate::nasty::{CAPABILITY, nasty};
-use crate::oracle::{Mounted, assert_same, tool};
+use crate::oracle::{Mounted, assert_same, tool, unmount};
 
 /// Base and scratch joined as the guest agent joins them.
 struct Overlay {
@@ -60,10 +60,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.at.path()).status();
-        if !std::thread::panicking() {
-            assert!(status.is_ok_and(|status| status.success()), "umount");
-        }
+        unmount(self.at.path());
     }
 }
 
