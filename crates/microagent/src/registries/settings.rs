@@ -90,7 +90,15 @@ fn parse(text: &str) -> Result<Settings, String> {
             let before = text.get(..span.start).unwrap_or_default();
             before.matches('\n').count() + 1
         });
-        format!("line {line}: {}", error.message().trim().replace('\n', " "))
+        let reason = error.message().trim().replace('\n', " ");
+        // The containers tools' file for the same is in TOML, too.
+        let of_others = ["[[registry", "unqualified-search-registries", "short-name-mode"];
+        match of_others.iter().any(|word| text.contains(word)) {
+            true => format!(
+                "line {line}: {reason}; this looks like the containers tools' registries.conf, which has another form: a section here is [registry.\"HOST\"]"
+            ),
+            false => format!("line {line}: {reason}"),
+        }
     })
 }
 
@@ -223,6 +231,10 @@ mod tests {
                 "line 2: unknown field `mirors`",
             ),
             ("[registies]", "line 1: unknown field"),
+            (
+                "[[registry]]\nlocation = \"a.example\"",
+                "containers tools' registries.conf, which has another form",
+            ),
             ("[registry.\"a.example\"\n", "line 1"),
             ("[registry.\"a.example\"]\nblocked = 1", "line 2"),
             ("[registry.\"https://a.example\"]", "leave out `https://`"),

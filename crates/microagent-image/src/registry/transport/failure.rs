@@ -159,7 +159,7 @@ impl Transport<'_> {
             match (&authorization.credential, &authorization.fault) {
                 (Some(Some(_)), _) => {
                     format!(
-                        "the credentials were not accepted, or do not allow this; log in again with {login}"
+                        "the credentials were not accepted, or do not allow this, or it does not exist there; check the name, or log in again with {login}"
                     )
                 }
                 (_, Some(fault)) => format!("it was asked anonymously, because {fault}"),
