@@ -90,10 +90,16 @@ fn end_workload(events: &Receiver<Event>, machine: &Machine<'_>, grace: Duration
     if grace.is_zero() {
         return;
     }
-    machine
-        .processes
-        .signal(&workload.child, workload.stop_signal);
     let mut deadline = Instant::now() + grace;
+    let signal = workload.stop_signal;
+    if !machine
+        .processes
+        .signal_by(deadline, &workload.child, signal)
+    {
+        // What hangs is killed with everything else.
+        console::say(format_args!("a process is still being started"));
+        return;
+    }
     while workload.child.exit.status().is_none() {
         let pause =
             Duration::from_millis(5).min(deadline.saturating_duration_since(Instant::now()));

@@ -8,8 +8,9 @@ use std::{
     mem::zeroed,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     ptr::null_mut,
-    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, mpsc::Sender},
+    sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, TryLockError, mpsc::Sender},
     thread,
+    time::{Duration, Instant},
 };
 
 use microagent_protocol::ExitStatus;
@@ -79,18 +80,25 @@ pub(crate) struct Workload {
 
 /// The watched processes.
 #[derive(Debug, Default)]
-pub(crate) struct Processes(Mutex<State>);
+pub(crate) struct Processes {
+    /// Held while a process is started, which takes as long as whatever its directory and program lie
+    /// on, and for ever in a control group that was frozen.
+    state: Mutex<State>,
+    workload: Mutex<Option<Workload>>,
+}
 
 #[derive(Debug, Default)]
 struct State {
     /// By process number.
     watched: BTreeMap<i32, Arc<Exit>>,
-    workload: Option<Workload>,
 }
+
+/// How often it is looked whether a process is still being started.
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 impl Processes {
     fn lock(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Starts a process by `fork` and watches it. Nothing is reaped meanwhile,
@@ -135,23 +143,38 @@ impl Processes {
 
     /// Sends `signal` to the process's group, if the process has not ended.
     pub(crate) fn signal(&self, child: &Child, signal: i32) {
-        let state = self.lock();
-        if child.exit.status().is_none() && state.is_watched(child) {
-            // SAFETY: no pointers. It is not reaped while the lock is held, so
-            // the number is still its own. It may be a zombie: then nobody is hurt.
-            unsafe { libc::kill(-number(child.pid), signal) };
+        self.lock().signal(child, signal);
+    }
+
+    /// The same by `deadline`; false if a process was being started all the time.
+    pub(crate) fn signal_by(&self, deadline: Instant, child: &Child, signal: i32) -> bool {
+        loop {
+            let state = match self.state.try_lock() {
+                Ok(state) => state,
+                Err(TryLockError::Poisoned(poisoned)) => poisoned.into_inner(),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    thread::sleep(LOOK_AGAIN);
+                    continue;
+                }
+                Err(TryLockError::WouldBlock) => return false,
+            };
+            state.signal(child, signal);
+            return true;
         }
+    }
+
+    fn workload_lock(&self) -> MutexGuard<'_, Option<Workload>> {
+        self.workload.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Remembers the workload.
     pub(crate) fn set_workload(&self, workload: Workload) {
-        self.lock().workload = Some(workload);
+        *self.workload_lock() = Some(workload);
     }
 
     /// The workload, unless it has ended.
     pub(crate) fn workload(&self) -> Option<Workload> {
-        self.lock()
-            .workload
+        self.workload_lock()
             .clone()
             .filter(|workload| workload.child.exit.status().is_none())
     }
@@ -173,6 +196,14 @@ impl State {
     fn is_watched(&self, child: &Child) -> bool {
         let watched = self.watched.get(&number(child.pid));
         watched.is_some_and(|exit| Arc::ptr_eq(exit, &child.exit))
+    }
+
+    fn signal(&self, child: &Child, signal: i32) {
+        if child.exit.status().is_none() && self.is_watched(child) {
+            // SAFETY: no pointers. It is not reaped while the lock is held, so
+            // the number is still its own. It may be a zombie: then nobody is hurt.
+            unsafe { libc::kill(-number(child.pid), signal) };
+        }
     }
 
     /// Learns how a watched child ended, if it has, and leaves its burial for later.
@@ -304,7 +335,10 @@ pub(crate) fn start(processes: Arc<Processes>, events: Sender<Event>) -> Result<
 
 #[cfg(test)]
 mod tests {
-    use std::process::{Command, Stdio};
+    use std::{
+        os::unix::process::CommandExt as _,
+        process::{Command, Stdio},
+    };
 
     use super::*;
     use crate::exec::ONE_AT_A_TIME;
@@ -314,6 +348,7 @@ mod tests {
             .start(|| {
                 let child = Command::new("/bin/sh")
                     .args(["-c", script])
+                    .process_group(0)
                     .stdin(Stdio::null())
                     .spawn()
                     .context("start a shell")?;
@@ -353,6 +388,39 @@ mod tests {
             processes.bury(&child);
             assert!(processes.has_ended(&child));
         }
+    }
+
+    #[test]
+    fn a_start_that_hangs_keeps_nobody_from_ending_the_workload() {
+        let _guard = ONE_AT_A_TIME.lock();
+        let processes = Processes::default();
+        let child = started(&processes, "exec sleep 1000");
+        processes.set_workload(Workload {
+            child: child.clone(),
+            stop_signal: libc::SIGKILL,
+        });
+        let (go, gate) = std::sync::mpsc::channel::<()>();
+        let (holding, held) = std::sync::mpsc::channel();
+        thread::scope(|scope| {
+            let processes = &processes;
+            scope.spawn(move || {
+                let hung = processes.start(|| {
+                    holding.send(()).unwrap();
+                    gate.recv().unwrap();
+                    Err(io::Error::from(io::ErrorKind::TimedOut)).context("start a process")
+                });
+                assert!(hung.is_err());
+            });
+            held.recv().unwrap();
+            assert!(processes.workload().is_some());
+            let soon = || Instant::now() + Duration::from_millis(20);
+            assert!(!processes.signal_by(soon(), &child, libc::SIGKILL));
+            go.send(()).unwrap();
+            let late = Instant::now() + Duration::from_secs(20);
+            assert!(processes.signal_by(late, &child, libc::SIGKILL));
+        });
+        wait_for_end(&processes, &child);
+        processes.bury(&child);
     }
 
     #[test]
