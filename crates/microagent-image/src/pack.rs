@@ -21,6 +21,8 @@ const MAX_SEGMENTS: usize = 8192;
 const MAX_ENTRIES: u64 = 1 << 27;
 /// As many directories above an entry as a layer may have.
 const MAX_DEPTH: usize = 1024;
+/// The most names that are held of all directories on the way to one place: a guest can fill each of them.
+const MOST_HELD: usize = 4_194_304;
 /// As long as a path in a layer may be.
 const MAX_PATH: usize = 4096;
 /// What a layer may hold (`Limits::max_stream_bytes`), zeros that had to be written included.
@@ -112,6 +114,10 @@ struct Packer<'a, W> {
 /// A directory being gone through: its path's length, and what is left in it, last first.
 struct Level(usize, Vec<(Vec<u8>, u32)>);
 
+fn held(levels: &[Level]) -> usize {
+    levels.iter().map(|Level(_, left)| left.len()).sum()
+}
+
 impl<W: Write> Packer<'_, W> {
     fn tree(&mut self, root: &Inode) -> Result<(), PackError> {
         let mut path = Vec::new();
@@ -138,7 +144,14 @@ impl<W: Write> Packer<'_, W> {
                     return Err(refused(&path, "is more than 1024 directories deep"));
                 }
                 self.check_name(&path, &name)?;
-                levels.push(self.directory(&inode, &path)?);
+                let level = self.directory(&inode, &path)?;
+                if held(&levels).saturating_add(level.1.len()) > MOST_HELD {
+                    return Err(refused(
+                        &path,
+                        "and the directories above it have more than 4194304 entries together",
+                    ));
+                }
+                levels.push(level);
             } else {
                 self.other(&inode, &path, &name)?;
             }

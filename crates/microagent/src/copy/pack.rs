@@ -23,6 +23,9 @@ const PIECE: usize = 256 * 1024;
 /// The most segments of one file; a file with more holes is packed with its zeros.
 const MAX_SEGMENTS: usize = 8192;
 
+/// The most names that are held of all directories on the way to one place: a guest can fill each of them.
+const MOST_HELD: usize = 1 << 21;
+
 /// The most entries of one copy: more than any disk of ours has inodes.
 const MAX_ENTRIES: u64 = 1 << 27;
 
@@ -38,13 +41,15 @@ pub(super) struct View {
 
 /// Packs what is at the view's path.
 pub(super) fn pack_overlay(view: &View, what: CopyWhat, output: impl Write) -> Result<CopyReport> {
-    Ok(try_pack(view, what, output)?)
+    Ok(pack_within(view, what, output, MOST_HELD)?)
 }
 
-fn try_pack(
+/// The same, holding at most `most_held` names at a time.
+pub(super) fn pack_within(
     view: &View,
     what: CopyWhat,
     output: impl Write,
+    most_held: usize,
 ) -> std::result::Result<CopyReport, DiskError> {
     let overlay = &view.overlay;
     let found = overlay.resolve(view.path.as_str(), what.follow || what.contents)?;
@@ -72,6 +77,7 @@ fn try_pack(
         writer: TarWriter::new(output),
         linked: HashMap::new(),
         entered: HashSet::new(),
+        most_held,
         entries: 0,
         buffer: vec![0; PIECE],
         report: CopyReport::default(),
@@ -96,6 +102,7 @@ struct Packer<'o, W> {
     linked: HashMap<(Layer, u32), Vec<u8>>,
     /// Directories that were gone through; none has two places in a sound file system.
     entered: HashSet<(Layer, u32)>,
+    most_held: usize,
     entries: u64,
     buffer: Vec<u8>,
     report: CopyReport,
@@ -103,6 +110,10 @@ struct Packer<'o, W> {
 
 /// A directory being gone through: its path's length, and what is left, last first.
 struct Level(usize, Vec<(Vec<u8>, Node)>);
+
+fn held(levels: &[Level]) -> usize {
+    levels.iter().map(|Level(_, left)| left.len()).sum()
+}
 
 impl<W: Write> Packer<'_, W> {
     fn tree(&mut self, root: &Node, name: Vec<u8>) -> std::result::Result<(), DiskError> {
@@ -124,6 +135,17 @@ impl<W: Write> Packer<'_, W> {
                     return Err(CopyError::TooMuch {
                         path: self.shown(&path),
                         reason: format!("is more than {MAX_DEPTH} directories deep"),
+                    }
+                    .into());
+                }
+                let most = self.most_held;
+                if held(&levels).saturating_add(level.1.len()) > most {
+                    return Err(CopyError::TooMuch {
+                        path: self.shown(&path),
+                        reason: format!(
+                            "and the directories above it have more than {most} entries together; \
+                             copy it alone, or while its workspace runs"
+                        ),
                     }
                     .into());
                 }

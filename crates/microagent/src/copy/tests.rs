@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io,
     os::unix::fs::{MetadataExt, PermissionsExt, chown, symlink},
     path::{Path, PathBuf},
     process::Command,
@@ -14,7 +15,7 @@ use microagent_protocol::{CopyIn, CopyReport, CopyWhat, Landing, Shipment};
 use super::{
     land::land_overlay,
     overlay::{Disk, DiskError, Overlay},
-    pack::{View, pack_overlay},
+    pack::{View, pack_overlay, pack_within},
 };
 
 fn tool(program: &str, arguments: &[&str]) {
@@ -104,6 +105,16 @@ impl Disks {
         let mut bytes = Vec::new();
         let report = pack_overlay(&view, what, &mut bytes)?;
         Ok((bytes, report))
+    }
+
+    fn pack_within(&self, path: &str, most_held: usize) -> Result<CopyReport, DiskError> {
+        let path: microagent_protocol::CopyPath = path.parse().unwrap();
+        let view = View {
+            overlay: Overlay::new(Disk::open(self.at("base")).unwrap(), None),
+            path: path.clone(),
+            shown: path,
+        };
+        pack_within(&view, CopyWhat::default(), io::sink(), most_held)
     }
 
     fn land(&self, bytes: &[u8], path: &str, landing: Landing) -> Result<CopyReport, DiskError> {
@@ -491,4 +502,15 @@ fn an_archive_that_plants_links_is_refused_at_rest_as_in_a_guest() {
     let error = disks.land(&three, "/", archive).unwrap_err().to_string();
     assert!(error.contains("links are not followed"), "{error}");
     assert!(!disks.guest().at("etc/x").exists());
+}
+
+/// A guest can fill every directory on a long way down.
+#[test]
+fn what_is_held_of_the_directories_on_the_way_is_bounded() {
+    let disks = Disks::new();
+    // Of the doc directory there are 300 names, and more above it.
+    assert!(disks.pack_within("/usr/share/doc", 300).is_ok());
+    assert!(disks.pack_within("/", 400).is_ok());
+    let error = disks.pack_within("/", 301).unwrap_err().to_string();
+    assert!(error.contains("301 entries together"), "{error}");
 }
