@@ -172,7 +172,7 @@ fn escaped(json: &str) -> String {
 /// Whether a character steers a terminal, or turns the order of what stands beside it.
 fn is_harmful(character: char) -> bool {
     character.is_control()
-        || matches!(character, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
 }
 
 /// Text that may hold anything, made harmless for a terminal.
@@ -298,7 +298,10 @@ mod tests {
         );
         // Not even a colour: what is green in our output is ours.
         assert_eq!(clean("\x1b[32mok\x1b[0m"), "\u{fffd}[32mok\u{fffd}[0m");
-        assert_eq!(clean("a\u{202e}b\u{2066}c"), "a\u{fffd}b\u{fffd}c");
+        assert_eq!(
+            clean("a\u{202e}b\u{2066}c\u{61c}d"),
+            "a\u{fffd}b\u{fffd}c\u{fffd}d"
+        );
         assert_eq!(
             clean_but_colours("\x1b[31mred\x1b[0m\x1b[5m\u{9b}\x1b"),
             "\x1b[31mred\x1b[0m\u{fffd}[5m\u{fffd}\u{fffd}"

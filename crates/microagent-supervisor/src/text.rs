@@ -16,7 +16,7 @@ pub(crate) fn harmless(text: &str, limit: usize) -> String {
 
 /// Characters that reorder or hide what stands around them.
 fn is_format(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
+    matches!(c, '\u{61c}' | '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{feff}')
 }
 
 #[cfg(test)]
@@ -26,8 +26,8 @@ mod tests {
     #[test]
     fn escapes_and_nuls_are_taken_out_and_the_rest_is_kept() {
         assert_eq!(
-            harmless("a\u{1b}[2J\0\r\u{9b}ü\n\tb\u{202e}", 99),
-            "a\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}ü\n\tb\u{fffd}"
+            harmless("a\u{1b}[2J\0\r\u{9b}ü\n\tb\u{202e}\u{61c}", 99),
+            "a\u{fffd}[2J\u{fffd}\u{fffd}\u{fffd}ü\n\tb\u{fffd}\u{fffd}"
         );
         assert_eq!(harmless("abcdef", 3), "abc");
     }
