@@ -161,16 +161,21 @@ impl<'l> Join<'l> {
         let written = ext4::write(&mut tree, &mut appender, &identity, None)
             .map_err(|error| layout_error(error, &output, limits))?;
         drop(appender);
+        let entries = tree.len();
         let head = u64::from(FIRST_CONTENT_BLOCK) * BLOCK as u64;
         let rest = u64::from(written.blocks - base) * BLOCK as u64;
         output
             .file()
             .set_len(head + rest)
             .map_err(output.error("size"))?;
-        let mut unsynced = blocks.inner.finish(&[]).map_err(output.error("write"))?;
-        let sums = unsynced
-            .sums(output.file(), head + rest)
-            .map_err(output.error("read back"))?;
+        let sums = std::thread::scope(|scope| {
+            // A tree is freed name by name, which takes as long as what is left to do.
+            scope.spawn(move || drop(tree));
+            let mut unsynced = blocks.inner.finish(&[]).map_err(output.error("write"))?;
+            unsynced
+                .sums(output.file(), head + rest)
+                .map_err(output.error("read back"))
+        })?;
         output.publish_unsynced(0o400)?;
         let mut list = DiskList::new();
         let mut add = |path: &Path, digest: Digest, offset, length| {
@@ -193,7 +198,7 @@ impl<'l> Join<'l> {
         Ok(JoinedDisk {
             list,
             sums,
-            entries: tree.len(),
+            entries,
             uuid: identity.uuid,
         })
     }
