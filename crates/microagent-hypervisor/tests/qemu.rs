@@ -36,6 +36,8 @@ fn a_guest_boots_speaks_and_ends() {
         "launched {launched:?}, ended {:?}\n{console}",
         start.elapsed()
     );
+    // Waits for QEMU's last words; its process can be gone before they are read.
+    assert!(machine.ended_by_guest());
     assert!(machine.run_state().reset);
     assert!(!console.contains("MODULE-FAILED"), "{console}");
     let pid = machine.vmm().pid;
@@ -119,6 +121,7 @@ fn power_off_and_panic_end_both_machine_types_and_are_told_apart() {
             "{mode} {attempt}: {}",
             guest.console()
         );
+        assert!(machine.ended_by_guest(), "{mode} {attempt}");
         assert_eq!(machine.run_state().powered_off, mode == "poweroff");
         assert_eq!(machine.run_state().reset, mode == "panic");
         let panicked = guest.console().contains("Kernel panic");
