@@ -9,7 +9,7 @@ use microagent_files::tar::{Entry, EntryKind, TarWriter};
 use microagent_host::fs::set_mode;
 use serde::Serialize;
 
-use super::output::{Output, no_space};
+use super::output::{Output, failure, no_space};
 use super::{ExportTo, Told};
 use crate::digest::{Digest, Hasher};
 use crate::error::{ImageError, IoContext, Result};
@@ -328,11 +328,11 @@ impl Archive<'_> {
     }
 
     fn finish(self) -> Result<(u64, Option<Digest>)> {
-        let shown = self.writer.get_ref().shown();
+        let file = self.writer.get_ref().file();
         let output = self
             .writer
             .finish()
-            .map_err(|error| no_space(error, &shown))?;
+            .map_err(|error| failure(error, file.as_deref()))?;
         output.finish()
     }
 }

@@ -13,8 +13,6 @@ use crate::store::files::{free_space, parent_of, sync_dir};
 use crate::sync::Syncer;
 
 const BUFFER: usize = 256 << 10;
-/// What is no file is called so in messages.
-const SPECIAL: &str = "the output";
 
 /// What is written to.
 pub(super) struct Output<'w> {
@@ -83,11 +81,12 @@ impl<'w> Output<'w> {
 
     /// Puts all of it on stable storage and gives it its name.
     pub(super) fn finish(mut self) -> Result<(u64, Option<Digest>)> {
-        let shown = self.shown();
-        self.sink.flush().map_err(|error| no_space(error, &shown))?;
+        let file = self.file();
+        let file = file.as_deref();
+        self.sink.flush().map_err(|error| failure(error, file))?;
         let sink = match self.sink.into_inner() {
             Ok(sink) => sink,
-            Err(error) => return Err(no_space(error.into_error(), &shown)),
+            Err(error) => return Err(failure(error.into_error(), file)),
         };
         if let Sink::New {
             temporary,
@@ -109,15 +108,27 @@ impl<'w> Output<'w> {
 
     /// Says where writing failed.
     pub(super) fn failed(&self, source: io::Error) -> ImageError {
-        no_space(source, &self.shown())
+        failure(source, self.file().as_deref())
     }
 
-    /// What it is called in messages.
-    pub(super) fn shown(&self) -> PathBuf {
+    /// The file, where it is one.
+    pub(super) fn file(&self) -> Option<PathBuf> {
         match self.sink.get_ref() {
-            Sink::New { path, .. } => path.clone(),
-            Sink::Special(_) | Sink::Stream(_) => PathBuf::from(SPECIAL),
+            Sink::New { path, .. } => Some(path.clone()),
+            Sink::Special(_) | Sink::Stream(_) => None,
         }
+    }
+}
+
+/// A failure to write to `file`, or to what is none: how much is free there is not known.
+pub(super) fn failure(source: io::Error, file: Option<&Path>) -> ImageError {
+    match file {
+        Some(path) => no_space(source, path),
+        None => ImageError::Io {
+            doing: "write",
+            path: "the output".into(),
+            source,
+        },
     }
 }
 
@@ -125,15 +136,12 @@ impl<'w> Output<'w> {
 pub(super) fn no_space(source: io::Error, path: &Path) -> ImageError {
     let directory = parent_of(path);
     match source.kind() {
-        // How much is free where a stream goes is not known here.
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded if path != Path::new(SPECIAL) => {
-            ImageError::NoSpace {
-                what: "the export".into(),
-                path: directory.to_owned(),
-                needed: None,
-                available: free_space(directory).unwrap_or(0),
-            }
-        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => ImageError::NoSpace {
+            what: "the export".into(),
+            path: directory.to_owned(),
+            needed: None,
+            available: free_space(directory).unwrap_or(0),
+        },
         _ => ImageError::Io {
             doing: "write",
             path: path.to_owned(),
