@@ -167,15 +167,11 @@ fn without_port(authority: &str) -> &str {
 
 /// The host of `host`, `host:port`, `[address]` or `[address]:port`.
 pub(super) fn host_of(authority: &str) -> &str {
-    match authority
+    let host = without_port(authority);
+    let address = host
         .strip_prefix('[')
-        .and_then(|rest| rest.split_once(']'))
-    {
-        Some((address, _)) => address,
-        None => authority
-            .split_once(':')
-            .map_or(authority, |(host, _)| host),
-    }
+        .and_then(|rest| rest.strip_suffix(']'));
+    address.unwrap_or(host)
 }
 
 pub(super) fn is_loopback(host: &str) -> bool {
