@@ -10,6 +10,8 @@ mod proved;
 mod unsupported;
 
 use microagent_hypervisor::Hypervisor;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+use microagent_protocol::supervisor::ProbeGuest;
 use microagent_protocol::{
     LaunchSpec,
     supervisor::{ErrorReport, HostQuery, HostReport},
@@ -48,3 +50,18 @@ pub trait Backends: Send + Sync {
 /// The drivers this host has.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct HostBackends;
+
+/// What is asked of a host that is to start `spec`.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn query_to_start(spec: &LaunchSpec) -> HostQuery {
+    HostQuery {
+        backend: spec.backend,
+        probe: Some(ProbeGuest {
+            kernel: spec.kernel.clone(),
+            initramfs: spec.initramfs.clone(),
+        }),
+        cache_dir: spec.host_cache.clone(),
+        fresh: false,
+        probe_limit_ms: spec.probe_limit_ms,
+    }
+}

@@ -5,10 +5,10 @@ use std::{ffi::OsString, fs::DirBuilder, os::unix::fs::DirBuilderExt, path::Path
 use microagent_hypervisor::probe::{Depth, ProbeHost, probe};
 use microagent_protocol::{
     LaunchSpec,
-    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport, ProbeGuest},
+    supervisor::{ErrorKind, ErrorReport, HostQuery, HostReport},
 };
 
-use super::{Backends, Chosen, HostBackends, place::ProbePlace};
+use super::{Backends, Chosen, HostBackends, place::ProbePlace, query_to_start};
 use crate::Error;
 
 impl Backends for HostBackends {
@@ -29,16 +29,7 @@ impl Backends for HostBackends {
                 runtime_dir: &spec.runtime_dir,
                 depth: Depth::Choose,
             },
-            &HostQuery {
-                backend: spec.backend,
-                probe: Some(ProbeGuest {
-                    kernel: spec.kernel.clone(),
-                    initramfs: spec.initramfs.clone(),
-                }),
-                cache_dir: spec.host_cache.clone(),
-                fresh: false,
-                probe_limit_ms: spec.probe_limit_ms,
-            },
+            &query_to_start(spec),
         );
         let (driver, reason) = probed
             .driver(spec.backend, spec.network, 2 + spec.disks.len())
