@@ -15,7 +15,7 @@ use rustix::{
     net::{SendFlags, send},
 };
 
-use crate::ConsoleSpec;
+use crate::{ConsoleSpec, Error, SerialPort};
 
 /// Below this a log holds nothing worth reading.
 const LEAST_LIMIT: u64 = 4096;
@@ -79,6 +79,42 @@ fn open_append(path: &std::path::Path) -> io::Result<File> {
         .open(path)
 }
 
+/// What a console says, on its way to the log and to whoever listens.
+pub(crate) struct Record<'l> {
+    log: RotatingLog,
+    listeners: &'l Listeners,
+    /// Bytes the log could not take.
+    lost: usize,
+}
+
+impl<'l> Record<'l> {
+    pub(crate) fn new(log: RotatingLog, listeners: &'l Listeners) -> Self {
+        Self {
+            log,
+            listeners,
+            lost: 0,
+        }
+    }
+
+    pub(crate) fn take(&mut self, bytes: &[u8]) {
+        // A full disk must not stop the guest: the bytes are lost, the count is told.
+        if let Err(error) = self.log.write(bytes) {
+            if self.lost == 0 {
+                tracing::warn!(%error, "the console log cannot be written");
+            }
+            self.lost += bytes.len();
+        }
+        self.listeners.tell(bytes);
+    }
+
+    /// There is no more of it.
+    pub(crate) fn end(self) {
+        if self.lost > 0 {
+            tracing::warn!(bytes = self.lost, "console output was lost");
+        }
+    }
+}
+
 /// The most listeners at a time.
 const MOST_LISTENERS: usize = 16;
 
@@ -123,6 +159,26 @@ impl Listeners {
         rustix::net::sockopt::set_socket_nosigpipe(&ours, true)?;
         open.streams.push(ours);
         Ok(theirs)
+    }
+
+    /// Both directions of a console: its output of now on, and `console`, its input. `ended` is of its machine.
+    pub(crate) fn attach(&self, console: &UnixStream, ended: bool) -> Result<SerialPort, Error> {
+        let attached = || -> io::Result<SerialPort> {
+            if ended {
+                return Err(io::Error::new(
+                    io::ErrorKind::NotConnected,
+                    "the machine has ended",
+                ));
+            }
+            Ok(SerialPort {
+                output: self.add()?,
+                input: console.try_clone()?,
+            })
+        };
+        attached().map_err(|source| Error::Io {
+            context: "attach to the serial console".to_owned(),
+            source,
+        })
     }
 
     /// Passes output on. Who cannot take it at once is cut off: the guest waits for nobody.

@@ -26,6 +26,8 @@ pub mod firecracker;
 mod flat;
 #[cfg(unix)]
 pub mod hybrid;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod identity;
 mod machine;
 #[cfg(target_os = "linux")]
 pub mod network;
@@ -37,6 +39,8 @@ mod process;
 mod program;
 #[cfg(target_os = "linux")]
 pub mod qemu;
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+mod report;
 #[cfg(any(target_os = "linux", target_os = "macos"))]
 mod text;
 #[cfg(target_os = "linux")]

@@ -19,7 +19,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_host::process::{boot_id, readable_by, start_ticks};
+use microagent_host::process::readable_by;
 use microagent_protocol::{
     Confinement, ConfinementLayer, ConfinementMode, MissingLayer, ProcessIdentity,
 };
@@ -30,11 +30,12 @@ use rustix::{
 
 use self::birth::{Birth, Born, Words};
 pub(crate) use self::birth::{clone, leave};
-use self::pump::{Console, pump};
+use self::pump::pump;
 use crate::{
     Error, Exit, SerialPort,
     confine::{self, Applied, Seal, Terms, Way, cgroup::Group, jailer::Anchor, last_errno},
-    console::{Listeners, RotatingLog},
+    console::{Listeners, Record, RotatingLog},
+    identity::identity_of,
     text::printable,
 };
 
@@ -115,13 +116,8 @@ impl Vmm {
                 let kept = (child.group, child.anchor);
                 let born = Ok((child.identity, child.applied, kept, pidfd));
                 if send.send(born).is_ok() {
-                    let mut console = Console {
-                        stream: console,
-                        log,
-                        listeners: &told,
-                        lost: 0,
-                    };
-                    pump(&mut console, &child.stderr, &child.pidfd, &keeper_words);
+                    let record = Record::new(log, &told);
+                    pump(&console, record, &child.stderr, &child.pidfd, &keeper_words);
                 }
                 told.close();
             })
@@ -196,22 +192,7 @@ impl Vmm {
     pub(crate) fn console(&self) -> Result<SerialPort, Error> {
         // Its end may not have reached the thread that reads it yet.
         let ended = self.wait(Duration::ZERO)?.is_some();
-        let attach = || -> io::Result<SerialPort> {
-            if ended {
-                return Err(io::Error::new(
-                    io::ErrorKind::NotConnected,
-                    "the machine has ended",
-                ));
-            }
-            Ok(SerialPort {
-                output: self.listeners.add()?,
-                input: self.console.try_clone()?,
-            })
-        };
-        attach().map_err(|source| Error::Io {
-            context: "attach to the serial console".to_owned(),
-            source,
-        })
+        self.listeners.attach(&self.console, ended)
     }
 
     /// Waits at most `limit` for it to end.
@@ -443,13 +424,4 @@ fn close_all_but(keep: &[RawFd]) -> Result<(), Errno> {
         rustix::io::fcntl_setfd(fd, rustix::io::FdFlags::empty())?;
     }
     Ok(())
-}
-
-/// The identity of a process that cannot be reaped meanwhile.
-fn identity_of(pid: u32) -> io::Result<ProcessIdentity> {
-    Ok(ProcessIdentity {
-        pid,
-        start_ticks: start_ticks(pid)?,
-        boot_id: boot_id()?,
-    })
 }

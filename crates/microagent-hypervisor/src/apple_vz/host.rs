@@ -6,8 +6,8 @@ use std::{
 };
 
 use microagent_protocol::{
-    Backend, BackendChoice, NetworkMode,
-    supervisor::{BackendReport, HostQuery, HostReport, Verdict},
+    BackendChoice, NetworkMode,
+    supervisor::{HostQuery, HostReport, Verdict},
 };
 use objc2_foundation::NSProcessInfo;
 use objc2_virtualization::VZVirtualMachine;
@@ -16,7 +16,7 @@ use super::{
     AppleVz, configuration,
     verdict::{self, Facts, remedy_for, select},
 };
-use crate::{Error, Hypervisor, boot};
+use crate::{Error, Hypervisor, boot, report::report};
 
 /// How long the probe guest may take to say hello.
 const PROBE_LIMIT: Duration = Duration::from_secs(10);
@@ -73,24 +73,13 @@ pub fn probe(query: &HostQuery, prove: Option<&Path>) -> Probed {
             }
         }
     }
-    let (chosen, reason) = match select(query.backend, NetworkMode::Isolated, &check) {
-        Ok((backend, reason)) => (Some(backend), reason),
-        Err(error) => (None, error.to_string()),
-    };
-    let backends = Backend::ALL.map(|name| BackendReport {
-        name,
-        usable: select(BackendChoice::Only(name), NetworkMode::Isolated, &check).is_ok(),
-        capabilities: name.capabilities(),
-    });
     Probed {
-        report: HostReport {
-            os: std::env::consts::OS.to_owned(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            chosen,
-            reason,
-            checks: vec![check],
-            backends: backends.into(),
-        },
+        report: report(
+            vec![check.clone()],
+            query.backend,
+            NetworkMode::Isolated,
+            |choice, network, _| select(choice, network, &check),
+        ),
     }
 }
 

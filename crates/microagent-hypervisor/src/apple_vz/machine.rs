@@ -13,7 +13,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use microagent_host::process::{boot_id, start_ticks};
 use microagent_protocol::ProcessIdentity;
 use rustix::{
     event::{PollFd, PollFlags, poll},
@@ -31,8 +30,9 @@ use super::{
 };
 use crate::{
     Error, Exit, Machine, MachineSpec, SerialPort,
-    console::{Listeners, RotatingLog},
+    console::{Listeners, Record, RotatingLog},
     flat::with_flat_disks,
+    identity::identity_of,
 };
 
 /// What errors call the monitor.
@@ -74,7 +74,8 @@ impl AppleMachine {
         let plan = Plan::of(spec, &configuration::limits(), &look(spec)?)?;
         tracing::debug!(?plan, "launching a machine of {NAME}");
 
-        let identity = this_process().map_err(io_error("tell which process this is"))?;
+        let identity =
+            identity_of(std::process::id()).map_err(io_error("tell which process this is"))?;
         let life = Life::new().map(Arc::new).map_err(io_error("make a pipe"))?;
         let log = RotatingLog::open(&spec.console).map_err(io_error(format!(
             "open the console log {}",
@@ -159,19 +160,8 @@ impl Machine for AppleMachine {
     }
 
     fn console(&self) -> Result<SerialPort, Error> {
-        let attach = || -> io::Result<SerialPort> {
-            if self.life.how().is_some() {
-                return Err(io::Error::new(
-                    io::ErrorKind::NotConnected,
-                    "the machine has ended",
-                ));
-            }
-            Ok(SerialPort {
-                output: self.listeners.add()?,
-                input: self.console.try_clone()?,
-            })
-        };
-        attach().map_err(io_error("attach to the serial console"))
+        self.listeners
+            .attach(&self.console, self.life.how().is_some())
     }
 
     fn pause(&self) -> Result<(), Error> {
@@ -241,15 +231,6 @@ impl Guest for Later {
     }
 }
 
-fn this_process() -> io::Result<ProcessIdentity> {
-    let pid = std::process::id();
-    Ok(ProcessIdentity {
-        pid,
-        start_ticks: start_ticks(pid)?,
-        boot_id: boot_id()?,
-    })
-}
-
 fn look(spec: &MachineSpec) -> Result<Seen, Error> {
     let read = |path: &Path| {
         let mut head = Vec::with_capacity(kernel::HEAD);
@@ -286,28 +267,19 @@ fn console_ends() -> io::Result<(UnixStream, ConsoleEnds)> {
 /// Carries the guest's output to the log and to who listens, until the machine has ended and said all.
 fn keep_console(
     console: &UnixStream,
-    mut log: RotatingLog,
+    log: RotatingLog,
     listeners: &Arc<Listeners>,
     life: &Arc<Life>,
 ) -> io::Result<JoinHandle<()>> {
     let console = console.try_clone()?;
     let (listeners, life) = (Arc::clone(listeners), Arc::clone(life));
     Builder::new().name("console".to_owned()).spawn(move || {
+        let mut record = Record::new(log, &listeners);
         let mut buffer = vec![0; 32 * 1024];
-        let mut lost = 0;
         while let Some(count) = next_output(&console, &life, &mut buffer) {
-            // A full disk must not stop the guest: the bytes are lost, the count is told.
-            if let Err(error) = log.write(&buffer[..count]) {
-                if lost == 0 {
-                    tracing::warn!(%error, "the console log cannot be written");
-                }
-                lost += count;
-            }
-            listeners.tell(&buffer[..count]);
+            record.take(&buffer[..count]);
         }
-        if lost > 0 {
-            tracing::warn!(bytes = lost, "console output was lost");
-        }
+        record.end();
         listeners.close();
     })
 }

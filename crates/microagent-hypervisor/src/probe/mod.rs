@@ -17,7 +17,7 @@ use std::{
 
 use microagent_protocol::{
     Backend, BackendChoice, NetworkMode,
-    supervisor::{BackendReport, HostCheck, HostQuery, HostReport, Verdict},
+    supervisor::{HostCheck, HostQuery, HostReport, Verdict},
 };
 
 use self::cache::{Cache, Kept};
@@ -28,6 +28,7 @@ use crate::{
     measure_tsc_khz,
     network::Passt,
     qemu::{Accelerator, Qemu, QemuBinary},
+    report::report,
 };
 
 /// How long a guest may take to say hello with KVM; a proved host takes under a second. A guest that
@@ -155,24 +156,13 @@ pub fn probe(host: &ProbeHost<'_>, query: &HostQuery) -> Probed {
         checks.push(confinement::check(host, binary.as_ref()));
     }
     cache.save();
-    let (chosen, reason) = match select(query.backend, NetworkMode::User, 0, &checks) {
-        Ok((backend, reason)) => (Some(backend), reason),
-        Err(error) => (None, error.to_string()),
-    };
-    let backends = Backend::ALL.map(|name| BackendReport {
-        name,
-        usable: select(BackendChoice::Only(name), NetworkMode::Isolated, 0, &checks).is_ok(),
-        capabilities: name.capabilities(),
-    });
     Probed {
-        report: HostReport {
-            os: std::env::consts::OS.to_owned(),
-            architecture: std::env::consts::ARCH.to_owned(),
-            chosen,
-            reason,
+        report: report(
             checks,
-            backends: backends.into(),
-        },
+            query.backend,
+            NetworkMode::User,
+            |choice, network, checks| select(choice, network, 0, checks),
+        ),
         binary,
         firecracker,
         passt,

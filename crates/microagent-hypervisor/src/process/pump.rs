@@ -15,36 +15,15 @@ use rustix::{
     io::Errno,
 };
 
-use crate::console::{Listeners, RotatingLog};
+use crate::console::Record;
 
 /// The most of the VMM's own words that are kept: the last ones.
 const WORDS_LIMIT: usize = 8 * 1024;
 
-/// The console on this side.
-pub(super) struct Console<'a> {
-    pub(super) stream: UnixStream,
-    pub(super) log: RotatingLog,
-    pub(super) listeners: &'a Listeners,
-    /// Bytes the log could not take.
-    pub(super) lost: u64,
-}
-
-impl Console<'_> {
-    fn take(&mut self, bytes: &[u8]) {
-        // A full disk must not stop the guest: the bytes are lost, the count is told.
-        if let Err(error) = self.log.write(bytes) {
-            if self.lost == 0 {
-                tracing::warn!(%error, "the console log cannot be written");
-            }
-            self.lost += bytes.len() as u64;
-        }
-        self.listeners.tell(bytes);
-    }
-}
-
-/// Copies the console to the log and keeps the VMM's last words until it is gone.
+/// Copies the console to its record and keeps the VMM's last words until it is gone.
 pub(super) fn pump(
-    console: &mut Console<'_>,
+    console: &UnixStream,
+    mut record: Record<'_>,
     stderr: &OwnedFd,
     pidfd: &OwnedFd,
     words: &Mutex<VecDeque<u8>>,
@@ -54,7 +33,7 @@ pub(super) fn pump(
     loop {
         let watched = [
             Some(pidfd.as_fd()),
-            console_open.then_some(console.stream.as_fd()),
+            console_open.then_some(console.as_fd()),
             stderr_open.then_some(stderr.as_fd()),
         ];
         let [gone, console_ready, stderr_ready] = match wait_for_any(watched) {
@@ -65,9 +44,9 @@ pub(super) fn pump(
                 return;
             }
         };
-        let console_read = console_ready.then(|| read_some(&console.stream, &mut buffer));
+        let console_read = console_ready.then(|| read_some(console, &mut buffer));
         if let Some(Some(n)) = console_read {
-            console.take(&buffer[..n]);
+            record.take(&buffer[..n]);
         }
         let stderr_read = stderr_ready.then(|| read_some(stderr, &mut buffer));
         if let Some(Some(n)) = stderr_read {
@@ -83,9 +62,7 @@ pub(super) fn pump(
             break;
         }
     }
-    if console.lost > 0 {
-        tracing::warn!(bytes = console.lost, "console output was lost");
-    }
+    record.end();
 }
 
 /// Reads what is there; `None` at the end, which an error is as well.
