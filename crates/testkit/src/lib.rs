@@ -13,6 +13,7 @@ pub mod corpus;
 mod evidence;
 mod fixture;
 pub mod harness;
+mod inherited;
 pub mod kernels;
 mod leftovers;
 pub mod prometheus;
@@ -26,6 +27,7 @@ pub mod transcript;
 
 pub use command::{Finished, Invocation, Running, sha256, tool};
 pub use fixture::{busybox_tar, containers_arm64_tar, containers_tar, image_with_config};
+pub use inherited::{executable, unmount};
 pub use leftovers::Leftovers;
 pub use pty::Terminal;
 #[cfg(target_os = "linux")]

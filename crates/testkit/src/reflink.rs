@@ -1,12 +1,8 @@
 //! A file system whose files can share blocks, which most hosts' temporary directories are not on.
 
-use std::{
-    fs::File,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs::File, path::PathBuf, process::Command};
 
-use crate::{require, skip_test};
+use crate::{require, skip_test, unmount};
 
 /// An XFS in a sparse file, mounted until it is dropped.
 #[derive(Debug)]
@@ -73,17 +69,5 @@ impl Xfs {
 impl Drop for Xfs {
     fn drop(&mut self) {
         unmount(&self.path());
-    }
-}
-
-/// Takes it away where it is mounted; a test that failed before may still have files open.
-fn unmount(path: &Path) {
-    let is_unmounted = Command::new("umount")
-        .arg("--lazy")
-        .arg(path)
-        .output()
-        .is_ok_and(|ended| ended.status.success());
-    if !is_unmounted {
-        eprintln!("{} is not unmounted", path.display());
     }
 }

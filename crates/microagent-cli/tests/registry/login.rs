@@ -1,12 +1,6 @@
 //! Logging in and out, and whose credentials are used.
 
-use std::{
-    fs,
-    io::Write as _,
-    os::unix::fs::{MetadataExt, PermissionsExt},
-    path::Path,
-    time::Duration,
-};
+use std::{fs, io::Write as _, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use testkit::{
@@ -217,8 +211,7 @@ esac
         kept = kept.display(),
         asked = directory.join("asked").display()
     );
-    let program = write(&bin, "docker-credential-keychain", &script);
-    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    testkit::executable(&bin.join("docker-credential-keychain"), script.as_bytes());
     let path = std::env::var("PATH").unwrap();
     format!("{}:{path}", bin.display())
 }
@@ -316,12 +309,10 @@ fn a_helper_that_fails_is_shown_and_public_images_do_not_need_it() {
         "config.json",
         r#"{"credsStore": "locked"}"#,
     );
-    let helper = write(
-        directory.path(),
-        "docker-credential-locked",
-        "#!/bin/sh\necho s3cret-pass\necho the keychain is locked >&2\nexit 1\n",
+    testkit::executable(
+        &directory.path().join("docker-credential-locked"),
+        b"#!/bin/sh\necho s3cret-pass\necho the keychain is locked >&2\nexit 1\n",
     );
-    fs::set_permissions(&helper, fs::Permissions::from_mode(0o755)).unwrap();
     let path = format!(
         "{}:{}",
         directory.path().display(),

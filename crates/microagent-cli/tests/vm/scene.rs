@@ -2,7 +2,6 @@
 
 use std::{
     fs,
-    os::unix::fs::PermissionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -121,8 +120,7 @@ impl Scene {
     /// A program of that name on the `PATH`.
     pub(crate) fn with_program(self, name: &str, script: &str) -> Self {
         let path = self.path("bin").join(name);
-        write(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
         if self.variables.iter().any(|(name, _)| name == "PATH") {
             return self;
         }
@@ -153,8 +151,7 @@ impl Scene {
         let root = tempfile::tempdir().unwrap();
         for (name, script) in STAND_INS {
             let path = root.path().join(name);
-            write(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
-            fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+            testkit::executable(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
         }
         for name in ["src/Makefile", "root/report", "home/me/.ssh/config"] {
             write(&root.path().join(name), b"# nothing to complain of\n");

@@ -9,7 +9,6 @@ use std::{
         fs::{FileTypeExt, MetadataExt},
     },
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use microagent_ext4::{FileKind, Inode, ROOT, Volume};
@@ -60,10 +59,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let status = Command::new("umount").arg(self.0.path()).status();
-        if !std::thread::panicking() {
-            assert!(status.is_ok_and(|status| status.success()), "umount");
-        }
+        testkit::unmount(self.0.path());
     }
 }
 

@@ -369,7 +369,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = std::process::Command::new("umount").arg(&self.0).status();
+        testkit::unmount(&self.0);
     }
 }
 

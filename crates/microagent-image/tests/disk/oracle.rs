@@ -8,7 +8,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use microagent_disk::JoinedFile;
 use microagent_image::disk::{
@@ -117,22 +117,7 @@ impl Mounted {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        unmount(self.0.path());
-    }
-}
-
-/// It is busy for as long as a program that another test starts has not let go of what was open meanwhile.
-pub(crate) fn unmount(at: &Path) {
-    let unmounted = || {
-        let ended = Command::new("umount").arg(at).output();
-        ended
-            .is_ok_and(|ended| ended.status.success())
-            .then_some(())
-    };
-    if std::thread::panicking() {
-        unmounted();
-    } else {
-        testkit::eventually(Duration::from_secs(30), "umount", unmounted);
+        testkit::unmount(self.0.path());
     }
 }
 

@@ -13,7 +13,7 @@ use testkit::registry::{Packing, Registry, run_tool};
 
 use super::{Bench, attribute, push_options, registry_options, skopeo_copy, unpacked, untarred};
 use crate::nasty::{CAPABILITY, nasty};
-use crate::oracle::{Mounted, assert_same, tool, unmount};
+use crate::oracle::{Mounted, assert_same, tool};
 
 /// Base and scratch joined as the guest agent joins them.
 struct Overlay {
@@ -60,7 +60,7 @@ impl Overlay {
 
 impl Drop for Overlay {
     fn drop(&mut self) {
-        unmount(self.at.path());
+        testkit::unmount(self.at.path());
     }
 }
 

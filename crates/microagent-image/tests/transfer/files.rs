@@ -16,7 +16,7 @@ use testkit::registry::{
 
 use super::{Bench, attribute, push_options, registry_options, skopeo_copy, unpacked, untarred};
 use crate::nasty::nasty;
-use crate::oracle::{assert_same, tool, umoci, unmount};
+use crate::oracle::{assert_same, tool, umoci};
 
 #[test]
 fn whichever_way_an_image_leaves_it_is_what_umoci_unpacks() {
@@ -370,7 +370,7 @@ fn a_full_disk_is_told() {
     );
     let error = bench.export(&["big:1"], ExportFormat::OciArchive, &small.join("x"));
     let left = fs::read_dir(&small).unwrap().count();
-    unmount(&small);
+    testkit::unmount(&small);
     assert!(
         matches!(error, Err(ImageError::NoSpace { .. })),
         "{error:?}"

@@ -167,12 +167,14 @@ pub(crate) fn another_user_is_turned_away() {
     machine.ready();
     // A copy of this program where everybody may run it.
     let program = workspace.root.path().join("program");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    testkit::executable(
+        &program,
+        &std::fs::read(std::env::current_exe().unwrap()).unwrap(),
+    );
     let everybody = |path: &std::path::Path| {
         std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
     };
     everybody(workspace.root.path());
-    everybody(&program);
     let try_it = || {
         Command::new("setpriv")
             .args(["--reuid=65534", "--regid=65534", "--clear-groups"])

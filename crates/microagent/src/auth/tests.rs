@@ -49,8 +49,7 @@ impl Home {
             .path()
             .join("bin")
             .join(format!("docker-credential-{name}"));
-        fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
     }
 
     fn find(&self, scope: &str) -> Result<Option<Found>, String> {

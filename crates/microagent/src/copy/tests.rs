@@ -197,12 +197,7 @@ impl Guest {
 impl Drop for Guest {
     fn drop(&mut self) {
         for name in ["root", "scratch", "base"] {
-            let status = Command::new("umount")
-                .arg(self.0.path().join(name))
-                .status();
-            if !std::thread::panicking() {
-                assert!(status.unwrap().success(), "umount {name}");
-            }
+            testkit::unmount(&self.0.path().join(name));
         }
     }
 }

@@ -235,14 +235,13 @@ fn tail(path: &Path) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::PermissionsExt, time::Duration};
+    use std::time::Duration;
 
     use super::*;
 
     fn program(directory: &Path, script: &str) -> Config {
         let path = directory.join("supervisor");
-        std::fs::write(&path, format!("#!/bin/sh\n{script}\n")).unwrap();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+        testkit::executable(&path, format!("#!/bin/sh\n{script}\n").as_bytes());
         let mut config = Config::new(directory, directory, SupervisorProgram::At(path));
         config.timeouts.supervisor = Duration::from_secs(5);
         config
