@@ -5,6 +5,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 
 use microagent_host::fs::{Private, set_mode, sync_dir};
+use microagent_host::lock::{Lock, Sharing};
 
 use crate::JoinedFile;
 
@@ -36,21 +37,22 @@ impl JoinedFile {
             .write(true)
             .private()
             .open(&partial)?;
-        file.lock()?;
+        let lock = Lock::wait(file, Sharing::Exclusive, || ())?;
         if self.is_whole(&flat) {
             // Another process made it; what is locked here has its name now, or is nothing.
             return Ok(flat);
         }
+        let mut file = lock.file();
         file.set_len(0)?;
         for (from, run) in self.runs() {
             let mut from: &File = from;
             from.seek(SeekFrom::Start(run.offset))?;
-            let copied = io::copy(&mut from.take(run.length), &mut &file)?;
+            let copied = io::copy(&mut from.take(run.length), &mut file)?;
             if copied != run.length {
                 return Err(io::ErrorKind::UnexpectedEof.into());
             }
         }
-        set_mode(&file, 0o400)?;
+        set_mode(file, 0o400)?;
         file.sync_all()?;
         fs::rename(&partial, &flat)?;
         sync_dir(path.parent().unwrap_or(Path::new(".")))?;

@@ -6,12 +6,14 @@
 //! that says what is missing where, never a compile error and never a panic.
 //!
 //! * [`fs`]: private files, reading at an offset, what a file takes on the disk.
+//! * [`lock`]: locks on files, which are let go when they are.
 //! * [`process`]: a handle on another process, groups of processes, who we are.
 //! * [`socket`]: streams between processes of one host.
 //! * [`stdio`]: the standard streams as files.
 #![forbid(unsafe_code)]
 
 pub mod fs;
+pub mod lock;
 pub mod process;
 pub mod socket;
 pub mod stdio;

@@ -18,7 +18,7 @@ use crate::platform::Platform;
 use crate::reference::Reference;
 use crate::registry::{Blob, Client, Credentials, DOWNLOAD_BUFFER, RegistryOptions, RegistryScope};
 use crate::signature::{self, VerifyKey};
-use crate::store::{self, Entry, ImageRecord, ImageStore, Partial, StagedBlob, Transaction};
+use crate::store::{self, Entry, ImageRecord, ImageStore, StagedBlob, Transaction};
 
 /// Layers that are downloaded at once, however many somebody asks for.
 const MOST_AT_ONCE: usize = 16;
@@ -348,7 +348,7 @@ impl Documents for Remote<'_> {
         let path = self
             .transaction
             .path(&format!("config-{}", descriptor.digest.hex()));
-        let mut file = store::files::create_new(&path)?;
+        let file = store::files::create_new(&path)?;
         let blob = Blob {
             digest: descriptor.digest,
             size: descriptor.size,
@@ -357,7 +357,7 @@ impl Documents for Remote<'_> {
             progress: &|_| {},
             cancelled: &AtomicBool::new(false),
         };
-        self.client.blob(&blob, &mut file, &path)?;
+        self.client.blob(&blob, &file, &path)?;
         let bytes = store::files::read_bounded(&path, MAX_CONFIG)?.unwrap_or_default();
         store::files::remove_file(&path)?;
         Ok(bytes)
@@ -456,7 +456,7 @@ impl Layers<'_> {
     fn one(&self, at: usize, layer: &Layer, failed: &AtomicBool) -> Result<Option<StagedBlob>> {
         let _span =
             tracing::info_span!("download", layer = %layer.digest, bytes = layer.size).entered();
-        let mut partial = self.store.partial(self.transaction, layer.digest, &|| {
+        let partial = self.store.partial(self.transaction, layer.digest, &|| {
             (self.events)(ImageEvent::Waiting {
                 digest: layer.digest,
             });
@@ -507,8 +507,7 @@ impl Layers<'_> {
             progress: &progress,
             cancelled: failed,
         };
-        let Partial { file, path } = &mut partial;
-        match self.client.blob(&blob, file, path) {
+        match self.client.blob(&blob, partial.file(), &partial.path) {
             Ok(()) => {
                 self.arrivals.complete(layer);
                 Ok(Some((layer.digest, partial.path)))

@@ -1,12 +1,12 @@
 //! Private files that are either there completely or not at all.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::Path;
-use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use microagent_host::fs::{Private, sync_dir};
+use microagent_host::lock::{Lock, Sharing};
 
 use crate::error::{IoContext, KernelError, Result};
 
@@ -100,11 +100,9 @@ pub(crate) fn remove_temporaries(directory: &Path) -> Result<()> {
 
 /// The store's lock, held until dropped; the kernel releases it when the process dies.
 #[derive(Debug)]
-pub(crate) struct Lock {
-    _file: File,
-}
+pub(crate) struct StoreLock(#[expect(dead_code, reason = "held, not looked at")] Lock);
 
-impl Lock {
+impl StoreLock {
     /// Waits for the lock in `directory`; `waiting` is called once if it is taken.
     pub(crate) fn take(directory: &Path, waiting: impl FnOnce()) -> Result<Self> {
         let path = directory.join(".lock");
@@ -116,25 +114,12 @@ impl Lock {
             .private()
             .open(&path)
             .context("open", &path)?;
-        let mut waiting = Some(waiting);
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match file.try_lock() {
-                Ok(()) => return Ok(Self { _file: file }),
-                Err(TryLockError::WouldBlock) => {}
-                Err(TryLockError::Error(error)) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(TryLockError::Error(error)) => return Err(error).context("lock", &path),
-            }
-            if let Some(waiting) = waiting.take() {
-                waiting();
-            }
-            if Instant::now() > deadline {
-                return Err(KernelError::Busy {
-                    path: directory.to_owned(),
-                    after: LOCK_TIMEOUT,
-                });
-            }
-            thread::sleep(Duration::from_millis(20));
-        }
+        Lock::within(file, Sharing::Exclusive, LOCK_TIMEOUT, waiting)
+            .context("lock", &path)?
+            .map(Self)
+            .ok_or_else(|| KernelError::Busy {
+                path: directory.to_owned(),
+                after: LOCK_TIMEOUT,
+            })
     }
 }

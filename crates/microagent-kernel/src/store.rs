@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 use crate::build;
 use crate::error::{IoContext, KernelError, Result};
 use crate::files::{
-    Lock, TEMPORARY, create_directory, ensure_directory, read_bounded, remove_temporaries, replace,
-    sync_directory, write_new,
+    StoreLock, TEMPORARY, create_directory, ensure_directory, read_bounded, remove_temporaries,
+    replace, sync_directory, write_new,
 };
 use crate::hash::{sha256, sha256_of_parts};
 use crate::modules::signatures_required;
@@ -302,8 +302,8 @@ impl KernelStore {
         Ok(record)
     }
 
-    fn lock(&self, waiting: impl FnOnce()) -> Result<Lock> {
-        Lock::take(&self.root, waiting)
+    fn lock(&self, waiting: impl FnOnce()) -> Result<StoreLock> {
+        StoreLock::take(&self.root, waiting)
     }
 
     fn directory(&self, id: &str) -> Result<PathBuf> {

@@ -1,13 +1,14 @@
 //! Private files: mode 0600 from birth, replaced whole or not at all.
 
 use std::{
-    fs::{File, Metadata, OpenOptions, TryLockError},
+    fs::{File, Metadata, OpenOptions},
     io::{self, Write},
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Duration,
 };
 
+use microagent_host::lock::{Lock, Sharing};
 use microagent_protocol::supervisor::MACHINE_LOCK;
 
 use crate::Error;
@@ -26,35 +27,27 @@ pub(crate) fn append(path: &Path) -> io::Result<File> {
 /// How long the lock of a machine is tried for: who asks whether one lives shares it for an instant.
 const LOCK_LIMIT: Duration = Duration::from_millis(100);
 
-/// Takes the lock that says a machine of the workspace in `directory` runs. It goes with the
-/// returned file, however this process ends.
-pub(crate) fn lock_machine(directory: &Path) -> Result<File, Error> {
+/// Takes the lock that says a machine of the workspace in `directory` runs.
+pub(crate) fn lock_machine(directory: &Path) -> Result<Lock, Error> {
     lock_machine_within(directory, LOCK_LIMIT)
 }
 
-fn lock_machine_within(directory: &Path, limit: Duration) -> Result<File, Error> {
+fn lock_machine_within(directory: &Path, limit: Duration) -> Result<Lock, Error> {
     let path = directory.join(MACHINE_LOCK);
     let file = append(&path).map_err(Error::file("open", &path))?;
-    let deadline = Instant::now() + limit;
-    loop {
-        match file.try_lock() {
-            Ok(()) => break,
-            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(1));
-            }
-            Err(TryLockError::WouldBlock) => {
-                return Err(Error::Running {
-                    directory: directory.to_owned(),
-                });
-            }
-            Err(TryLockError::Error(error)) => return Err(Error::file("lock", &path)(error)),
-        }
-    }
+    let lock = Lock::within(file, Sharing::Exclusive, limit, || ())
+        .map_err(Error::file("lock", &path))?
+        .ok_or_else(|| Error::Running {
+            directory: directory.to_owned(),
+        })?;
     // Whoever had it may have removed the workspace, and the file with it.
     let looked = Error::file("look at", &path);
     let of = |about: Metadata| (about.dev(), about.ino());
-    match (file.metadata().map(of), path.symlink_metadata().map(of)) {
-        (Ok(locked), Ok(named)) if locked == named => Ok(file),
+    match (
+        lock.file().metadata().map(of),
+        path.symlink_metadata().map(of),
+    ) {
+        (Ok(locked), Ok(named)) if locked == named => Ok(lock),
         (Err(error), _) | (_, Err(error)) => Err(looked(error)),
         _ => Err(looked(io::ErrorKind::NotFound.into())),
     }
@@ -138,11 +131,15 @@ mod tests {
 
     const PATIENT: Duration = Duration::from_secs(20);
 
+    fn look_at(directory: &Path) -> Lock {
+        let file = append(&directory.join(MACHINE_LOCK)).unwrap();
+        Lock::now(file, Sharing::Shared).unwrap().unwrap()
+    }
+
     #[test]
     fn the_lock_of_a_machine_waits_for_who_only_looks() {
         let directory = tempfile::tempdir().unwrap();
-        let looking = append(&directory.path().join(MACHINE_LOCK)).unwrap();
-        looking.try_lock_shared().unwrap();
+        let looking = look_at(directory.path());
         let found = thread::scope(|scope| {
             let locked = scope.spawn(|| lock_machine_within(directory.path(), PATIENT));
             thread::sleep(Duration::from_millis(20));
@@ -159,8 +156,7 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let directory = root.path().join("ws");
         fs::create_dir(&directory).unwrap();
-        let removing = append(&directory.join(MACHINE_LOCK)).unwrap();
-        removing.try_lock_shared().unwrap();
+        let removing = look_at(&directory);
         let found = thread::scope(|scope| {
             let locked = scope.spawn(|| lock_machine_within(&directory, PATIENT));
             thread::sleep(Duration::from_millis(20));

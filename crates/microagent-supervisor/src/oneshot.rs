@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use microagent_host::lock::Lock;
 use microagent_protocol::{
     LaunchSpec,
     frame::MAX_JSON,
@@ -134,7 +135,7 @@ fn start(id: &str, spec: LaunchSpec, backends: &dyn Backends, started: Instant) 
         Err(error) => refuse(&error),
         Ok(Side::Launched(verdict)) => i32::from(!verdict.wait()),
         Ok(Side::Supervisor(judge)) => {
-            let logged = || -> Result<(File, File), Error> {
+            let logged = || -> Result<(File, Lock), Error> {
                 let output = process::take_stdout()?;
                 let lock = files::lock_machine(&spec.directory)?;
                 let path = spec.directory.join("supervisor.log");
@@ -202,7 +203,7 @@ struct Telling {
     output: File,
     judge: Judge,
     /// That a machine of this workspace runs.
-    lock: File,
+    lock: Lock,
 }
 
 fn supervise(

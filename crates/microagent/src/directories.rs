@@ -9,13 +9,16 @@ mod runtime;
 mod tests;
 
 use std::{
-    fs::{self, DirBuilder, File, TryLockError},
+    fs::{self, DirBuilder, File},
     io,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use microagent_host::fs::Private;
+use microagent_host::{
+    fs::Private,
+    lock::{Lock, Sharing},
+};
 use microagent_image::Bytes;
 use microagent_protocol::WorkspaceName;
 use serde::Serialize;
@@ -110,17 +113,14 @@ impl Drop for Directory {
 
 /// The right to change a workspace: an advisory lock on its directory. It goes with the process.
 #[derive(Debug)]
-pub(crate) struct Held(#[expect(dead_code, reason = "the lock goes with the file")] File);
+pub(crate) struct Held(#[expect(dead_code, reason = "held, not looked at")] Lock);
 
 impl Held {
     /// Takes it unless somebody has it.
     pub(crate) fn now(directory: &Path) -> Result<Option<Self>> {
         let file = File::open(directory).context("open", directory)?;
-        match file.try_lock() {
-            Ok(()) => Ok(Some(Self(file))),
-            Err(TryLockError::WouldBlock) => Ok(None),
-            Err(TryLockError::Error(error)) => Err(error).context("lock", directory),
-        }
+        let lock = Lock::now(file, Sharing::Exclusive).context("lock", directory)?;
+        Ok(lock.map(Self))
     }
 
     /// Takes it, waiting for others at most `limit`.
@@ -152,7 +152,7 @@ pub(crate) fn discard(root: &Path, directory: &Path) -> Result<()> {
 }
 
 /// While it lives no workspace's directory appears or goes; `None` where there are no workspaces at all.
-pub(crate) fn still(config: &Config) -> Result<Option<File>> {
+pub(crate) fn still(config: &Config) -> Result<Option<Lock>> {
     let root = config.workspaces_dir();
     match root.try_exists().context("look at", &root)? {
         true => gate(&root).map(Some),
@@ -188,10 +188,8 @@ pub(crate) fn named(config: &Config) -> Result<Vec<(WorkspaceName, PathBuf)>> {
 }
 
 /// Orders making directories and sweeping them.
-fn gate(root: &Path) -> Result<File> {
-    let file = gate_file(root)?;
-    file.lock().context("lock", root)?;
-    Ok(file)
+fn gate(root: &Path) -> Result<Lock> {
+    Lock::wait(gate_file(root)?, Sharing::Exclusive, || ()).context("lock", root)
 }
 
 fn gate_file(root: &Path) -> Result<File> {
@@ -247,10 +245,10 @@ fn collect_workspaces(config: &Config, dry_run: bool) -> Result<Vec<Leftover>> {
     let Some(entries) = list(&root)? else {
         return Ok(Vec::new());
     };
-    let gate = gate_file(&root)?;
-    if gate.try_lock().is_err() {
+    let gate = Lock::now(gate_file(&root)?, Sharing::Exclusive).context("lock", &root)?;
+    let Some(gate) = gate else {
         return Ok(Vec::new()); // Somebody else is at it.
-    }
+    };
     let mut found = Vec::new();
     let mut doomed = Vec::new();
     for entry in entries {

@@ -96,6 +96,10 @@ impl Sandbox {
     }
 
     /// Makes what is missing of the shared state, one test process at a time.
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "whoever waits for it waits a little longer"
+    )]
     fn fill(&self) {
         let lock =
             File::create(cache_dir().join("state.lock")).expect("the lock of the shared state");

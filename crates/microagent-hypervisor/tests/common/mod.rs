@@ -16,6 +16,7 @@ use std::{
 };
 
 use microagent_disk::DiskList;
+use microagent_host::lock::{Lock, Sharing};
 use microagent_hypervisor::{
     ConsoleSpec, DiskForm, DiskSpec, MachineSpec, VsockSpec, measure_tsc_khz,
     qemu::{Accelerator, Qemu, QemuBinary, QemuMachine},
@@ -71,7 +72,7 @@ pub(crate) fn kernel() -> (PathBuf, PathBuf) {
             fs::create_dir_all(&dir).unwrap();
             // Test programs run at the same time; one of them downloads.
             let lock = File::create(dir.join("lock")).unwrap();
-            lock.lock().unwrap();
+            let _lock = Lock::wait(lock, Sharing::Exclusive, || ()).unwrap();
             let vmlinux = dir.join("vmlinux");
             if !vmlinux.exists() {
                 unpack(&dir, &vmlinux);

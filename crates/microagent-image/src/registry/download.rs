@@ -32,7 +32,7 @@ pub(crate) struct Blob<'b> {
 /// A blob on its way into a file.
 pub(super) struct Download<'b> {
     blob: &'b Blob<'b>,
-    file: &'b mut File,
+    file: &'b File,
     path: &'b Path,
     hasher: Hasher,
     have: u64,
@@ -40,7 +40,7 @@ pub(super) struct Download<'b> {
 
 impl<'b> Download<'b> {
     /// Goes on with what an earlier attempt left in `file`.
-    pub(super) fn resume(blob: &'b Blob<'b>, file: &'b mut File, path: &'b Path) -> Result<Self> {
+    pub(super) fn resume(blob: &'b Blob<'b>, file: &'b File, path: &'b Path) -> Result<Self> {
         let mut download = Self {
             blob,
             file,

@@ -242,7 +242,7 @@ impl<'a> Client<'a> {
 
     /// Downloads a blob into `file`, going on with what is there, after broken connections too, and
     /// syncs it. `path` names the file in messages.
-    pub(crate) fn blob(&self, blob: &Blob<'_>, file: &mut File, path: &Path) -> Result<()> {
+    pub(crate) fn blob(&self, blob: &Blob<'_>, file: &File, path: &Path) -> Result<()> {
         let mut download = Download::resume(blob, file, path)?;
         let mut resumed = download.have() > 0;
         loop {

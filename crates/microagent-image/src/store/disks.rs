@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use microagent_disk::{DiskList, EXTENSION, JoinedFile, MAX_LIST};
 use microagent_host::fs as host;
+use microagent_host::lock::{Lock, Sharing};
 use serde::{Deserialize, Serialize};
 
 use super::files::{self, Transaction};
@@ -59,9 +60,7 @@ impl BaseDisk {
 
 /// A shared lock on a base disk: while one lives, in any process, the store does not remove the disk.
 #[derive(Debug)]
-pub struct BaseDiskGuard {
-    _file: File,
-}
+pub struct BaseDiskGuard(#[expect(dead_code, reason = "held, not looked at")] Lock);
 
 impl BaseDiskGuard {
     /// Holds the disk at `path`.
@@ -70,13 +69,13 @@ impl BaseDiskGuard {
     /// When there is no disk (any more): build it with [`ImageStore::base_disk`].
     pub fn hold(path: &Path) -> Result<Self> {
         let file = File::open(path).context("open the base disk", path)?;
-        file.lock_shared().context("lock the base disk", path)?;
+        let lock = Lock::wait(file, Sharing::Shared, || ()).context("lock the base disk", path)?;
         // It may have been removed between the two calls: then the lock is on a file nobody finds.
-        if host::names(&file.metadata().context("look at", path)?) == 0 {
+        if host::names(&lock.file().metadata().context("look at", path)?) == 0 {
             return Err(io::Error::from(io::ErrorKind::NotFound))
                 .context("lock the base disk", path);
         }
-        Ok(Self { _file: file })
+        Ok(Self(lock))
     }
 }
 

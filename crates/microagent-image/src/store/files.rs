@@ -1,11 +1,12 @@
 //! Writing files so that a crash leaves either the old state or the new one, and only reclaimable rests.
 
-use std::fs::{self, DirBuilder, File, OpenOptions, TryLockError};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use microagent_host::fs::{self as host, Private};
+use microagent_host::lock::{Lock, Sharing};
 
 use crate::error::{IoContext, Result};
 
@@ -98,7 +99,7 @@ pub(crate) fn create_new(path: &Path) -> Result<File> {
         .context("create", path)
 }
 
-/// Opens a lock file, creating it. The lock goes with the returned file, however the process ends.
+/// Opens a file to be locked, creating it.
 pub(crate) fn lock_file(path: &Path) -> Result<File> {
     OpenOptions::new()
         .create(true)
@@ -108,15 +109,6 @@ pub(crate) fn lock_file(path: &Path) -> Result<File> {
         .private()
         .open(path)
         .context("open the lock", path)
-}
-
-/// Takes the exclusive lock unless somebody holds one.
-pub(crate) fn try_lock(file: &File, path: &Path) -> Result<bool> {
-    match file.try_lock() {
-        Ok(()) => Ok(true),
-        Err(TryLockError::WouldBlock) => Ok(false),
-        Err(TryLockError::Error(error)) => Err(error).context("lock", path),
-    }
 }
 
 /// Removes a file that may be gone already; tells its size if it was there.
@@ -138,36 +130,30 @@ pub(crate) fn remove_file(path: &Path) -> Result<Option<u64>> {
 
 /// The right to add content: a shared lock, while which lives nothing in the store is reclaimed.
 #[derive(Debug)]
-pub(crate) struct Activity(#[expect(dead_code, reason = "the lock goes with the file")] File);
+pub(crate) struct Activity(#[expect(dead_code, reason = "held, not looked at")] Lock);
 
 impl Activity {
     /// Takes it; where nobody else has it, what crashes left is removed first.
     pub(super) fn begin(root: &Path) -> Result<Self> {
         let path = root.join(ACTIVITY);
-        let activity = lock_file(&path)?;
-        if try_lock(&activity, &path)? {
+        let alone = Lock::now(lock_file(&path)?, Sharing::Exclusive).context("lock", &path)?;
+        if alone.is_some() {
             // Nobody is at work, so whatever lies there was left by a crash.
             sweep(root)?;
             super::partial::sweep(root, &|age| age > super::partial::KEPT)?;
-            activity.unlock().context("unlock", &path)?;
         }
-        activity.lock_shared().context("lock", &path)?;
-        Ok(Self(activity))
+        drop(alone);
+        Lock::wait(lock_file(&path)?, Sharing::Shared, || ())
+            .context("lock", &path)
+            .map(Self)
     }
 
     /// Takes the right to reclaim, which nobody shares, within `limit`; `None` if others are at work for
     /// longer.
     pub(super) fn alone(root: &Path, limit: Duration) -> Result<Option<Self>> {
         let path = root.join(ACTIVITY);
-        let activity = lock_file(&path)?;
-        let deadline = Instant::now() + limit;
-        while !try_lock(&activity, &path)? {
-            if Instant::now() >= deadline {
-                return Ok(None);
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
-        Ok(Some(Self(activity)))
+        let alone = Lock::within(lock_file(&path)?, Sharing::Exclusive, limit, || ());
+        Ok(alone.context("lock", &path)?.map(Self))
     }
 }
 

@@ -27,11 +27,12 @@ mod tree;
 mod usage;
 mod verify;
 
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, Write as _};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use microagent_host::lock::{Lock, Sharing};
 use serde::{Serialize, Serializer};
 
 use crate::config::{ImageConfig, MAX_CONFIG};
@@ -49,7 +50,6 @@ pub(crate) use files::Transaction;
 pub use history::{HistoryStep, ImageHistory};
 pub(crate) use index::{Entry, now};
 pub use names::{Tagged, Untagged};
-pub(crate) use partial::Partial;
 pub(crate) use pieces::conversion_memory;
 pub use provenance::{LayerRecord, Provenance};
 pub use reclaim::{Needs, PruneOptions, PruneReason, Pruned, PrunedImage, Reclaimed, Removed};
@@ -428,14 +428,10 @@ impl ImageStore {
         _transaction: &Transaction,
         digest: Digest,
         events: &(dyn Fn(ImageEvent) + Sync),
-    ) -> Result<File> {
+    ) -> Result<Lock> {
         let path = self.root.join("locks").join(digest.hex());
-        let lock = files::lock_file(&path)?;
-        if !files::try_lock(&lock, &path)? {
-            events(ImageEvent::Waiting { digest });
-            lock.lock().context("lock", &path)?;
-        }
-        Ok(lock)
+        let waiting = || events(ImageEvent::Waiting { digest });
+        Lock::wait(files::lock_file(&path)?, Sharing::Exclusive, waiting).context("lock", &path)
     }
 
     /// Gives verified files their names, then makes `entry` point to them: from that instant on the
@@ -478,8 +474,8 @@ impl ImageStore {
         change: impl FnOnce(&mut Vec<Entry>) -> Result<()>,
     ) -> Result<()> {
         let lock_path = self.root.join("index.lock");
-        let lock = files::lock_file(&lock_path)?;
-        lock.lock().context("lock", &lock_path)?;
+        let _lock = Lock::wait(files::lock_file(&lock_path)?, Sharing::Exclusive, || ())
+            .context("lock", &lock_path)?;
         let path = self.root.join("index.json");
         let mut entries = index::read(&path)?;
         change(&mut entries)?;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use microagent_host::fs::file_id;
+use microagent_host::lock::{Lock, Sharing};
 
 use super::files;
 use super::{ImageStore, Transaction};
@@ -20,7 +21,7 @@ pub(super) const KEPT: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A layer on its way, locked for as long as this value lives.
 pub(crate) struct Partial {
-    pub(crate) file: File,
+    lock: Lock,
     pub(crate) path: PathBuf,
 }
 
@@ -36,13 +37,10 @@ impl ImageStore {
         let path = directory(self.root()).join(digest.hex());
         loop {
             let file = files::lock_file(&path)?;
-            if !files::try_lock(&file, &path)? {
-                waiting();
-                file.lock().context("lock", &path)?;
-            }
+            let lock = Lock::wait(file, Sharing::Exclusive, waiting).context("lock", &path)?;
             // Whoever held it may have published or removed it: then this is another file's lock.
-            if is_at(&file, &path)? {
-                return Ok(Partial { file, path });
+            if is_at(lock.file(), &path)? {
+                return Ok(Partial { lock, path });
             }
         }
     }
@@ -55,6 +53,11 @@ impl ImageStore {
 }
 
 impl Partial {
+    /// What is there of it.
+    pub(crate) const fn file(&self) -> &File {
+        self.lock.file()
+    }
+
     /// Removes what is there, if nothing of it is of use.
     pub(crate) fn discard(self) -> Result<()> {
         files::remove_file(&self.path)?;

@@ -9,6 +9,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
+use microagent_host::lock::{Lock, Sharing};
 use serde::Serialize;
 
 use super::files::{self, Activity};
@@ -392,7 +393,7 @@ impl ImageStore {
         for path in files::entries(&self.disks())? {
             if is_disk(&path) {
                 let file = File::open(&path).context("open the base disk", &path)?;
-                let lock = files::try_lock(&file, &path)?.then_some(file);
+                let lock = Lock::now(file, Sharing::Exclusive).context("lock", &path)?;
                 locks.insert(path, lock);
             }
         }
@@ -422,7 +423,7 @@ fn image_of(path: &Path) -> Option<Digest> {
 }
 
 /// Every disk, locked; or `None` where somebody uses it.
-struct DiskLocks(BTreeMap<PathBuf, Option<File>>);
+struct DiskLocks(BTreeMap<PathBuf, Option<Lock>>);
 
 impl DiskLocks {
     fn is_in_use(&self, path: &Path) -> bool {

@@ -1,19 +1,19 @@
 //! Locks of extra disks: a file system that is written by one machine is nobody else's.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, Metadata},
     os::unix::fs::{MetadataExt as _, OpenOptionsExt},
     path::Path,
 };
 
+use microagent_host::lock::{Lock, Sharing};
 use microagent_protocol::{ExtraDisk, supervisor::MACHINE_LOCK};
-use rustix::fs::{FlockOperation, flock};
 
 use crate::Error;
 
 /// The locks, held until dropped: shared on disks that are read, exclusive on those written.
 #[derive(Debug)]
-pub(crate) struct DiskLocks(#[expect(dead_code, reason = "held, not looked at")] Vec<File>);
+pub(crate) struct DiskLocks(#[expect(dead_code, reason = "held, not looked at")] Vec<Lock>);
 
 impl DiskLocks {
     /// Takes the lock of every disk, or none.
@@ -29,33 +29,33 @@ impl DiskLocks {
     }
 }
 
-fn take(disk: &ExtraDisk) -> Result<File, Error> {
+fn take(disk: &ExtraDisk) -> Result<Lock, Error> {
     let file = File::options()
         .read(true)
         .write(!disk.read_only)
         .custom_flags(libc::O_CLOEXEC | libc::O_NOCTTY | libc::O_NONBLOCK)
         .open(&disk.path)
         .map_err(Error::file("open the disk", &disk.path))?;
-    let operation = if disk.read_only {
-        FlockOperation::NonBlockingLockShared
+    let meta = file
+        .metadata()
+        .map_err(Error::file("look at the disk", &disk.path))?;
+    let sharing = if disk.read_only {
+        Sharing::Shared
     } else {
-        FlockOperation::NonBlockingLockExclusive
+        Sharing::Exclusive
     };
-    match flock(&file, operation) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Error::DiskBusy {
+    Lock::now(file, sharing)
+        .map_err(Error::file("lock the disk", &disk.path))?
+        .ok_or_else(|| Error::DiskBusy {
             name: disk.name.to_string(),
             path: disk.path.clone(),
-            holder: holder(&file).unwrap_or_else(|| "another process".to_owned()),
+            holder: holder(&meta).unwrap_or_else(|| "another process".to_owned()),
             read_only: disk.read_only,
-        }),
-        Err(error) => Err(Error::file("lock the disk", &disk.path)(error.into())),
-    }
+        })
 }
 
-/// Who holds a lock on `file`, as far as the kernel tells.
-fn holder(file: &File) -> Option<String> {
-    let meta = file.metadata().ok()?;
+/// Who holds a lock on a file, as far as the kernel tells.
+fn holder(meta: &Metadata) -> Option<String> {
     let locks = fs::read_to_string("/proc/locks").ok()?;
     let pid = find_lock(&locks, meta.dev(), meta.ino())?;
     if pid == std::process::id() {

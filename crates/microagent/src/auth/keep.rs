@@ -3,7 +3,10 @@
 
 use std::{fs::File, io, path::Path};
 
-use microagent_host::fs::Private;
+use microagent_host::{
+    fs::Private,
+    lock::{Lock, Sharing},
+};
 use microagent_image::{RegistryScope, Secret};
 use serde_json::{Map, Value, json};
 
@@ -76,14 +79,14 @@ fn change(path: &Path, with: impl FnOnce(&mut Map<String, Value>) -> bool) -> Re
     let directory = path.parent().unwrap_or(Path::new("."));
     files::private_dir(directory)?;
     let lock_path = path.with_extension("json.lock");
-    let lock = File::options()
+    let file = File::options()
         .create(true)
         .truncate(false)
         .write(true)
         .private()
         .open(&lock_path)
         .context("open", &lock_path)?;
-    lock.lock().context("lock", &lock_path)?;
+    let _lock = Lock::wait(file, Sharing::Exclusive, || ()).context("lock", &lock_path)?;
     let mut root = read(path)?;
     let changed = with(&mut root);
     if changed {

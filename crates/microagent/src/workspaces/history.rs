@@ -12,7 +12,10 @@ use std::{
     time::SystemTime,
 };
 
-use microagent_host::fs::Private;
+use microagent_host::{
+    fs::Private,
+    lock::{Lock, Sharing},
+};
 use microagent_protocol::{
     EndCause, State, Timestamp,
     supervisor::{Event, EventKind, MACHINE_LOCK},
@@ -155,10 +158,10 @@ pub(crate) fn bury(directory: &Path) {
 
 fn try_bury(directory: &Path) -> Result<()> {
     let lock_path = directory.join(MACHINE_LOCK);
-    let lock = File::open(&lock_path).context("open", &lock_path)?;
-    if lock.try_lock().is_err() {
+    let file = File::open(&lock_path).context("open", &lock_path)?;
+    let Some(_lock) = Lock::now(file, Sharing::Exclusive).context("lock", &lock_path)? else {
         return Ok(()); // Somebody is at it: a new machine, or another reader.
-    }
+    };
     let Some(event) = last(directory)?.filter(|event| event.state.is_live()) else {
         return Ok(());
     };
@@ -273,7 +276,7 @@ mod tests {
     fn a_machine_that_lives_is_believed() {
         let directory = tempfile::tempdir().unwrap();
         let lock = File::create(directory.path().join(MACHINE_LOCK)).unwrap();
-        lock.lock().unwrap();
+        let _machine = Lock::now(lock, Sharing::Exclusive).unwrap().unwrap();
         assert_eq!(state(directory.path()).unwrap(), (State::Starting, false));
         std::fs::write(directory.path().join(EVENTS), event(1, State::Running)).unwrap();
         assert_eq!(state(directory.path()).unwrap(), (State::Running, false));

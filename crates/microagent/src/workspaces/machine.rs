@@ -1,7 +1,7 @@
 //! The machine of a workspace, as seen from its directory: whether it lives, and where it listens.
 
 use std::{
-    fs::{File, TryLockError},
+    fs::File,
     io::{self, Read},
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -9,6 +9,7 @@ use std::{
 
 use microagent_host::{
     fs::Private,
+    lock::{Lock, Sharing},
     process::{ProcessHandle, start_ticks},
 };
 use microagent_protocol::{
@@ -68,7 +69,7 @@ impl MachineRecord {
 pub(crate) fn is_live(directory: &Path) -> bool {
     match File::open(directory.join(MACHINE_LOCK)) {
         // A shared lock for an instant disturbs nobody who asks likewise.
-        Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+        Ok(file) => matches!(Lock::now(file, Sharing::Shared), Ok(None)),
         Err(error) => error.kind() != io::ErrorKind::NotFound,
     }
 }
@@ -78,7 +79,7 @@ pub(crate) fn is_live(directory: &Path) -> bool {
 /// Who holds a workspace needs it, too, before its files are changed or removed: a launcher that was
 /// killed has let go of the workspace, and the supervisor it made may be about to begin.
 #[derive(Debug)]
-pub(crate) struct AtRest(#[expect(dead_code, reason = "the lock goes with the file")] Option<File>);
+pub(crate) struct AtRest(#[expect(dead_code, reason = "held, not looked at")] Option<Lock>);
 
 impl AtRest {
     /// Keeps the workspace in `directory` at rest; `None` where a supervisor of it lives.
@@ -94,13 +95,12 @@ impl AtRest {
         });
         match file {
             // Shared: who asks whether a machine lives is not told so.
-            Ok(file) => match file.try_lock_shared() {
-                Err(TryLockError::WouldBlock) => None,
-                Err(TryLockError::Error(error)) => {
+            Ok(file) => match Lock::now(file, Sharing::Shared) {
+                Ok(lock) => lock.map(|lock| Self(Some(lock))),
+                Err(error) => {
                     tracing::debug!("cannot lock {}: {error}", path.display());
                     Some(Self(None))
                 }
-                Ok(()) => Some(Self(Some(file))),
             },
             // Where it cannot be made, a supervisor cannot make it either, and does not begin.
             Err(error) => {
@@ -155,12 +155,15 @@ mod tests {
     fn who_keeps_a_workspace_at_rest_bars_a_machine_and_is_none() {
         let directory = tempfile::tempdir().unwrap();
         let at_rest = AtRest::keep(directory.path()).unwrap();
-        let file = File::open(directory.path().join(MACHINE_LOCK)).unwrap();
-        assert!(matches!(file.try_lock(), Err(TryLockError::WouldBlock)));
+        let machine = || {
+            let file = File::open(directory.path().join(MACHINE_LOCK)).unwrap();
+            Lock::now(file, Sharing::Exclusive).unwrap()
+        };
+        assert!(machine().is_none());
         assert!(!is_live(directory.path()));
         assert!(AtRest::keep(directory.path()).is_some());
         drop(at_rest);
-        file.try_lock().unwrap();
+        let _machine = machine().unwrap();
         assert!(is_live(directory.path()));
         assert!(AtRest::keep(directory.path()).is_none());
     }

@@ -1,11 +1,12 @@
 //! A workspace on disk, without a machine: what can become of it.
 
 use std::{
-    fs::{self, File, TryLockError},
+    fs::{self, File},
     path::{Path, PathBuf},
     process::Command,
 };
 
+use microagent_host::lock::{Lock, Sharing};
 use microagent_image::{ImageStore, ImportOptions};
 use microagent_protocol::{Timestamp, supervisor::MACHINE_LOCK};
 use proptest::prelude::*;
@@ -294,13 +295,7 @@ fn setup_that_ran_is_over_and_setup_that_did_not_can_change() {
 fn a_live_workspace_keeps_what_its_machine_was_told() {
     let place = Place::new();
     let machine = File::create(place.open().directory.join(MACHINE_LOCK)).unwrap();
-    machine.lock().unwrap();
-    assert!(matches!(
-        File::open(place.open().directory.join(MACHINE_LOCK))
-            .unwrap()
-            .try_lock_shared(),
-        Err(TryLockError::WouldBlock)
-    ));
+    let _machine = Lock::now(machine, Sharing::Exclusive).unwrap().unwrap();
     for (old, new, field) in [
         ("A: 1", "A: 2", "env.A"),
         ("isolated", "user", "network.mode"),
@@ -433,9 +428,7 @@ proptest! {
         let place = Place::new();
         let directory = place.open().directory.clone();
         let lock = File::create(directory.join(MACHINE_LOCK)).unwrap();
-        if live {
-            lock.lock().unwrap();
-        }
+        let _machine = live.then(|| Lock::now(lock, Sharing::Exclusive).unwrap().unwrap());
         let spec = with("memoryMiB: 512", &format!("memoryMiB: {memory}"))
             .replace("sizeMiB: 1024", &format!("sizeMiB: {size}"))
             .replace("guestPort: 80", &format!("guestPort: 80, host: '{bind}'"))
