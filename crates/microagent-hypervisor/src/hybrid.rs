@@ -4,7 +4,9 @@
 
 use std::ffi::OsString;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::PermissionsExt;
+#[cfg(target_os = "linux")]
+use std::os::fd::AsRawFd;
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -37,7 +39,10 @@ const MAX_REPLY: usize = 14;
 /// vsock device answers; else what the socket reports.
 pub fn connect(uds: &Path, port: u32, deadline: Instant) -> io::Result<UnixStream> {
     check_path(uds, true)?;
-    let mut stream = dial(uds, deadline)?;
+    let mut stream = dial(uds, deadline).map_err(|error| match error.kind() {
+        io::ErrorKind::TimedOut => not_accepted(),
+        _ => error,
+    })?;
     stream.write_all(format!("CONNECT {port}\n").as_bytes())?;
 
     // Byte by byte: what follows the newline is the guest's and must stay in the socket.
@@ -50,7 +55,7 @@ pub fn connect(uds: &Path, port: u32, deadline: Instant) -> io::Result<UnixStrea
         )
     };
     loop {
-        stream.set_read_timeout(Some(left(deadline)?))?;
+        stream.set_read_timeout(Some(left(deadline).ok_or_else(not_accepted)?))?;
         let byte = reply.get_mut(len..=len).ok_or_else(invalid)?;
         match stream.read(byte) {
             Ok(0) => {
@@ -62,7 +67,7 @@ pub fn connect(uds: &Path, port: u32, deadline: Instant) -> io::Result<UnixStrea
             Ok(_) if byte == b"\n" => break,
             Ok(_) => len += 1,
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(timed_out()),
+            Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Err(not_accepted()),
             Err(e) => return Err(e),
         }
     }
@@ -125,31 +130,78 @@ pub(crate) fn check_path(path: &Path, suffixed: bool) -> io::Result<()> {
 pub(crate) fn listen_private(path: &Path) -> io::Result<UnixListener> {
     check_path(path, false)?;
     let socket = unix_socket()?;
-    bind(&socket, &SocketAddrUnix::new(path)?)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    bind_private(&socket, path)?;
     rustix::net::listen(&socket, BACKLOG)?;
     Ok(UnixListener::from(socket))
 }
 
+/// The name has the mode that the socket had before: at no time is it a question who has the name.
+#[cfg(target_os = "linux")]
+fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    rustix::fs::fchmod(socket, rustix::fs::Mode::from(0o600))?;
+    Ok(bind(socket, &SocketAddrUnix::new(path)?)?)
+}
+
+#[cfg(not(target_os = "linux"))]
+fn bind_private(socket: &OwnedFd, path: &Path) -> io::Result<()> {
+    use std::os::unix::fs::PermissionsExt;
+    bind(socket, &SocketAddrUnix::new(path)?)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))
+}
+
+/// Connects to the socket at `path`, and to none that a symbolic link there leads to: a VMM that was taken over
+/// may make one where its socket was.
+///
 /// Even connecting can wait, for somebody who has stopped accepting; the send timeout bounds that too.
-pub(crate) fn dial(uds: &Path, deadline: Instant) -> io::Result<UnixStream> {
+///
+/// # Errors
+/// `TimedOut` when `deadline` passes first; else what the system reports.
+pub(crate) fn dial(path: &Path, deadline: Instant) -> io::Result<UnixStream> {
+    let late = || io::Error::from(io::ErrorKind::TimedOut);
     let stream = UnixStream::from(unix_socket()?);
-    stream.set_write_timeout(Some(left(deadline)?))?;
-    match rustix::net::connect(&stream, &SocketAddrUnix::new(uds)?) {
+    stream.set_write_timeout(Some(left(deadline).ok_or_else(late)?))?;
+    match connect_here(&stream, path) {
         Ok(()) => Ok(stream),
-        Err(rustix::io::Errno::AGAIN) => Err(timed_out()),
+        Err(rustix::io::Errno::AGAIN) => Err(late()),
+        Err(rustix::io::Errno::LOOP) => Err(io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!(
+                "{} is a symbolic link and not the VMM's socket",
+                path.display()
+            ),
+        )),
         Err(e) => Err(e.into()),
     }
 }
 
-fn left(deadline: Instant) -> io::Result<Duration> {
+#[cfg(target_os = "linux")]
+fn connect_here(stream: &UnixStream, path: &Path) -> rustix::io::Result<()> {
+    use rustix::fs::{FileType, Mode, OFlags, fstat, open};
+    let place = open(
+        path,
+        OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC,
+        Mode::empty(),
+    )?;
+    if FileType::from_raw_mode(fstat(&place)?.st_mode) == FileType::Symlink {
+        return Err(rustix::io::Errno::LOOP);
+    }
+    let pinned = format!("/proc/self/fd/{}", place.as_raw_fd());
+    rustix::net::connect(stream, &SocketAddrUnix::new(pinned)?)
+}
+
+/// Nobody else makes files where the drivers of other systems have their sockets.
+#[cfg(not(target_os = "linux"))]
+fn connect_here(stream: &UnixStream, path: &Path) -> rustix::io::Result<()> {
+    rustix::net::connect(stream, &SocketAddrUnix::new(path)?)
+}
+
+fn left(deadline: Instant) -> Option<Duration> {
     deadline
         .checked_duration_since(Instant::now())
         .filter(|left| !left.is_zero())
-        .ok_or_else(timed_out)
 }
 
-fn timed_out() -> io::Error {
+fn not_accepted() -> io::Error {
     io::Error::new(
         io::ErrorKind::TimedOut,
         "the guest did not accept the vsock connection in time",
@@ -219,5 +271,29 @@ mod tests {
         }
         let error = connect(&uds, 1, soon()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::TimedOut);
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn a_link_to_another_socket_is_not_followed() {
+        let dir = TempDir::new().unwrap();
+        let (ours, theirs) = (dir.path().join("v"), dir.path().join("theirs"));
+        let listener = listen_private(&theirs).unwrap();
+        std::os::unix::fs::symlink(&theirs, &ours).unwrap();
+        let soon = Instant::now() + Duration::from_secs(5);
+        let error = connect(&ours, 1, soon).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData, "{error}");
+        listener.set_nonblocking(true).unwrap();
+        let heard = listener.accept().unwrap_err();
+        assert_eq!(heard.kind(), io::ErrorKind::WouldBlock, "nobody called");
+    }
+
+    #[test]
+    fn what_listens_is_its_owners() {
+        use std::os::unix::fs::MetadataExt as _;
+        let dir = TempDir::new().unwrap();
+        let path = dir.path().join("v");
+        let _listener = listen_private(&path).unwrap();
+        assert_eq!(path.metadata().unwrap().mode() & 0o777, 0o600);
     }
 }

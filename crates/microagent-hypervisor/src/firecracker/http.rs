@@ -36,10 +36,7 @@ pub(super) fn request(
     limit: Duration,
 ) -> io::Result<Answer> {
     let deadline = Instant::now() + limit;
-    let mut stream = dial(socket, deadline).map_err(|error| match error.kind() {
-        io::ErrorKind::TimedOut => io::ErrorKind::TimedOut.into(),
-        _ => error,
-    })?;
+    let mut stream = dial(socket, deadline)?;
     let mut message =
         format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\nAccept: application/json\r\n");
     if let Some(body) = body {
