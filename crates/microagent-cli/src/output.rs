@@ -3,7 +3,8 @@
 
 use std::io::{self, IsTerminal, Write};
 
-use microagent::{ErrorReport, Resources};
+pub(crate) use microagent::text::harmless as clean;
+use microagent::{ErrorReport, Resources, text::is_harmful};
 use serde::Serialize;
 
 use crate::{
@@ -167,22 +168,6 @@ fn escaped(json: &str) -> String {
         }
     }
     escaped
-}
-
-/// Whether a character steers a terminal, or turns the order of what stands beside it.
-fn is_harmful(character: char) -> bool {
-    character.is_control()
-        || matches!(character, '\u{61c}' | '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
-/// Text that may hold anything, made harmless for a terminal.
-pub(crate) fn clean(text: &str) -> String {
-    let harmless = |character| match character {
-        '\n' | '\t' => character,
-        c if is_harmful(c) => '\u{fffd}',
-        c => c,
-    };
-    text.chars().map(harmless).collect()
 }
 
 /// Text of ours, made harmless, in which our own colours stay.

@@ -1,17 +1,11 @@
 //! Words that others wrote.
 
-/// Text of another program without what could steer a terminal.
+use microagent_protocol::text::harmless;
+
+/// What another program said, as far as it is text and harmless.
 pub(crate) fn printable(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes)
-        .chars()
-        .map(|c| match c {
-            '\n' => '\n',
-            c if c.is_control() => ' ',
-            c => c,
-        })
-        .collect::<String>()
-        .trim()
-        .to_owned()
+    let words = String::from_utf8_lossy(bytes).replace('\r', "");
+    harmless(words.trim())
 }
 
 #[cfg(test)]
@@ -20,6 +14,9 @@ mod tests {
 
     #[test]
     fn words_cannot_steer_a_terminal() {
-        assert_eq!(printable(b"a\x1b[2Jb\x07\nc\xff\n"), "a [2Jb \nc\u{fffd}");
+        assert_eq!(
+            printable(b"a\x1b[2Jb\x07\r\nc\xff\n"),
+            "a\u{fffd}[2Jb\u{fffd}\nc\u{fffd}"
+        );
     }
 }

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use microagent_protocol::text::is_harmful;
+
 use crate::digest::Digest;
 use crate::platform::Platform;
 
@@ -475,13 +477,13 @@ impl<T, E: Into<io::Error>> IoContext<T> for std::result::Result<T, E> {
     }
 }
 
-/// Foreign text made fit for a message: bounded, no control characters.
+/// Foreign text made fit for a message: bounded, and harmless.
 pub(crate) fn clip(text: &str) -> String {
     const LONGEST: usize = 200;
     let mut clipped: String = text
         .chars()
         .take(LONGEST)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| if is_harmful(c) { '\u{fffd}' } else { c })
         .collect();
     if text.chars().nth(LONGEST).is_some() {
         clipped.push('…');

@@ -28,6 +28,7 @@ pub mod state;
 pub mod stats;
 pub mod stream;
 pub mod supervisor;
+pub mod text;
 pub mod time;
 pub mod units;
 pub mod wiring;

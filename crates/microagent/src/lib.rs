@@ -92,6 +92,7 @@ pub use microagent_kernel::{
     Patience as KernelPatience, Provenance, RepositorySource as KernelRepository,
     SOURCE_PACKAGE as KERNEL_SOURCE_PACKAGE,
 };
+pub use microagent_protocol::text;
 pub use microagent_protocol::{
     Backend, BackendChoice, Capabilities, CapturedOutput, Confinement, ConfinementLayer,
     ConfinementMode, DeclaredArtifact, EndCause, EnvVar, ExitStatus, ExtraDisk, GuestPath,
