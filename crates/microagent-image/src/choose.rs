@@ -46,6 +46,7 @@ pub(crate) fn choose(
         Document::Manifest(_) => None,
     };
     let mut platforms = Vec::new();
+    let mut unreadable = None;
     // Depth first; of each index the best candidate is on top.
     let mut stack: Vec<(Digest, usize)> = Vec::new();
     let mut current = Some((top, 0));
@@ -77,6 +78,8 @@ pub(crate) fn choose(
                     });
                 }
                 platforms.extend(index.platforms());
+                unreadable = unreadable
+                    .or_else(|| index.unreadable(wanted).map(|entry| entry.reason.clone()));
                 let candidates = index.candidates(wanted);
                 stack.extend(
                     candidates
@@ -93,6 +96,12 @@ pub(crate) fn choose(
         {
             current = Some((documents.document(digest)?, depth));
         }
+    }
+    if let Some(reason) = unreadable {
+        return Err(ImageError::BadManifest {
+            what: format!("index of {image}"),
+            reason: format!("what it lists for {wanted} cannot be read: {reason}"),
+        });
     }
     platforms.sort();
     platforms.dedup();

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
 
 use crate::digest::Digest;
 use crate::error::{ImageError, Result, clip};
@@ -148,10 +149,20 @@ pub struct Index {
     pub media_type: &'static str,
     /// What it points to; attestations and other artifacts are already left out.
     pub manifests: Vec<Descriptor>,
+    /// Entries that cannot be read: no fault of the others.
+    pub unreadable: Vec<Unreadable>,
+}
+
+/// An entry of an index that names no content of a kind that is known here.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unreadable {
+    /// What it says it is for, if that can be read.
+    pub platform: Option<DescriptorPlatform>,
+    /// What is wrong with it.
+    pub reason: String,
 }
 
 /// What a registry or a layout gives under an image's name.
-#[expect(clippy::large_enum_variant, reason = "one at a time, and not for long")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Document {
     /// One image.
@@ -173,13 +184,14 @@ impl Document {
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
-struct Raw {
+struct Raw<'a> {
     schema_version: u64,
     media_type: Option<String>,
     artifact_type: Option<String>,
     config: Option<Descriptor>,
     layers: Option<Vec<Descriptor>>,
-    manifests: Option<Vec<Descriptor>>,
+    #[serde(borrow)]
+    manifests: Option<Vec<&'a RawValue>>,
     #[serde(rename = "fsLayers")]
     fs_layers: Option<serde::de::IgnoredAny>,
 }
@@ -205,7 +217,7 @@ pub fn parse_as(bytes: &[u8], content_type: Option<&str>) -> Result<Document> {
     if bytes.len() as u64 > MAX_MANIFEST {
         return Err(refuse(format!("it is larger than {MAX_MANIFEST} bytes")));
     }
-    let raw: Raw = serde_json::from_slice(bytes).map_err(|error| {
+    let raw: Raw<'_> = serde_json::from_slice(bytes).map_err(|error| {
         let web = content_type.is_some_and(|value| value.trim_start().starts_with("text/html"));
         refuse(match web {
             true => "it cannot be read: what came is a web page; the host is no registry, or a proxy or a login page stands before it".into(),
@@ -255,7 +267,7 @@ pub fn parse_as(bytes: &[u8], content_type: Option<&str>) -> Result<Document> {
 }
 
 fn media_type_of(
-    raw: &Raw,
+    raw: &Raw<'_>,
     is_index: bool,
     content_type: Option<&str>,
 ) -> std::result::Result<&'static str, String> {
@@ -288,25 +300,45 @@ fn media_type_of(
     Ok(said.unwrap_or(known[0]))
 }
 
-fn read_index(raw: Raw, media_type: &'static str) -> std::result::Result<Document, String> {
+fn read_index(raw: Raw<'_>, media_type: &'static str) -> std::result::Result<Document, String> {
     let manifests = raw.manifests.unwrap_or_default();
     if manifests.len() > MAX_MANIFESTS {
         return Err(format!("it lists more than {MAX_MANIFESTS} manifests"));
     }
-    let manifests = manifests
-        .into_iter()
-        .filter(|entry| !is_attestation(entry) && entry.artifact_type.is_none())
-        .filter(|entry| {
-            matches!(
-                entry.media_type.as_str(),
-                "" | OCI_MANIFEST | OCI_INDEX | DOCKER_MANIFEST | DOCKER_LIST
-            )
-        })
-        .collect();
-    Ok(Document::Index(Index {
+    let mut index = Index {
         media_type,
-        manifests,
-    }))
+        manifests: Vec::new(),
+        unreadable: Vec::new(),
+    };
+    for entry in manifests {
+        match serde_json::from_str::<Descriptor>(entry.get()) {
+            Ok(entry) if is_image(&entry) => index.manifests.push(entry),
+            Ok(_) => {}
+            Err(error) => index.unreadable.push(Unreadable {
+                platform: platform_of(entry),
+                reason: clip(&error.to_string()),
+            }),
+        }
+    }
+    Ok(Document::Index(index))
+}
+
+fn is_image(entry: &Descriptor) -> bool {
+    !is_attestation(entry)
+        && entry.artifact_type.is_none()
+        && matches!(
+            entry.media_type.as_str(),
+            "" | OCI_MANIFEST | OCI_INDEX | DOCKER_MANIFEST | DOCKER_LIST
+        )
+}
+
+/// What an entry that cannot be read is for.
+fn platform_of(entry: &RawValue) -> Option<DescriptorPlatform> {
+    #[derive(Deserialize)]
+    struct For {
+        platform: Option<DescriptorPlatform>,
+    }
+    serde_json::from_str::<For>(entry.get()).ok()?.platform
 }
 
 /// BuildKit puts provenance beside the images, under a platform nobody has.
@@ -321,7 +353,7 @@ fn is_attestation(entry: &Descriptor) -> bool {
             .is_some_and(|platform| platform.os == "unknown" && platform.architecture == "unknown")
 }
 
-fn read_manifest(raw: Raw, media_type: &'static str) -> std::result::Result<Document, String> {
+fn read_manifest(raw: Raw<'_>, media_type: &'static str) -> std::result::Result<Document, String> {
     let (Some(config), Some(layers)) = (raw.config, raw.layers) else {
         return Err("it has no config or no layers".into());
     };
@@ -417,6 +449,17 @@ impl Index {
             .collect();
         ranked.sort_by_key(|(fit, _)| *fit);
         ranked.into_iter().map(|(_, entry)| entry).collect()
+    }
+
+    /// Of the entries that cannot be read, one that may be what is `wanted`.
+    #[must_use]
+    pub fn unreadable(&self, wanted: &Platform) -> Option<&Unreadable> {
+        self.unreadable.iter().find(|entry| match &entry.platform {
+            Some(platform) if !platform.os.is_empty() => {
+                Platform::from(platform).fit(wanted).is_some()
+            }
+            _ => true,
+        })
     }
 
     /// The platforms it names, for messages.

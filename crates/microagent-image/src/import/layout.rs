@@ -31,12 +31,18 @@ impl Import<'_> {
         let Document::Index(mut index) = manifest::parse(&bytes)? else {
             return Err(container.refuse("its `index.json` is not an index"));
         };
+        if let ([], [first, ..]) = (&index.manifests[..], &index.unreadable[..]) {
+            let reason = &first.reason;
+            return Err(container.refuse(format!("it lists no image that can be read: {reason}")));
+        }
         self.narrow(container, &mut index.manifests)?;
         let names: Vec<String> = index.manifests.iter().flat_map(own_names).collect();
         let reference = self.name(&names)?;
         let top = match &index.manifests[..] {
             // One entry is the image itself, so its digest is what the name stands for.
-            [only] => crate::choose::Documents::document(container, only.digest)?,
+            [only] if index.unreadable(&self.options.platform).is_none() => {
+                crate::choose::Documents::document(container, only.digest)?
+            }
             _ => Fetched {
                 digest: Digest::of(&bytes),
                 bytes,

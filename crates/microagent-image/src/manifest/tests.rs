@@ -145,6 +145,30 @@ fn an_index_leaves_out_attestations_and_ranks_platforms() {
     assert!(index.candidates(&"linux/s390x".parse().unwrap()).is_empty());
 }
 
+#[test]
+fn entries_that_cannot_be_read_are_told_of_where_they_are_wanted() {
+    let mut good = descriptor(OCI_MANIFEST);
+    good["platform"] = json!({"os": "linux", "architecture": "amd64"});
+    let odd = json!({"digest": "sha512:00", "size": 1, "platform": {"os": "linux", "architecture": "arm64"}});
+    let index = json!({"schemaVersion": 2, "manifests": [odd, good]});
+    let Document::Index(index) = parse(index.to_string().as_bytes()).unwrap() else {
+        panic!()
+    };
+    let [amd64, arm64] = ["linux/amd64", "linux/arm64"].map(|it| it.parse().unwrap());
+    assert_eq!(index.candidates(&amd64).len(), 1);
+    assert_eq!(index.unreadable(&amd64), None);
+    let reason = &index.unreadable(&arm64).unwrap().reason;
+    assert!(reason.contains("only sha256"), "{reason}");
+    // What does not say what it is for may be anything.
+    for other in [json!(1), json!({"size": "x"}), json!({"platform": []})] {
+        let index = json!({"schemaVersion": 2, "manifests": [other]});
+        let Document::Index(index) = parse(index.to_string().as_bytes()).unwrap() else {
+            panic!()
+        };
+        assert!(index.manifests.is_empty() && index.unreadable(&amd64).is_some());
+    }
+}
+
 proptest! {
     #[test]
     fn bytes_never_panic(bytes in proptest::collection::vec(any::<u8>(), 0..400)) {

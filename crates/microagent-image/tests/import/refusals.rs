@@ -151,6 +151,37 @@ fn damaged_layouts_are_refused_and_leave_nothing() {
 }
 
 #[test]
+fn an_entry_that_cannot_be_read_is_no_fault_of_the_others() {
+    let bench = Bench::new();
+    let mut layout = bench.layout();
+    layout.add("x:1", &[image()]).unwrap();
+    let path = layout.path().join("index.json");
+    let mut index: serde_json::Value = serde_json::from_slice(&fs::read(&path).unwrap()).unwrap();
+    let entries = index["manifests"].as_array_mut().unwrap();
+    entries.push(json!({
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "digest": format!("sha512:{}", "0".repeat(128)),
+        "size": 7,
+        "platform": {"os": "linux", "architecture": "arm64"},
+    }));
+    fs::write(&path, index.to_string()).unwrap();
+    let arm64 = named("x:1").platform("linux/arm64".parse().unwrap());
+    let error = bench.refused(layout.path(), &arm64);
+    assert!(
+        error.contains("linux/arm64") && error.contains("only sha256"),
+        "{error}"
+    );
+    index["manifests"].as_array_mut().unwrap().remove(0);
+    let alone = bench.path("alone");
+    fs::create_dir(&alone).unwrap();
+    fs::copy(layout.path().join("oci-layout"), alone.join("oci-layout")).unwrap();
+    fs::write(alone.join("index.json"), index.to_string()).unwrap();
+    let error = bench.refused(&alone, &arm64);
+    assert!(error.contains("only sha256"), "{error}");
+    bench.import(layout.path(), &named("x:1")).unwrap();
+}
+
+#[test]
 fn a_layer_that_is_not_what_the_config_promises_makes_no_disk() {
     let bench = Bench::new();
     let layout = bench.layout();
