@@ -10,7 +10,8 @@ use base64::{
     },
 };
 use microagent_image::{Credential, RegistryScope, Secret};
-use serde::Deserialize;
+use serde::{Deserialize, de::DeserializeOwned};
+use serde_json::value::RawValue;
 use zeroize::Zeroizing;
 
 /// The largest file that is read, in bytes.
@@ -26,15 +27,48 @@ const LENIENT: GeneralPurpose = GeneralPurpose::new(
 const DOCKER_INDEX: &str = "https://index.docker.io/v1/";
 
 /// What a file says of credentials.
-#[derive(Debug, Default, Deserialize)]
-#[serde(rename_all = "camelCase")]
+#[derive(Debug, Default)]
 pub(crate) struct AuthFile {
-    #[serde(default)]
-    auths: Option<BTreeMap<String, Option<Entry>>>,
-    #[serde(default)]
-    creds_store: Option<String>,
-    #[serde(default)]
-    cred_helpers: Option<BTreeMap<String, Option<String>>>,
+    auths: BTreeMap<String, Value<Entry>>,
+    creds_store: Value<String>,
+    cred_helpers: BTreeMap<String, Value<String>>,
+}
+
+/// What stands somewhere in a file. One registry's entry that is not as it should be is no fault of the others.
+#[derive(Debug, Default)]
+enum Value<T> {
+    /// Nothing, or `null`.
+    #[default]
+    Nothing,
+    Good(T),
+    Bad,
+}
+
+impl<T: DeserializeOwned> Value<T> {
+    fn read(written: &RawValue) -> Self {
+        match serde_json::from_str(written.get()) {
+            Ok(Some(value)) => Self::Good(value),
+            Ok(None) => Self::Nothing,
+            Err(_) => Self::Bad,
+        }
+    }
+
+    fn read_all(written: Option<BTreeMap<String, &RawValue>>) -> BTreeMap<String, Self> {
+        let all = written.into_iter().flatten();
+        all.map(|(key, value)| (key, Self::read(value))).collect()
+    }
+}
+
+/// A file, as far as all of it has one form.
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Written<'a> {
+    #[serde(default, borrow)]
+    auths: Option<BTreeMap<String, &'a RawValue>>,
+    #[serde(default, borrow)]
+    creds_store: Option<&'a RawValue>,
+    #[serde(default, borrow)]
+    cred_helpers: Option<BTreeMap<String, &'a RawValue>>,
 }
 
 #[derive(Default, Deserialize)]
@@ -60,8 +94,8 @@ pub(crate) enum Place {
     Helper { name: String, server: String },
     /// It is in the file.
     Here(Credential),
-    /// There is an entry that cannot be understood.
-    Broken { key: String },
+    /// There is an entry that cannot be understood, because it is not `form`.
+    Broken { key: String, form: &'static str },
 }
 
 impl AuthFile {
@@ -73,12 +107,17 @@ impl AuthFile {
         // Editors and shells of Windows begin a file so.
         let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         // What the parser says of a value may hold the value.
-        serde_json::from_slice(bytes).map_err(|error| {
+        let written: Written<'_> = serde_json::from_slice(bytes).map_err(|error| {
             format!(
                 "it is not JSON in the form of Docker's config.json (line {}, column {})",
                 error.line(),
                 error.column()
             )
+        })?;
+        Ok(Self {
+            auths: Value::read_all(written.auths),
+            creds_store: written.creds_store.map(Value::read).unwrap_or_default(),
+            cred_helpers: Value::read_all(written.cred_helpers),
         })
     }
 
@@ -86,25 +125,29 @@ impl AuthFile {
     /// first, then a helper of its own, then the general one, then what stands in the file.
     pub(crate) fn places(&self, wanted: &RegistryScope) -> Vec<Place> {
         let mut places: Vec<(usize, Place)> = Vec::new();
-        for (key, name) in self.cred_helpers.iter().flatten() {
-            if let (Some(scope), Some(name)) = (covering(key, wanted), given(name)) {
-                let server = server(&scope);
-                let name = name.to_owned();
-                places.push((scope.depth(), Place::Helper { name, server }));
+        for (key, name) in &self.cred_helpers {
+            if let Some(scope) = covering(key, wanted) {
+                let place = by_helper(name, key, server(&scope));
+                places.extend(place.map(|place| (scope.depth(), place)));
             }
         }
-        if let Some(name) = given(&self.creds_store) {
-            let server = server(&wanted.whole());
-            let name = name.to_owned();
-            places.push((0, Place::Helper { name, server }));
-        }
-        for (key, entry) in self.auths.iter().flatten() {
-            if let (Some(scope), Some(entry)) = (covering(key, wanted), entry) {
-                let place = match entry.credential() {
-                    Some(Ok(credential)) => Place::Here(credential),
-                    Some(Err(())) => Place::Broken { key: key.clone() },
-                    // Beside a helper, Docker keeps empty entries.
-                    None => continue,
+        let general = by_helper(&self.creds_store, "credsStore", server(&wanted.whole()));
+        places.extend(general.map(|place| (0, place)));
+        for (key, entry) in &self.auths {
+            if let Some(scope) = covering(key, wanted) {
+                let broken = |form| Place::Broken {
+                    key: key.clone(),
+                    form,
+                };
+                let place = match entry {
+                    Value::Nothing => continue,
+                    Value::Bad => broken("an entry as Docker writes it"),
+                    Value::Good(entry) => match entry.credential() {
+                        Some(Ok(credential)) => Place::Here(credential),
+                        Some(Err(())) => broken("user:password in base64"),
+                        // Beside a helper, Docker keeps empty entries.
+                        None => continue,
+                    },
                 };
                 places.push((scope.depth(), place));
             }
@@ -119,7 +162,6 @@ impl AuthFile {
         let own = self
             .cred_helpers
             .iter()
-            .flatten()
             .filter_map(|(key, name)| Some((covering(key, scope)?.depth(), given(name)?)))
             .max_by_key(|(depth, _)| *depth)
             .map(|(_, name)| name);
@@ -128,8 +170,24 @@ impl AuthFile {
 }
 
 /// A helper's name; some tools leave an empty one, or `null`, where there is none.
-fn given(name: &Option<String>) -> Option<&str> {
-    name.as_deref().filter(|name| !name.is_empty())
+fn given(name: &Value<String>) -> Option<&str> {
+    match name {
+        Value::Good(name) if !name.is_empty() => Some(name),
+        _ => None,
+    }
+}
+
+fn by_helper(name: &Value<String>, key: &str, server: String) -> Option<Place> {
+    match name {
+        Value::Bad => Some(Place::Broken {
+            key: key.to_owned(),
+            form: "the name of a helper",
+        }),
+        _ => given(name).map(|name| Place::Helper {
+            name: name.to_owned(),
+            server,
+        }),
+    }
 }
 
 fn covering(key: &str, wanted: &RegistryScope) -> Option<RegistryScope> {
@@ -248,6 +306,7 @@ mod tests {
                 "bad.example/x",
                 &[Place::Broken {
                     key: "bad.example".into(),
+                    form: "user:password in base64",
                 }],
             ),
             ("none.example/x", &[]),
@@ -293,10 +352,10 @@ mod tests {
     #[test]
     fn what_is_broken_is_not_quoted() {
         for json in [
-            r#"{"auths": {"r": "hunter2"}}"#,
-            r#"{"auths": {"r": {"auth": ["hunter2"]}}}"#,
+            r#"{"auths": ["hunter2"]}"#,
+            r#"{"auths": {"r": {"auth": "hunter2}}}"#,
             "hunter2",
-            r#"{"credsStore": {"hunter2": 1}}"#,
+            r#"{"credHelpers": "hunter2"}"#,
         ] {
             let error = AuthFile::parse(json.as_bytes()).unwrap_err();
             assert!(
@@ -307,6 +366,39 @@ mod tests {
         let file =
             AuthFile::parse(br#"{"auths": {"r.example": {"auth": "dTpodW50ZXIy"}}}"#).unwrap();
         assert!(!format!("{file:?}").contains("unter2"));
+    }
+
+    #[test]
+    fn what_is_broken_is_no_fault_of_the_others() {
+        let json = r#"{"auths": {"r.example": "hunter2", "s.example": {"auth": ["hunter2"]},
+                "good.example": {"auth": "YTpi"}},
+            "credsStore": {"hunter2": 1}, "credHelpers": {"h.example": 7, "own.example": "own"}}"#;
+        let broken = |key: &str, form| Place::Broken {
+            key: key.into(),
+            form,
+        };
+        let helper = "the name of a helper";
+        let general = || broken("credsStore", helper);
+        for (wanted, first) in [
+            (
+                "r.example/x",
+                broken("r.example", "an entry as Docker writes it"),
+            ),
+            (
+                "s.example/x",
+                broken("s.example", "an entry as Docker writes it"),
+            ),
+            ("h.example/x", broken("h.example", helper)),
+            ("other.example/x", general()),
+        ] {
+            let places = places(json, wanted);
+            assert!(places.contains(&first), "{wanted}: {places:?}");
+        }
+        assert!(places(json, "good.example/x").contains(&basic("a", "b")));
+        let file = AuthFile::parse(json.as_bytes()).unwrap();
+        assert!(!format!("{file:?}").contains("hunter2"));
+        let own: RegistryScope = "own.example".parse().unwrap();
+        assert_eq!(file.helper(&own), Some("own"));
     }
 
     proptest! {

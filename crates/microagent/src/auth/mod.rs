@@ -60,11 +60,8 @@ fn find_in(config: &Config, path: &Path, scope: &RegistryScope) -> Result<Option
     for place in file.places(scope) {
         match place {
             Place::Here(credential) => return found(credential, None),
-            Place::Broken { key } => {
-                fault.get_or_insert(format!(
-                    "the entry `{key}` in {} is not user:password in base64",
-                    path.display()
-                ));
+            Place::Broken { key, form } => {
+                fault.get_or_insert(format!("`{key}` in {} is not {form}", path.display()));
             }
             Place::Helper { name, server } => {
                 let answer =
