@@ -46,8 +46,17 @@ pub(super) fn request(
     message.push_str("\r\n");
     let mut bytes = message.into_bytes();
     bytes.extend_from_slice(body.unwrap_or_default());
-    stream.set_write_timeout(Some(limit))?;
-    stream.write_all(&bytes)?;
+    let left = || match deadline.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(Some(left)),
+    };
+    stream.set_write_timeout(left()?)?;
+    stream
+        .write_all(&bytes)
+        .map_err(|error| match error.kind() {
+            io::ErrorKind::WouldBlock => io::ErrorKind::TimedOut.into(),
+            _ => error,
+        })?;
 
     let mut received = Vec::new();
     let mut buffer = [0; 4096];
@@ -55,11 +64,7 @@ pub(super) fn request(
         if let Some(answer) = parse(&received)? {
             return Ok(answer);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Err(io::ErrorKind::TimedOut.into());
-        }
-        stream.set_read_timeout(Some(left))?;
+        stream.set_read_timeout(left()?)?;
         match stream.read(&mut buffer) {
             Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
             Ok(count) => received.extend_from_slice(&buffer[..count]),

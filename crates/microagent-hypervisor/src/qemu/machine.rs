@@ -138,10 +138,9 @@ impl QemuMachine {
             network,
             machine_type,
         };
-        match machine.qmp.greet(deadline) {
+        match machine.qmp.greet(deadline, limit) {
             Ok(true) => machine.vmm.check_confinement().map(|()| machine),
             Ok(false) => Err(machine.start_failure(binary)),
-            Err(Error::Timeout { what, .. }) => Err(Error::Timeout { what, limit }),
             Err(error) => Err(error),
         }
     }
@@ -240,15 +239,11 @@ pub(crate) fn confinement_of_idle(
 ) -> Result<Confinement, Error> {
     let (qmp_here, qmp_there) = socket_pair("QEMU's control channel")?;
     let (console, _console_there) = socket_pair("the serial console")?;
-    let log = directory.join("idle");
+    let log = Passing(directory.join("idle"));
     let arguments = idle_arguments(qmp_there.as_raw_fd());
     let nowhere = ConsoleSpec {
-        log: log.clone(),
+        log: log.0.clone(),
         limit: 4096,
-    };
-    let log_error = |source| Error::Io {
-        context: format!("open {}", log.display()),
-        source,
     };
     let vmm = Vmm::spawn(Plan {
         program: binary.path().to_owned(),
@@ -265,23 +260,39 @@ pub(crate) fn confinement_of_idle(
         console,
         stdio: None,
         tap: None,
-        log: RotatingLog::open(&nowhere).map_err(log_error)?,
+        log: RotatingLog::open(&nowhere).map_err(|source| Error::Io {
+            context: format!("open {}", log.0.display()),
+            source,
+        })?,
     })?;
-    let qmp = Qmp::new(qmp_here).map_err(log_error)?;
+    let qmp = Qmp::new(qmp_here).map_err(|source| Error::Io {
+        context: "read QEMU's control channel".to_owned(),
+        source,
+    })?;
     // Its filter is on once it answers.
-    let answered = qmp.greet(Instant::now() + CONTROL_LIMIT);
+    let answered = qmp.greet(Instant::now() + CONTROL_LIMIT, CONTROL_LIMIT);
     let found = vmm.confinement();
     drop(vmm);
-    match std::fs::remove_file(&log) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(log_error(error)),
-        _ => {}
-    }
     match answered? {
         true => Ok(found),
         false => Err(Error::VmmStart {
             program: binary.path().to_owned(),
             reason: "it ended before it was looked at".to_owned(),
         }),
+    }
+}
+
+/// A file that goes when this does.
+struct Passing(PathBuf);
+
+impl Drop for Passing {
+    fn drop(&mut self) {
+        match std::fs::remove_file(&self.0) {
+            Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%error, "{} is left behind", self.0.display());
+            }
+            _ => {}
+        }
     }
 }
 

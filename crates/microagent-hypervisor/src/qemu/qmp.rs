@@ -51,6 +51,8 @@ pub(super) struct Qmp {
 struct Writer {
     stream: UnixStream,
     next: u64,
+    /// A command was not taken whole: what would come next would be read as a part of it.
+    is_torn: bool,
 }
 
 #[derive(Default)]
@@ -110,14 +112,18 @@ impl Qmp {
             })?;
         Ok(Self {
             shared,
-            writer: Mutex::new(Writer { stream, next: 0 }),
+            writer: Mutex::new(Writer {
+                stream,
+                next: 0,
+                is_torn: false,
+            }),
             reader: Some(reader),
         })
     }
 
-    /// Waits for QEMU's greeting and answers it; `Ok(false)` if `ended` or the
-    /// channel closed first.
-    pub(super) fn greet(&self, deadline: Instant) -> Result<bool, Error> {
+    /// Waits for QEMU's greeting and answers it, until `deadline`, which is `limit` from when the wait began;
+    /// `Ok(false)` if the channel closed first.
+    pub(super) fn greet(&self, deadline: Instant, limit: Duration) -> Result<bool, Error> {
         let state = self.shared.lock();
         let state = self.shared.wait_until(state, deadline, |state| {
             state.greeted || state.closed.is_some()
@@ -128,7 +134,7 @@ impl Qmp {
         if !state.greeted {
             return Err(Error::Timeout {
                 what: "QEMU's answer on its control channel".to_owned(),
-                limit: Duration::ZERO,
+                limit,
             });
         }
         drop(state);
@@ -205,20 +211,24 @@ impl Qmp {
         let fail = |reason: String| Error::Control { action, reason };
         let id = {
             let mut writer = self.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if writer.is_torn {
+                return Err(fail("it did not take an earlier command".to_owned()));
+            }
             let id = writer.next;
             writer.next += 1;
             self.shared.lock().answers.insert(id, None);
             let mut line =
                 json!({"execute": command, "arguments": arguments, "id": id}).to_string();
             line.push('\n');
-            writer
+            let written = writer
                 .stream
                 .set_write_timeout(Some(limit.max(Duration::from_millis(1))))
-                .and_then(|()| writer.stream.write_all(line.as_bytes()))
-                .map_err(|error| {
-                    self.shared.lock().answers.remove(&id);
-                    fail(error.to_string())
-                })?;
+                .and_then(|()| writer.stream.write_all(line.as_bytes()));
+            if let Err(error) = written {
+                writer.is_torn = true;
+                self.shared.lock().answers.remove(&id);
+                return Err(fail(error.to_string()));
+            }
             id
         };
         let state = self.shared.lock();
@@ -340,9 +350,29 @@ mod tests {
             let (here, mut there) = UnixStream::pair().unwrap();
             let qmp = Qmp::new(here).unwrap();
             let ends = std::thread::spawn(move || there.write_all(b"{\"QMP\": {}}\n"));
-            let greeted = qmp.greet(Instant::now() + Duration::from_secs(60));
+            let limit = Duration::from_secs(60);
+            let greeted = qmp.greet(Instant::now() + limit, limit);
             assert!(matches!(greeted, Ok(false)), "{greeted:?}");
             ends.join().unwrap().unwrap();
         }
+    }
+
+    #[test]
+    fn nothing_follows_a_command_that_was_not_taken_whole() {
+        let (here, there) = UnixStream::pair().unwrap();
+        let qmp = Qmp::new(here).unwrap();
+        let send = |words: &str, limit| {
+            let sent = qmp.execute("test", "test", &json!(words), limit);
+            sent.unwrap_err().to_string()
+        };
+        // More than a socket holds, and nobody reads.
+        let long = "x".repeat(16 << 20);
+        assert!(!send(&long, Duration::from_millis(50)).contains("earlier"));
+        let refused = send("x", Duration::from_secs(60));
+        assert!(
+            refused.contains("did not take an earlier command"),
+            "{refused}"
+        );
+        drop(there);
     }
 }

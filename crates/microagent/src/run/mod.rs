@@ -12,7 +12,7 @@ use std::{
     path::Path,
     sync::{
         Arc,
-        mpsc::{Receiver, Sender, channel},
+        mpsc::{Receiver, Sender},
     },
     thread,
     time::{Duration, Instant},
@@ -31,7 +31,7 @@ use crate::{
     config::Config,
     copy,
     directories::{self, Directory, RuntimeDirectory},
-    error::{Error, Result},
+    error::{Error, IoContext, Result},
     event::RunEvent,
     hostname,
     io::{Control, EventSink, Parts, RunIo},
@@ -272,17 +272,24 @@ fn or_cancel<T: Send + 'static>(
     receiver: &Receiver<Happening>,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {
-    let (result, done) = channel();
-    let bell = sender.clone();
-    thread::spawn(move || {
-        // Nobody waits any more when the run was cancelled.
-        let _ = result.send(work());
-        let _ = bell.send(Happening::Prepared);
-    });
+    let bell = Bell(sender.clone());
+    let worker = thread::Builder::new()
+        .name("prepare".to_owned())
+        .spawn(move || {
+            let _rings = bell;
+            work()
+        })
+        .context(
+            "start a thread for",
+            Path::new("what the machine is made of"),
+        )?;
     loop {
         match receiver.recv() {
             Ok(Happening::Prepared) => {
-                return done.recv().unwrap_or(Err(Error::Cancelled { signal: 15 }));
+                // What it panicked with goes on here, where somebody waits for it.
+                return worker
+                    .join()
+                    .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             }
             Ok(Happening::Control(Control::Signal(signal))) => {
                 return Err(Error::Cancelled { signal });
@@ -293,6 +300,16 @@ fn or_cancel<T: Send + 'static>(
             Ok(_) => {}
             Err(_) => return Err(Error::Cancelled { signal: 15 }),
         }
+    }
+}
+
+/// Rings when it is dropped: also where the work ended in a panic.
+struct Bell(Sender<Happening>);
+
+impl Drop for Bell {
+    fn drop(&mut self) {
+        // Nobody waits any more when the run was cancelled.
+        let _ = self.0.send(Happening::Prepared);
     }
 }
 

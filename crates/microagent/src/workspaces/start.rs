@@ -110,7 +110,8 @@ impl Workspace<'_> {
     /// Boots it; returns when its guest is ready. The machine outlives this program.
     ///
     /// Setup commands that have not run yet are run first, in a boot of their own, with their
-    /// output on the standard error of `io`.
+    /// output on the standard error of `io`. Of `io` that and the listener for events are all that is used: a
+    /// controller of it steers nothing here.
     ///
     /// # Errors
     /// [`Error::State`] if it runs or is quarantined, [`Error::Diverged`] if it is not what was
