@@ -16,6 +16,7 @@ pub mod harness;
 mod inherited;
 pub mod kernels;
 mod leftovers;
+mod port;
 pub mod prometheus;
 mod pty;
 #[cfg(target_os = "linux")]
@@ -29,6 +30,7 @@ pub use command::{Finished, Invocation, Running, sha256, tool};
 pub use fixture::{busybox_tar, containers_arm64_tar, containers_tar, image_with_config};
 pub use inherited::{executable, unmount};
 pub use leftovers::Leftovers;
+pub use port::Port;
 pub use pty::Terminal;
 #[cfg(target_os = "linux")]
 pub use reflink::Xfs;

@@ -14,7 +14,7 @@ mod wire;
 
 use std::fs;
 use std::io::{self, BufRead, BufReader};
-use std::net::{Ipv4Addr, TcpStream};
+use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -35,6 +35,7 @@ pub use self::tokens::{Asked, TokenSetup, Tokens};
 use self::tool::missing;
 pub use self::tool::run_tool;
 pub use self::wire::Wire;
+use crate::Port;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -56,7 +57,7 @@ pub struct Setup {
 #[derive(Debug)]
 pub struct Registry {
     child: Option<Child>,
-    port: u16,
+    port: Port,
     setup: Setup,
     directory: TempDir,
 }
@@ -85,7 +86,7 @@ impl Registry {
         }
         let mut registry = Self {
             child: None,
-            port: 0,
+            port: Port::free(),
             setup,
             directory,
         };
@@ -104,7 +105,7 @@ impl Registry {
             "version": 0.1,
             "log": {"level": "info", "formatter": "text"},
             "storage": {"filesystem": {"rootdirectory": root.join("storage")}, "delete": {"enabled": true}},
-            "http": {"addr": format!("127.0.0.1:{}", self.port), "secret": "test"},
+            "http": {"addr": self.port.address().to_string(), "secret": "test"},
         });
         if self.setup.login.is_some() {
             config["auth"] = json!({"htpasswd": {"realm": "test", "path": root.join("htpasswd")}});
@@ -133,30 +134,30 @@ impl Registry {
             .with_context(|| missing(&command, "docker-registry"))?;
         let log = child.stderr.take().context("no standard error")?;
         self.child = Some(child);
-        // It chooses the port and logs it; the log is read to its end so that it never blocks.
-        let (found, port) = std::sync::mpsc::channel();
+        // It logs that it listens; the log is read to its end so that it never blocks.
+        let (found, listening) = std::sync::mpsc::channel();
+        let words = format!("listening on {}", self.port.address());
         std::thread::spawn(move || {
             let mut seen = String::new();
             for line in BufReader::new(log).lines().map_while(io::Result::ok) {
                 seen.push_str(&line);
                 seen.push('\n');
-                if let Some(rest) = line.split("listening on 127.0.0.1:").nth(1) {
-                    let digits: String = rest.chars().take_while(char::is_ascii_digit).collect();
+                if line.contains(&words) {
                     // The receiver is gone once it has its answer.
-                    let _ = found.send(Ok(digits));
+                    let _ = found.send(Ok(()));
                 }
             }
             let _ = found.send(Err(seen));
         });
-        match port.recv_timeout(DEADLINE) {
-            Ok(Ok(port)) => self.port = port.parse()?,
+        match listening.recv_timeout(DEADLINE) {
+            Ok(Ok(())) => {}
             Ok(Err(log)) => bail!("docker-registry ended: {log}"),
-            Err(_) => bail!("docker-registry did not say its port within {DEADLINE:?}"),
+            Err(_) => bail!("docker-registry did not listen within {DEADLINE:?}"),
         }
         let deadline = Instant::now() + DEADLINE;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).is_err() {
+        while TcpStream::connect(self.port.address()).is_err() {
             if Instant::now() > deadline {
-                bail!("docker-registry does not answer on port {}", self.port);
+                bail!("docker-registry does not answer on port {}", self.port());
             }
             std::thread::sleep(Duration::from_millis(10));
         }
@@ -191,13 +192,13 @@ impl Registry {
     /// Its TCP port on 127.0.0.1.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// The full reference of `name` (`debian:12`) in this registry.
     #[must_use]
     pub fn reference(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+        format!("{}/{name}", self.port.address())
     }
 
     /// The file that holds a blob, to damage it. `digest` is `sha256:<hex>`.

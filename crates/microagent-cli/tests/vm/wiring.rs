@@ -10,7 +10,7 @@ use std::{
 };
 
 use serde_json::Value;
-use testkit::{Sandbox, eventually};
+use testkit::{Port, Sandbox, eventually};
 
 use crate::sandbox;
 
@@ -228,11 +228,8 @@ fn what_cannot_be_wired_is_refused_before_anything_boots() {
     let taken = TcpListener::bind("127.0.0.1:0").unwrap();
     let port = taken.local_addr().unwrap().port();
     let publish = format!("{port}:80");
-    let gone = {
-        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        listener.local_addr().unwrap()
-    };
-    let mediation = format!("2048={gone}");
+    let gone = Port::free();
+    let mediation = format!("2048={}", gone.address());
     let dir = tempfile::tempdir().unwrap();
     let not_ext4 = dir.path().join("zeros.img");
     fs::write(&not_ext4, [0; 4096]).unwrap();

@@ -23,6 +23,8 @@ pub(crate) fn connect(port: u16) -> io::Result<TcpStream> {
 mod tests {
     use std::net::TcpListener;
 
+    use rustix::net::{AddressFamily, SocketType, getsockname};
+
     use super::*;
 
     #[test]
@@ -35,10 +37,11 @@ mod tests {
                 address
             );
         }
-        let free = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = free.local_addr().unwrap().port();
-        drop(free);
-        let error = connect(port).unwrap_err();
+        // Its port is nobody's: it is bound and does not listen.
+        let free = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
+        rustix::net::bind(&free, &SocketAddr::from((Ipv4Addr::LOCALHOST, 0))).unwrap();
+        let address: SocketAddr = getsockname(&free).unwrap().try_into().unwrap();
+        let error = connect(address.port()).unwrap_err();
         assert_eq!(error.kind(), io::ErrorKind::ConnectionRefused);
     }
 }

@@ -366,12 +366,8 @@ fn a_silent_registry_is_given_up() {
 
 #[test]
 fn nobody_there() {
-    let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
-        .unwrap()
-        .local_addr()
-        .unwrap()
-        .port();
-    let error = pull(&format!("127.0.0.1:{port}/a:1"), &options())
+    let nobody = testkit::Port::free();
+    let error = pull(&format!("{}/a:1", nobody.address()), &options())
         .0
         .unwrap_err();
     assert!(

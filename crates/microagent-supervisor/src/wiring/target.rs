@@ -101,9 +101,8 @@ mod tests {
 
     #[test]
     fn what_does_not_answer_is_known_in_time() {
-        let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-        let target = tcp(&gone, "127.0.0.1");
-        drop(gone);
+        let gone = testkit::Port::free();
+        let target = gone.address().to_string().parse().unwrap();
         let refused = probe(&target, SOON).unwrap_err();
         assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
         let missing = MediationTarget::Unix("/no/such/socket".into());

@@ -121,12 +121,8 @@ mod tests {
             let error = ask(server(pieces)).unwrap_err().to_string();
             assert!(error.contains(words), "{error}");
         }
-        let free = TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap();
         assert_eq!(
-            ask(free).unwrap_err().kind(),
+            ask(testkit::Port::free().address()).unwrap_err().kind(),
             io::ErrorKind::ConnectionRefused
         );
     }

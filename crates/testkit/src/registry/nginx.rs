@@ -1,7 +1,8 @@
 //! A real nginx in front of a registry: redirects, ranges, slowness, limits, and answers that break off.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::io::Read;
+use std::net::{Shutdown, TcpStream};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
@@ -10,6 +11,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::tool::missing;
+use crate::Port;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -17,7 +19,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Nginx {
     child: Child,
-    ports: Vec<u16>,
+    ports: Vec<Port>,
     directory: TempDir,
 }
 
@@ -29,7 +31,8 @@ impl Nginx {
     /// When nginx is missing or refuses its configuration.
     pub fn start(count: usize, servers: impl Fn(&[u16]) -> String) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let ports = free_ports(count)?;
+        let ports: Vec<_> = (0..count).map(|_| Port::free()).collect();
+        let numbers: Vec<_> = ports.iter().map(Port::number).collect();
         let root = directory.path().display();
         let config = format!(
             r#"daemon off;
@@ -52,7 +55,7 @@ http {{
 {}
 }}
 "#,
-            servers(&ports)
+            servers(&numbers)
         );
         let path = directory.path().join("nginx.conf");
         fs::write(&path, config)?;
@@ -79,8 +82,8 @@ http {{
 
     fn wait_until_up(&mut self) -> Result<()> {
         let deadline = Instant::now() + DEADLINE;
-        for port in self.ports.clone() {
-            while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        for port in &self.ports {
+            while TcpStream::connect(port.address()).is_err() {
                 if self.child.try_wait()?.is_some() || Instant::now() > deadline {
                     let log = fs::read_to_string(self.directory.path().join("error.log"));
                     bail!("nginx does not answer: {}", log.unwrap_or_default());
@@ -94,19 +97,27 @@ http {{
     /// The port of the `n`th server.
     #[must_use]
     pub fn port(&self, n: usize) -> u16 {
-        self.ports[n]
+        self.ports[n].number()
     }
 
     /// The full reference of `name` at the `n`th server.
     #[must_use]
     pub fn reference(&self, n: usize, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.ports[n])
+        format!("{}/{name}", self.ports[n].address())
     }
 
     /// The lines of its log that speak of the `n`th server.
+    ///
+    /// # Panics
+    /// When it answers no more.
     #[must_use]
     pub fn seen(&self, n: usize) -> Vec<String> {
-        let prefix = format!("{} ", self.ports[n]);
+        // It notes a request after the answer's last byte, and before it looks at who comes next.
+        let next = TcpStream::connect(self.ports[n].address()).expect("nginx answers");
+        next.shutdown(Shutdown::Write).expect("nginx answers");
+        let said = (&next).read(&mut [0]).expect("nginx answers");
+        assert_eq!(said, 0, "who asks nothing is told nothing");
+        let prefix = format!("{} ", self.port(n));
         let log: PathBuf = self.directory.path().join("access.log");
         fs::read_to_string(log)
             .unwrap_or_default()
@@ -123,14 +134,4 @@ impl Drop for Nginx {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
-}
-
-/// Ports that were free a moment ago; all are held until all are known.
-fn free_ports(count: usize) -> Result<Vec<u16>> {
-    let held: Vec<TcpListener> = (0..count)
-        .map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0)))
-        .collect::<std::io::Result<_>>()?;
-    held.iter()
-        .map(|listener| Ok(listener.local_addr()?.port()))
-        .collect()
 }

@@ -1,7 +1,7 @@
 //! A real proxy between us and a registry.
 
 use std::fs;
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::TcpStream;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use tempfile::TempDir;
 
 use super::tool::missing;
+use crate::Port;
 
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -16,7 +17,7 @@ const DEADLINE: Duration = Duration::from_secs(30);
 #[derive(Debug)]
 pub struct Proxy {
     child: Child,
-    port: u16,
+    port: Port,
     directory: TempDir,
 }
 
@@ -28,11 +29,10 @@ impl Proxy {
     /// When `tinyproxy` is missing or does not come up.
     pub fn start(lines: &str) -> Result<Self> {
         let directory = tempfile::tempdir()?;
-        let port = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?
-            .local_addr()?
-            .port();
+        let port = Port::free();
         let config = format!(
-            "Port {port}\nListen 127.0.0.1\nTimeout 60\nMaxClients 20\nLogFile \"{}\"\nLogLevel Connect\n{lines}\n",
+            "Port {}\nListen 127.0.0.1\nTimeout 60\nMaxClients 20\nLogFile \"{}\"\nLogLevel Connect\n{lines}\n",
+            port.number(),
             directory.path().join("log").display()
         );
         let path = directory.path().join("tinyproxy.conf");
@@ -54,7 +54,7 @@ impl Proxy {
             directory,
         };
         let deadline = Instant::now() + DEADLINE;
-        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+        while TcpStream::connect(proxy.port.address()).is_err() {
             if Instant::now() > deadline {
                 bail!("tinyproxy does not answer: {}", proxy.log());
             }
@@ -66,7 +66,7 @@ impl Proxy {
     /// Its port.
     #[must_use]
     pub fn port(&self) -> u16 {
-        self.port
+        self.port.number()
     }
 
     /// What it logged so far.

@@ -12,6 +12,8 @@ use microagent_protocol::{
     supervisor::{Command as Ask, ErrorKind, EventKind},
 };
 
+use testkit::Port;
+
 use crate::{
     SOON,
     client::{Workspace, one_shot},
@@ -34,13 +36,11 @@ fn published_by(script: &str) {
         let port = format!("{host}:0:{}", server.port()).parse().unwrap();
         workspace.spec.publish.push(port);
     }
-    let nobody = TcpListener::bind("127.0.0.1:0").unwrap();
-    let free = nobody.local_addr().unwrap().port();
-    drop(nobody);
+    let nobody = Port::free();
     workspace
         .spec
         .publish
-        .push(format!("0:{free}").parse().unwrap());
+        .push(format!("0:{}", nobody.number()).parse().unwrap());
     let mut machine = workspace.boot(true);
     let EventKind::PortsPublished { ports } = machine
         .until(|kind| matches!(kind, EventKind::PortsPublished { .. }))
