@@ -17,6 +17,9 @@ use rustix::{
 
 use crate::{command::Reaped, eventually, eventually_or};
 
+/// What no command writes.
+const LAST: &[u8] = b"\x1b_the test\x1b\\";
+
 /// A command that runs on a terminal, and the other end of that terminal.
 #[derive(Debug)]
 pub struct Terminal {
@@ -29,7 +32,11 @@ pub struct Terminal {
 
 impl Terminal {
     pub(crate) fn start(mut command: Command, rows: u16, cols: u16) -> Self {
-        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a terminal");
+        let flags = OpenptFlags::RDWR | OpenptFlags::NOCTTY;
+        // At once: a program that another test starts just now would keep it.
+        #[cfg(target_os = "linux")]
+        let flags = flags | OpenptFlags::CLOEXEC;
+        let master = openpt(flags).expect("a terminal");
         fcntl_setfd(&master, FdFlags::CLOEXEC).expect("a terminal");
         grantpt(&master).expect("a terminal");
         unlockpt(&master).expect("a terminal");
@@ -148,13 +155,23 @@ impl Terminal {
         String::from_utf8_lossy(&self.seen.lock().expect("the screen")).into_owned()
     }
 
-    /// Waits for the command's end and gives its exit code, if it had one.
+    /// Waits for the command's end and gives its exit code, if it had one. What it wrote last is on the
+    /// screen then.
     pub fn finish(&mut self) -> Option<i32> {
         let child = &mut self.child.0;
-        eventually(Duration::from_secs(60), "the command's end", || {
+        let ended = eventually(Duration::from_secs(60), "the command's end", || {
             child.try_wait().expect("the command")
-        })
-        .code()
+        });
+        // What comes after all of it is read after all of it.
+        let mut slave = &self.slave;
+        slave.write_all(LAST).expect("the terminal takes output");
+        eventually(Duration::from_secs(60), "the command's last words", || {
+            let mut seen = self.seen.lock().expect("the screen");
+            let at = seen.windows(LAST.len()).position(|part| part == LAST)?;
+            seen.drain(at..at + LAST.len());
+            Some(())
+        });
+        ended.code()
     }
 
     /// Whether the terminal's settings are those it had before the command.
