@@ -29,12 +29,12 @@ impl Leftovers {
         }
     }
 
-    /// Panics unless, within a few seconds, nothing is left of this sandbox: no
+    /// Panics unless, before long, nothing is left of this sandbox: no
     /// process, nothing in the runtime directory, and no workspace of its runs or of `names`.
     pub fn none(&self, names: &[&str]) {
         let mut last = String::new();
         eventually(
-            Duration::from_secs(10),
+            Duration::from_secs(30),
             "the end of the last leftover",
             || {
                 let left = self.list(names);

@@ -231,7 +231,7 @@ fn json_tells_what_became_of_it(workspace: &Workspace) {
 fn a_time_limit_ends_the_command_and_keeps_what_it_wrote(workspace: &Workspace) {
     let finished = workspace
         .script(
-            ["--timeout", "1"],
+            ["--timeout", "3"],
             "trap '' TERM; echo begun; sleep 600; sleep 600",
         )
         .json()
@@ -242,7 +242,7 @@ fn a_time_limit_ends_the_command_and_keeps_what_it_wrote(workspace: &Workspace) 
     assert_eq!(result["timed_out"], true);
     assert_eq!(result["exit"]["status"], "signaled");
     assert!(finished.took < Duration::from_secs(60));
-    let text = workspace.script(["--timeout", "1s"], "echo begun; sleep 600");
+    let text = workspace.script(["--timeout", "3s"], "echo begun; sleep 600");
     let text = text.run().exited(124);
     assert!(
         text.out() == "begun\n" && text.err().contains("--timeout"),
@@ -468,7 +468,7 @@ fn an_end_of_the_shell_is_told(workspace: &Workspace) {
 }
 
 fn lines_have_limits(workspace: &Workspace) {
-    let line = |line| workspace.connect(["--timeout", "1", "--send", line]);
+    let line = |line| workspace.connect(["--timeout", "3", "--send", line]);
     let late = line("X=kept; echo begun; sleep 600; echo never")
         .run()
         .exited(124);
@@ -491,7 +491,8 @@ fn lines_have_limits(workspace: &Workspace) {
     );
     assert!(begun.elapsed() < Duration::from_secs(60));
 
-    let holding = workspace.line("echo begun; sleep 4").start();
+    let holding = workspace.line("echo begun; until test -e /tmp/go; do sleep 0.1; done");
+    let holding = holding.start();
     eventually(Duration::from_secs(60), "the line", || {
         (holding.output_so_far() == b"begun\n").then_some(())
     });
@@ -505,6 +506,7 @@ fn lines_have_limits(workspace: &Workspace) {
         .run()
         .exited(125);
     assert!(busy.err().contains("busy"), "{busy}");
+    workspace.exec(["touch", "/tmp/go"]).run().success();
     let _ended = holding.finish().success();
     workspace.exec(["test", "-e", "/tmp/ran"]).run().exited(1);
 

@@ -8,7 +8,8 @@ use microagent::{
 };
 use testkit::Sandbox;
 
-const GRACE: Duration = Duration::from_secs(10);
+/// How long a guest may take to end, also where the host is busy.
+const GRACE: Duration = Duration::from_secs(60);
 
 fn microagent(sandbox: &Sandbox) -> Microagent {
     let supervisor = SupervisorProgram::At(env!("CARGO_BIN_EXE_microagent").into());

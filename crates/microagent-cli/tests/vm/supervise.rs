@@ -191,12 +191,10 @@ fn a_web_server_is_well_as_long_as_it_says_so() {
         .run()
         .success();
     let asked = asked.out();
-    // Four times the first machine, two of them well, and twice the second.
-    assert_eq!(
-        asked.matches("GET /ready?now HTTP/1.1").count(),
-        6,
-        "{asked}"
-    );
+    // Four times the first machine, two of them well, and twice the second, or once: it may not have listened
+    // yet when the first probe came.
+    let count = asked.matches("GET /ready?now HTTP/1.1").count();
+    assert!((5..=6).contains(&count), "{asked}");
     sandbox.leftovers().none(&[]);
 }
 
@@ -229,7 +227,7 @@ fn a_machine_that_dies_is_replaced_and_one_that_is_halted_is_left_alone() {
     assert_eq!(workspace().state().unwrap(), State::Running);
     let supervise = sandbox.microagent(["supervise", "idle"]).start();
     supervise.says("it is running already; watching it");
-    workspace().halt(Duration::from_secs(5)).unwrap();
+    workspace().halt(PATIENCE).unwrap();
     let finished = supervise.finish().success();
     assert!(finished.out().contains("it was halted"), "{finished}");
 

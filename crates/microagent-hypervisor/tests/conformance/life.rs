@@ -266,11 +266,16 @@ fn freezes(subject: &Subject, guest: &Guest, machine: &dyn Machine) {
     guest.wait_for("BEAT 2");
     machine.pause().unwrap();
     machine.pause().unwrap();
-    // What it had already printed may still be on its way.
-    thread::sleep(Duration::from_millis(200));
-    let frozen = guest.console();
-    thread::sleep(Duration::from_millis(700));
-    assert_eq!(guest.console(), frozen, "a frozen guest spoke");
+    // What it had already printed may still be on its way; one that is not frozen never stops.
+    let deadline = Instant::now() + subject.patience;
+    let frozen = loop {
+        let said = guest.console();
+        thread::sleep(Duration::from_secs(1));
+        if guest.console() == said {
+            break said;
+        }
+        assert!(Instant::now() < deadline, "a frozen guest speaks on");
+    };
     machine.resume().unwrap();
     machine.resume().unwrap();
     guest.wait_for(&format!("BEAT {}\n", last_beat(&frozen) + 3));

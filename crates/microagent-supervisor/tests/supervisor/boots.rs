@@ -155,7 +155,8 @@ pub(crate) fn a_boot_that_fails_once_is_tried_again() {
     for script in ["hang-once", "die-once", "panic-early-once"] {
         let mut workspace = Workspace::new(script);
         if script.starts_with("hang") {
-            workspace.spec.boot_timeout_ms = 700;
+            // What comes after it has no longer.
+            workspace.spec.boot_timeout_ms = 3_000;
         }
         let mut machine = workspace.boot(true);
         let (stdout, ..) = machine

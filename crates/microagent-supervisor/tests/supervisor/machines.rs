@@ -394,7 +394,7 @@ fn ends() {
     machine.ready();
     let _workload = exec(&machine, ExecRole::Workload, false, &["sleep", "600"]);
     let asked = Instant::now();
-    let answer = machine.client().ask(Ask::Halt { grace_ms: 3_000 });
+    let answer = machine.client().ask(Ask::Halt { grace_ms: 30_000 });
     let Ok(Answer::Status(status)) = answer else {
         panic!("{answer:?}");
     };

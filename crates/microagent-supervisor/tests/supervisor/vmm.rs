@@ -79,8 +79,11 @@ pub(crate) const WHOLE: &str = "whole";
 /// The script of a machine whose monitor does not answer when it is to freeze.
 pub(crate) const STUBBORN: &str = "stubborn";
 
+/// The file beside the kernel that ends the wait for such a monitor.
+pub(crate) const GIVE_UP: &str = "give-up";
+
 /// How long such a monitor is waited for.
-pub(crate) const PATIENCE: Duration = Duration::from_secs(2);
+const PATIENCE: Duration = Duration::from_secs(25);
 
 /// The driver of scripted machines.
 struct Driver {
@@ -149,12 +152,13 @@ impl Hypervisor for Driver {
         let child = command.spawn().unwrap();
         let pid = rustix::process::Pid::from_child(&child);
         // A driver returns once its vsock listens.
-        wait_for(Duration::from_secs(5), || spec.vsock.uds.exists());
+        wait_for(Duration::from_secs(15), || spec.vsock.uds.exists());
         Ok(Box::new(ScriptedMachine {
             pidfd: rustix::process::pidfd_open(pid, rustix::process::PidfdFlags::empty()).unwrap(),
             pid,
             child: Mutex::new(child),
             vsock: spec.vsock.uds.clone(),
+            give_up: spec.kernel.with_file_name(GIVE_UP),
             stubborn: script == STUBBORN,
         }))
     }
@@ -165,6 +169,7 @@ struct ScriptedMachine {
     pid: rustix::process::Pid,
     child: Mutex<Child>,
     vsock: PathBuf,
+    give_up: PathBuf,
     stubborn: bool,
 }
 
@@ -212,7 +217,8 @@ impl Machine for ScriptedMachine {
 
     fn pause(&self) -> Result<(), Error> {
         if self.stubborn {
-            std::thread::sleep(PATIENCE);
+            let give_up = self.give_up.clone();
+            wait_for(PATIENCE, || give_up.exists());
             return Err(Error::Timeout {
                 what: "its vCPUs to freeze".to_owned(),
                 limit: PATIENCE,

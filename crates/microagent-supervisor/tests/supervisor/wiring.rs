@@ -9,7 +9,7 @@ use std::{
     os::unix::net::{UnixListener, UnixStream},
     path::PathBuf,
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use microagent_protocol::{
@@ -202,9 +202,8 @@ fn mediation() {
 }
 
 fn fail_closed() {
-    let gone = TcpListener::bind("127.0.0.1:0").unwrap();
-    let address = gone.local_addr().unwrap();
-    drop(gone);
+    let gone = testkit::Port::free();
+    let address = gone.address();
     let mut workspace = Workspace::new("normal");
     workspace.spec.mediation = vec![format!("2048={address}").parse().unwrap()];
     let report = launch_error(&workspace);
@@ -228,7 +227,7 @@ fn fail_closed() {
     stream.set_read_timeout(Some(SOON)).unwrap();
     assert!(is_cut(&stream));
     // It comes up later.
-    let _server = TcpListener::bind(address).unwrap();
+    let _server = gone.listen();
     assert!(status(&machine).readiness[&ReadinessSignal::MediationReady].ready);
 }
 
@@ -280,10 +279,11 @@ fn cut_off_unfrozen() {
     let client = TcpStream::connect(port).unwrap();
     client.set_read_timeout(Some(SOON)).unwrap();
     let mut asking = machine.client();
-    let begun = Instant::now();
     let asking = thread::spawn(move || asking.ask(Ask::Quarantine));
     assert!(is_cut(&client));
-    assert!(begun.elapsed() < vmm::PATIENCE / 2, "{:?}", begun.elapsed());
+    // The monitor has not answered, and is not given up.
+    assert!(!asking.is_finished());
+    std::fs::write(workspace.spec.kernel.with_file_name(vmm::GIVE_UP), "").unwrap();
     let report = asking.join().unwrap().unwrap_err();
     assert!(report.message.contains("freeze"), "{report}");
     assert!(report.remedy.unwrap().contains("kill it"));
@@ -347,7 +347,7 @@ fn greedy() {
     // It still does what it is there for, and lets go of everything.
     let begun = Instant::now();
     assert_eq!(status(&machine).state, State::Running);
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    assert!(begun.elapsed() < SOON);
     drop((held, clients));
     wait_for(SOON, || threads() <= 128 + 20);
     assert!(machine.client().ask(Ask::Kill).is_ok());

@@ -306,19 +306,15 @@ fn until_signalled(_: &ExecRequest, reader: &mut FrameReader<UnixStream>, stream
 fn signals_reach_the_command_once_it_runs() {
     let io = RunIo::captured();
     let controller = io.controller();
-    let io = io.on_event(|_| {});
     let mut rig = Rig::with_io(until_signalled, io);
+    let (_told, none) = mpsc::channel();
+    let events = std::mem::replace(&mut rig.events, none);
     let driven = thread::scope(|scope| {
-        let run = scope.spawn(|| {
-            let driven = rig.run(&[], "x", false);
-            (driven, rig)
-        });
+        let run = scope.spawn(move || rig.run(&[], "x", false));
         // Not before it runs: that would cancel.
-        thread::sleep(Duration::from_millis(300));
+        assert!(events.iter().any(|event| event == "Started"));
         controller.signal(15);
-        let (driven, back) = run.join().unwrap();
-        drop(back);
-        driven
+        run.join().unwrap()
     });
     assert_eq!(
         driven.exit.unwrap().status,

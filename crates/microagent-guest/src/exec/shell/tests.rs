@@ -103,12 +103,12 @@ impl Guest {
         });
     }
 
-    /// One line from beginning to end; `host` may meddle with it.
-    fn send_and(&self, text: &str, host: impl FnOnce(&mut UnixStream)) -> Seen {
-        let (agent, mut client) = UnixStream::pair().unwrap();
+    /// One line from beginning to end, with this signal once it has written `words`.
+    fn send_and_signal(&self, text: &str, mut signal: Option<(&str, u8)>) -> Seen {
+        let (agent, client) = UnixStream::pair().unwrap();
         thread::scope(|scope| {
             let session = scope.spawn(move || self.serve(agent, text));
-            host(&mut client);
+            let mut writer = client.try_clone().unwrap();
             let mut reader = FrameReader::new(client);
             let reply = reader.require().unwrap().json().unwrap();
             let SessionReply::Line { shell: origin, .. } = reply else {
@@ -123,6 +123,11 @@ impl Guest {
                     FrameKind::Exit => break frame.json().unwrap(),
                     other => panic!("{other:?}"),
                 }
+                if let Some((_, number)) =
+                    signal.take_if(|(words, _)| stdout.starts_with(words.as_bytes()))
+                {
+                    write_frame(&mut writer, FrameKind::Signal, &[number]).unwrap();
+                }
             };
             session.join().unwrap().unwrap();
             Seen {
@@ -135,7 +140,7 @@ impl Guest {
     }
 
     fn send(&self, text: &str) -> Seen {
-        self.send_and(text, |_| ())
+        self.send_and_signal(text, None)
     }
 
     /// What the session's thread does in the guest.
@@ -316,22 +321,20 @@ fn background_jobs_live_on_and_what_they_write_later_is_dropped() {
         assert!(!seen.out().lines().any(|line| line == "late"));
         assert_eq!(guest.send(&format!("kill {pid}")).code(), 0);
         // Nor does it block for want of a reader.
-        let seen = guest.send("{ sleep 0.1; head -c 500000 /dev/zero; echo x >/tmp/$$; } & :");
+        let job = "until test -e /tmp/$$.go; do sleep 0.02; done; head -c 500000 /dev/zero";
+        let seen = guest.send(&format!("{{ {job}; echo x >/tmp/$$; }} & :"));
         assert_eq!(seen.stdout.len(), 0);
+        assert_eq!(guest.send("echo >/tmp/$$.go").code(), 0);
         while guest.send("test -e /tmp/$$").code() != 0 {
             assert!(start.elapsed() < Duration::from_secs(20));
             thread::sleep(Duration::from_millis(10));
         }
-        assert!(guest.send("rm /tmp/$$").stdout.is_empty());
+        assert!(guest.send("rm /tmp/$$ /tmp/$$.go").stdout.is_empty());
     });
 }
 
 #[test]
 fn an_interrupted_line_is_over_and_the_shell_is_not() {
-    let interrupt = |client: &mut UnixStream| {
-        thread::sleep(Duration::from_millis(150));
-        write_frame(client, FrameKind::Signal, &[15]).unwrap();
-    };
     Guest::each(|guest| {
         guest.send("X=kept");
         for line in [
@@ -340,9 +343,9 @@ fn an_interrupted_line_is_over_and_the_shell_is_not() {
             "echo begun; (sleep 30; echo no); sleep 30 | cat; x=$(sleep 30)",
         ] {
             let start = Instant::now();
-            let seen = guest.send_and(line, interrupt);
+            let seen = guest.send_and_signal(line, Some(("begun\n", 15)));
             assert_eq!((seen.out(), seen.code()), ("begun\n", 130), "{line}");
-            assert!(start.elapsed() < Duration::from_secs(5));
+            assert!(start.elapsed() < Duration::from_secs(20));
         }
         let seen = guest.send("echo $X $?; sleep 30 &");
         assert_eq!(
@@ -355,10 +358,8 @@ fn an_interrupted_line_is_over_and_the_shell_is_not() {
 #[test]
 fn a_shell_that_does_not_come_back_is_killed() {
     Guest::with(&["dash"], |guest| {
-        let seen = guest.send_and("echo first; trap '' INT; sleep 60", |client| {
-            thread::sleep(Duration::from_millis(100));
-            write_frame(client, FrameKind::Signal, &[2]).unwrap();
-        });
+        let line = "trap '' INT; echo first; sleep 60";
+        let seen = guest.send_and_signal(line, Some(("first\n", 2)));
         assert_eq!(seen.report.shell, Some(ShellFate::Killed));
         assert_eq!(seen.report.exit.status, ExitStatus::Signaled { signal: 9 });
         assert_eq!(seen.out(), "first\n");
@@ -373,12 +374,13 @@ fn a_host_that_hangs_up_ends_its_line_and_no_other() {
         let (agent, client) = UnixStream::pair().unwrap();
         let start = Instant::now();
         thread::scope(|scope| {
-            let session = scope.spawn(|| guest.serve(agent, "sleep 30"));
-            thread::sleep(Duration::from_millis(100));
-            drop(client);
+            let session = scope.spawn(|| guest.serve(agent, "echo begun; sleep 30"));
+            let mut reader = FrameReader::new(client);
+            while reader.require().unwrap().kind != FrameKind::Stdout {}
+            drop(reader);
             assert!(session.join().unwrap().is_err());
         });
-        assert!(start.elapsed() < Duration::from_secs(5));
+        assert!(start.elapsed() < Duration::from_secs(20));
         let seen = guest.send("echo $X");
         assert_eq!((seen.out(), seen.origin), ("kept\n", ShellOrigin::Running));
     });
