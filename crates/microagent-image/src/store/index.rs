@@ -126,8 +126,34 @@ pub(super) fn read(path: &Path) -> Result<Vec<Entry>> {
     };
     let layout: Layout = serde_json::from_slice(&bytes)
         .map_err(|error| damaged(format!("cannot be read: {error}")))?;
-    // What other tools wrote without a name, or for no platform, is theirs: left out, not an error.
-    Ok(layout.manifests.iter().filter_map(Entry::read).collect())
+    let mut entries = Vec::with_capacity(layout.manifests.len());
+    for (at, descriptor) in layout.manifests.iter().enumerate() {
+        match Entry::read(descriptor) {
+            Some(entry) => entries.push(entry),
+            // What another tool wrote without a name, or for no platform, is not ours: left out, not an error. One
+            // of ours would be lost with the next change, and its layers with the next prune.
+            None if is_ours(descriptor) => {
+                return Err(ImageError::Damaged {
+                    path: path.to_owned(),
+                    reason: format!(
+                        "has no readable name or platform in its entry {} ({})",
+                        at + 1,
+                        descriptor.digest
+                    ),
+                    remedy: "Mend that entry, or remove it and pull or import its image again; layers already stored are reused.",
+                });
+            }
+            None => {}
+        }
+    }
+    Ok(entries)
+}
+
+fn is_ours(descriptor: &Descriptor) -> bool {
+    let notes = descriptor.annotations.iter().flatten();
+    notes
+        .into_iter()
+        .any(|(name, _)| name.starts_with("microagent."))
 }
 
 pub(super) fn write(path: &Path, entries: &[Entry]) -> Result<()> {

@@ -194,3 +194,35 @@ fn what_a_crash_of_the_host_took_is_made_again() {
     store.settle(&again).unwrap();
     assert!(!notes().iter().any(unsettled));
 }
+
+#[test]
+fn an_image_does_not_vanish_with_its_name() {
+    let bench = Bench::new();
+    let (a, _) = (bench.image("a:1", 1), bench.image("b:1", 2));
+    let path = bench.store.root().join("index.json");
+    let whole = fs::read_to_string(&path).unwrap();
+    for (good, bad) in [
+        (
+            "org.opencontainers.image.ref.name",
+            "org.opencontainers.image.ref.mane",
+        ),
+        ("docker.io/library/a:1", "docker.io/library/A:1"),
+        ("\"platform\"", "\"platfrom\""),
+    ] {
+        assert!(whole.contains(good), "{whole}");
+        fs::write(&path, whole.replacen(good, bad, 1)).unwrap();
+        let error = bench.store.list().unwrap_err().to_string();
+        assert!(
+            error.contains("entry 1") && error.contains(&a.digest.to_string()),
+            "{error}"
+        );
+        assert!(bench.store.verify(&[], &|_| {}).is_err());
+    }
+    // What never was ours is no damage.
+    let mut index: serde_json::Value = serde_json::from_str(&whole).unwrap();
+    let mut other = index["manifests"][0].clone();
+    other["annotations"] = serde_json::json!({"org.example": "x"});
+    index["manifests"].as_array_mut().unwrap().push(other);
+    fs::write(&path, index.to_string()).unwrap();
+    assert_eq!(bench.store.list().unwrap().len(), 2);
+}
