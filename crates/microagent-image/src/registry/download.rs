@@ -95,9 +95,10 @@ impl<'b> Download<'b> {
     }
 
     /// Takes what a registry answered.
-    pub(super) fn receive(
+    pub(super) fn receive<R: Read>(
         &mut self,
         response: Response<ureq::Body>,
+        body: impl FnOnce(Response<ureq::Body>) -> R,
     ) -> std::result::Result<(), Failure> {
         match response.status() {
             StatusCode::PARTIAL_CONTENT if starts_at(&response, self.have) => {}
@@ -117,7 +118,7 @@ impl<'b> Download<'b> {
                 return Err(self.wrong_size(end));
             }
         }
-        let mut body = response.into_body().into_reader();
+        let mut body = body(response);
         let mut buffer = vec![0u8; BUFFER];
         while self.have < size || size == 0 {
             if self.is_cancelled() {

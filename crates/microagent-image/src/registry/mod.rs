@@ -15,7 +15,6 @@ mod transport;
 mod upload;
 
 use std::fs::File;
-use std::io::Read;
 use std::path::Path;
 
 use ureq::http::{Response, StatusCode, header};
@@ -187,7 +186,7 @@ impl<'a> Client<'a> {
                 .and_then(|value| value.to_str().ok())
                 .map(str::to_owned);
             let declared = declared_digest(&response);
-            let bytes = read_bounded(response, MAX_MANIFEST)?;
+            let bytes = self.transport.bytes(response, MAX_MANIFEST)?;
             if bytes.len() as u64 > MAX_MANIFEST {
                 return Err(Failure::Final(ImageError::BadManifest {
                     what: format!("manifest of {}", self.reference),
@@ -226,7 +225,8 @@ impl<'a> Client<'a> {
         let limit = size.min(MAX_STATEMENT);
         let bytes = self.retrying(&doing, |_| {
             let response = self.transport.ask(&path, Ask::default())?;
-            read_bounded(self.expect(response, &doing, &[StatusCode::OK])?, limit)
+            let response = self.expect(response, &doing, &[StatusCode::OK])?;
+            self.transport.bytes(response, limit)
         })?;
         let actual = Digest::of(&bytes);
         if actual == digest {
@@ -290,7 +290,7 @@ impl<'a> Client<'a> {
                     StatusCode::RANGE_NOT_SATISFIABLE,
                 ],
             )?;
-            download.receive(response)
+            download.receive(response, |response| self.transport.body(response))
         })
     }
 
@@ -405,19 +405,4 @@ fn content_encoding(response: &Response<ureq::Body>) -> Option<String> {
 fn declared_digest(response: &Response<ureq::Body>) -> Option<Digest> {
     let value = response.headers().get("docker-content-digest")?;
     value.to_str().ok()?.parse().ok()
-}
-
-/// Reads a body up to one byte more than `limit`, so that the caller can tell too long from just right.
-fn read_bounded(
-    response: Response<ureq::Body>,
-    limit: u64,
-) -> std::result::Result<Vec<u8>, Failure> {
-    let mut bytes = Vec::new();
-    response
-        .into_body()
-        .into_reader()
-        .take(limit + 1)
-        .read_to_end(&mut bytes)
-        .map_err(|error| Failure::passing(error.to_string()))?;
-    Ok(bytes)
 }

@@ -29,7 +29,8 @@ pub struct RegistryOptions {
     pub backoff: Duration,
     /// How long a connection may take to open.
     pub connect_timeout: Duration,
-    /// How long a registry may be silent before the connection counts as lost.
+    /// How long a registry may be silent before the connection counts as lost, and over what time it may send less
+    /// than 1 KiB a second.
     pub stall_timeout: Duration,
     /// How many layers are downloaded at once.
     pub parallel: usize,

@@ -1,7 +1,7 @@
 //! What was probably meant by a name that a registry does not know.
 
+use super::transport::Failure;
 use super::transport::{Ask, Transport};
-use super::{read_bounded, transport::Failure};
 use crate::error::clip;
 use crate::reference::Reference;
 
@@ -66,7 +66,7 @@ fn list(
             return Err(Failure::passing("there is no list"));
         }
         let next = transport.next_page(&asked, &response);
-        let names = names(&read_bounded(response, MAX_LIST)?, field)?;
+        let names = names(&transport.bytes(response, MAX_LIST)?, field)?;
         let came = names.len();
         all.extend(names);
         let Some(next) = next else {

@@ -1,6 +1,7 @@
 //! One request to a registry: scheme, TLS, redirects, authorization, and whether a failure may pass.
 
 mod agent;
+mod body;
 mod failure;
 mod login;
 

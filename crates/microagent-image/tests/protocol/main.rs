@@ -4,8 +4,10 @@
 
 mod fronts;
 
+use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::sync::{Arc, Mutex};
+use std::thread;
 use std::time::Duration;
 
 use microagent_image::{
@@ -362,6 +364,37 @@ fn a_silent_registry_is_given_up() {
         begun.elapsed()
     );
     drop(listener);
+}
+
+/// A byte now and then is no silence, and would never end.
+#[test]
+fn a_registry_that_trickles_is_given_up() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let port = listener.local_addr().unwrap().port();
+    // It ends with this process: whoever gives up closes the connection.
+    thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let asked = stream.read(&mut [0; 4096]).unwrap();
+            let head = b"HTTP/1.1 200 OK\r\nContent-Length: 4000\r\n\r\n";
+            let mut sent = stream.write_all(head);
+            while asked > 0 && sent.is_ok() {
+                thread::sleep(Duration::from_millis(20));
+                sent = stream.write_all(b" ");
+            }
+        }
+    });
+    let mut registry = RegistryOptions::default();
+    registry.attempts = 2;
+    registry.backoff = Duration::from_millis(10);
+    registry.stall_timeout = Duration::from_millis(500);
+    let error = pull(
+        &format!("127.0.0.1:{port}/a:1"),
+        &options().registry(registry),
+    )
+    .0
+    .unwrap_err();
+    assert!(error.to_string().contains("bytes came in"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,6 @@ use ureq::Body;
 use ureq::http::{Response, StatusCode};
 
 use super::super::credential::{Credential, Secret};
-use super::super::read_bounded;
 use super::super::retry::{asked_to_wait, clock_of};
 use super::{Elsewhere, Transport};
 use crate::error::{ImageError, clip};
@@ -69,7 +68,7 @@ impl Transport<'_> {
             .map(|Elsewhere(host)| host.clone());
         let wait = asked_to_wait(response.headers());
         let clock = clock_of(response.headers());
-        let body = read_bounded(response, MAX_ERROR).unwrap_or_default();
+        let body = self.bytes(response, MAX_ERROR).unwrap_or_default();
         let answered = match status.canonical_reason() {
             Some(_) => format!("it answered {status}"),
             None => format!("it answered {}", status.as_u16()),

@@ -11,7 +11,6 @@ use zeroize::Zeroizing;
 
 use super::super::challenge::{Challenge, challenges};
 use super::super::credential::{Credential, Secret};
-use super::super::read_bounded;
 use super::super::retry::clock_of;
 use super::{Ask, Attempt, Transport, is_bare};
 use crate::event::ImageEvent;
@@ -178,7 +177,7 @@ impl Transport<'_> {
             token: Option<Zeroizing<String>>,
             access_token: Option<Zeroizing<String>>,
         }
-        let bytes = Zeroizing::new(read_bounded(response, MAX_TOKEN)?);
+        let bytes = Zeroizing::new(self.bytes(response, MAX_TOKEN)?);
         let token: Token = serde_json::from_slice(&bytes)
             .map_err(|_| self.odd("its token service's answer cannot be read"))?;
         [token.token, token.access_token]
