@@ -11,7 +11,7 @@ use std::{
 use microagent_files::CopyError;
 use microagent_image::{ImageError, Platform};
 use microagent_kernel::KernelError;
-use microagent_protocol::{FrameError, State, supervisor::ErrorReport};
+use microagent_protocol::{FrameError, Mebibytes, State, supervisor::ErrorReport};
 
 use crate::{
     spec::SpecError,
@@ -232,6 +232,8 @@ pub enum Error {
         reason: String,
         /// The console's last words.
         console: Option<String>,
+        /// What its machine had.
+        memory: Mebibytes,
     },
     /// The time was up before the workload began.
     #[error("The time limit of {} was over before the command started.", humantime::format_duration(*.limit))]

@@ -69,7 +69,7 @@ fn our_own_failures_are_125() {
         .run(["--memory", "1", Sandbox::BUSYBOX, "true"])
         .run()
         .exited(125);
-    assert!(tiny.err().contains('1'), "{tiny}");
+    assert!(tiny.err().contains("Give it more memory"), "{tiny}");
     sandbox.leftovers().none(&[]);
 }
 

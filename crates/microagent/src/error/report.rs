@@ -4,7 +4,10 @@ use std::io;
 
 use microagent_image::ImageError;
 use microagent_kernel::KernelError;
-use microagent_protocol::supervisor::{ErrorKind, ErrorReport};
+use microagent_protocol::{
+    Mebibytes,
+    supervisor::{ErrorKind, ErrorReport},
+};
 
 use super::Error;
 use crate::workspaces::RefusedChange;
@@ -46,11 +49,20 @@ impl Error {
                 ..report
             }
             .remedy("Try again; `microagent doctor` says what this host can run."),
-            Self::NeverStarted { console, .. } => ErrorReport {
+            Self::NeverStarted {
+                console, memory, ..
+            } => ErrorReport {
                 detail: console.clone(),
                 ..report
             }
-            .remedy("`microagent doctor` says what this host can run."),
+            .remedy(if *memory < BOOTS {
+                format!(
+                    "Give it more memory: many kernels do not boot in {} MiB. `microagent doctor` says what this host can run.",
+                    memory.0
+                )
+            } else {
+                "`microagent doctor` says what this host can run.".to_owned()
+            }),
             Self::Spec(error) if error.faults().len() > 1 => ErrorReport {
                 detail: Some(error.lines().join("\n")),
                 ..report
@@ -197,6 +209,9 @@ fn image_remedy(error: &ImageError) -> Option<String> {
     };
     Some(fixed.to_owned())
 }
+
+/// Debian's kernel does not boot in 64 MiB, and does in 96.
+const BOOTS: Mebibytes = Mebibytes(128);
 
 const NO_SPACE: &str = "`microagent df` shows what takes it; `microagent prune` and `microagent images rm` take away. Or choose another place with --state-dir.";
 

@@ -108,6 +108,7 @@ impl Outcome<'_> {
             workspace: self.name.to_string(),
             reason: self.reason(),
             console: self.driven.detail.clone(),
+            memory: self.options.resources().memory_mib,
         }
     }
 

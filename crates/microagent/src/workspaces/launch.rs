@@ -3,7 +3,7 @@
 use std::{path::Path, sync::mpsc::channel, time::Duration};
 
 use microagent_protocol::{
-    ExitStatus, LaunchSpec, State, VcpuCount,
+    ExitStatus, LaunchSpec, Mebibytes, State, VcpuCount,
     exec::ExecRequest,
     supervisor::{Command, Event, EventKind, Launched},
 };
@@ -125,6 +125,7 @@ pub(crate) fn boot(
     }
     let runtime = RuntimeDirectory::make(config, directory)?;
     let owned = how.owned;
+    let memory = how.resources.memory_mib;
     let launched = launch(config, manifest, directory, &runtime, how)?;
     runtime.hand_over();
     let control = Control::new(manifest.name.as_str(), launched.socket);
@@ -132,7 +133,7 @@ pub(crate) fn boot(
         true => control.own()?,
         false => control.subscribe()?,
     };
-    let events = until_ready(manifest, &mut machine, listener)?;
+    let events = until_ready(manifest, memory, &mut machine, listener)?;
     Ok(Booted {
         control,
         _machine: machine,
@@ -142,6 +143,7 @@ pub(crate) fn boot(
 
 fn until_ready(
     manifest: &Manifest,
+    memory: Mebibytes,
     machine: &mut Events,
     listener: &EventSink,
 ) -> Result<Vec<Event>> {
@@ -149,6 +151,7 @@ fn until_ready(
         workspace: manifest.name.to_string(),
         reason,
         console,
+        memory,
     };
     let _span = tracing::info_span!("machine").entered();
     let mut phases = MachinePhases::of(&manifest.name);
