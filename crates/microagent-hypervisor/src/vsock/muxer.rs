@@ -15,6 +15,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::net::{Shutdown, shutdown};
 use tracing::debug;
 
 use self::handshake::Handshake;
@@ -261,7 +262,10 @@ impl Muxer {
     /// Closes every connection and the listener, for good; connected guests are told with RST when they next look.
     pub(crate) fn sever(&mut self) {
         self.severed = true;
-        self.listener = None;
+        if let Some(listener) = self.listener.take() {
+            // A program that another thread starts just now has it open, too, until its exec.
+            let _ = shutdown(&listener, Shutdown::Both);
+        }
         self.accept_again = None;
         self.handshakes.clear();
         let ids: Vec<u64> = self.entries.keys().copied().collect();

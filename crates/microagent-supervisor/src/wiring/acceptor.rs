@@ -15,6 +15,7 @@ use microagent_protocol::{MediationRoute, PublishedPort};
 use rustix::{
     event::{PollFd, PollFlags, poll},
     io::Errno,
+    net::{Shutdown, shutdown},
 };
 
 use super::{gate::Gate, links::Links, mediation, publish};
@@ -49,6 +50,18 @@ impl Entrance {
             listener: Arc::new(listener),
             route,
         }
+    }
+}
+
+impl Entrance {
+    /// Nobody listens there any more. Closing is not enough: a program that is started just now has the listener
+    /// open, too, until its exec.
+    fn shut(&self) {
+        // Fails only on hosts where closing is all there is.
+        let _ = match self {
+            Self::Published { listener, .. } => shutdown(listener, Shutdown::Both),
+            Self::Mediation { listener, .. } => shutdown(listener, Shutdown::Both),
+        };
     }
 }
 
@@ -97,6 +110,11 @@ impl Acceptor {
             thread,
             stop,
         })
+    }
+
+    /// Nobody listens any more.
+    pub(super) fn shut(self) {
+        self.entrances.iter().for_each(Entrance::shut);
     }
 
     /// The same with published ports that listen as `to` says where that differs from `from`.
@@ -235,4 +253,26 @@ enum Accepted {
     None,
     /// There are no more descriptors, or no memory.
     NoRoom,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{io::ErrorKind, net::TcpStream};
+
+    use super::*;
+
+    #[test]
+    fn a_port_is_free_though_a_program_about_to_start_has_its_listener() {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let address = listener.local_addr().unwrap();
+        // What a child has between fork and exec.
+        let inherited = listener.try_clone().unwrap();
+        let entrance = Entrance::published(listener, &"0:80".parse().unwrap());
+        entrance.shut();
+        drop(entrance);
+        let refused = TcpStream::connect(address).unwrap_err();
+        assert_eq!(refused.kind(), ErrorKind::ConnectionRefused);
+        TcpListener::bind(address).unwrap();
+        drop(inherited);
+    }
 }

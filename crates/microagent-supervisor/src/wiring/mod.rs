@@ -172,8 +172,13 @@ impl Shared {
         self.gate.close();
         self.links.close();
         let accepting = std::mem::replace(&mut *lock(&self.accepting), Accepting::Over);
-        if let Accepting::Running(running) = accepting {
-            running.stop();
+        let acceptor = match accepting {
+            Accepting::Bound(acceptor) => Some(acceptor),
+            Accepting::Running(running) => Some(running.stop()),
+            Accepting::Over => None,
+        };
+        if let Some(acceptor) = acceptor {
+            acceptor.shut();
         }
         for route in &self.routes {
             link::unlink(&vsock_path(&self.uds, route.port));
