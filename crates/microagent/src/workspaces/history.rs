@@ -129,15 +129,26 @@ pub(crate) fn end_cause(directory: &Path) -> Result<Option<EndCause>> {
 /// The state of the workspace in `directory`, by its record and by whether its machine lives; and
 /// whether the record is behind.
 pub(crate) fn state(directory: &Path) -> Result<(State, bool)> {
-    // The record is read first: a machine that begins or ends in between is seen as it was.
-    let live = machine::is_live(directory);
-    let recorded = last(directory)?.map_or(State::Prepared, |event| event.state);
-    Ok(match (recorded.is_live(), live) {
-        // Its supervisor has not recorded anything yet, or is on its way out.
-        (false, true) if recorded == State::Prepared => (State::Starting, false),
-        (true, false) => (after_loss(recorded), true),
-        _ => (recorded, false),
-    })
+    let mut record = last(directory)?;
+    loop {
+        // After the record: a machine that begins in between is seen as it was.
+        let live = machine::is_live(directory);
+        let recorded = record.as_ref().map_or(State::Prepared, |event| event.state);
+        return Ok(match (recorded.is_live(), live) {
+            // Its supervisor has not recorded anything yet, or is on its way out.
+            (false, true) if recorded == State::Prepared => (State::Starting, false),
+            (true, false) => {
+                // One that ended in between recorded it before it let go.
+                let now = last(directory)?;
+                if now != record {
+                    record = now;
+                    continue;
+                }
+                (after_loss(recorded), true)
+            }
+            _ => (recorded, false),
+        });
+    }
 }
 
 /// Where a machine is whose supervisor is gone without a record.

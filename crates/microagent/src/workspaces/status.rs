@@ -112,7 +112,9 @@ impl Workspace<'_> {
     pub fn status(&self, verify: Verify) -> Result<WorkspaceStatus> {
         let (state, live) = self.live_status()?;
         let history = history::read(&self.directory)?;
-        let state = live.as_ref().map_or(state, |status| status.state);
+        let asked = live.as_ref().map(|status| (status.sequence, status.state));
+        let state = settled(state, asked, history.events.last());
+        let live = live.filter(|_| state.is_live());
         let result = self.result()?;
         let manifest = &self.manifest;
         let readiness = live.as_ref().map_or_else(
@@ -152,6 +154,17 @@ impl Workspace<'_> {
                 vmm: status.vmm,
             }),
         })
+    }
+}
+
+/// The state that goes with the `last` event, which may have come after its supervisor was `asked` for the number
+/// of the last one and the state, or did not answer, and so after what was `recorded`.
+fn settled(recorded: State, asked: Option<(u64, State)>, last: Option<&Event>) -> State {
+    match (asked, last) {
+        (Some((sequence, _)), Some(event)) if event.sequence > sequence => event.state,
+        (Some((_, state)), _) => state,
+        (None, Some(event)) if !event.state.is_live() => event.state,
+        (None, _) => recorded,
     }
 }
 
@@ -197,4 +210,39 @@ fn disk_use(directory: &Path, resources: Resources) -> Result<DiskUse> {
             .map_or(0, |metadata| allocated_bytes(&metadata)),
         total_bytes: total,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use microagent_protocol::EndCause;
+
+    use super::*;
+
+    #[test]
+    fn a_machine_that_ends_while_it_is_looked_at_has_the_state_of_its_end() {
+        let event = |sequence, state| Event {
+            sequence,
+            at: std::time::SystemTime::UNIX_EPOCH.into(),
+            state,
+            kind: EventKind::Ended {
+                cause: EndCause::GuestPanicked,
+                detail: None,
+                ms: 1,
+            },
+        };
+        let running = Some((4, State::Running));
+        let end = event(5, State::Failed);
+        assert_eq!(settled(State::Running, running, Some(&end)), State::Failed);
+        assert_eq!(settled(State::Running, None, Some(&end)), State::Failed);
+        // It is asked before it has recorded its start, and the end is that of the one before.
+        let starting = Some((5, State::Starting));
+        assert_eq!(
+            settled(State::Failed, starting, Some(&end)),
+            State::Starting
+        );
+        // Nobody could record the loss.
+        let lost = event(4, State::Running);
+        assert_eq!(settled(State::Failed, None, Some(&lost)), State::Failed);
+        assert_eq!(settled(State::Prepared, None, None), State::Prepared);
+    }
 }
