@@ -65,7 +65,7 @@ pub(crate) struct Globals {
         conflicts_with = "json"
     )]
     pub(crate) output: Option<Form>,
-    /// No progress and no notices
+    /// No progress and no notices; of lists, only the names
     #[arg(long, short, global = true)]
     pub(crate) quiet: bool,
     /// No colours; also when NO_COLOR is set

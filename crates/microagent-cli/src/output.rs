@@ -4,7 +4,7 @@
 use std::io::{self, IsTerminal, Write};
 
 pub(crate) use microagent::text::harmless as clean;
-use microagent::{ErrorReport, Resources, text::is_harmful};
+use microagent::{ErrorReport, Resources, Timestamp, text::is_harmful};
 use serde::Serialize;
 
 use crate::{
@@ -115,7 +115,18 @@ impl Screen {
         }
     }
 
-    /// The same of a text with colours of ours in it; what is foreign in it is clean already.
+    /// Prints only the names of what there is, a line each, where --quiet wants no more; says whether it did.
+    pub(crate) fn only_names(&self, names: impl IntoIterator<Item = String>) -> bool {
+        let only = self.quiet && self.form == Form::Text;
+        if only {
+            for name in names {
+                to_stdout(&clean(&format!("{name}\n")));
+            }
+        }
+        only
+    }
+
+    /// A result whose text has colours of ours in it; what is foreign in it is clean already.
     pub(crate) fn coloured<T: Serialize>(&self, value: &T, text: impl FnOnce(&T) -> String) {
         match self.form {
             Form::Json => self.result(value, |_| String::new()),
@@ -194,6 +205,12 @@ fn columns(cell: &str) -> usize {
 }
 
 const OWN_COLOURS: [&str; 4] = ["\x1b[0m", "\x1b[31m", "\x1b[32m", "\x1b[33m"];
+
+/// A time as tables show it: to the second is enough for people.
+pub(crate) fn to_the_second(time: Timestamp) -> String {
+    let text = time.to_string();
+    text.split('.').next().unwrap_or(&text).replace('T', " ")
+}
 
 /// Writes to standard output; a reader that went away wants no more, which is no error.
 pub(crate) fn to_stdout(text: &str) {

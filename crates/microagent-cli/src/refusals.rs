@@ -191,7 +191,7 @@ pub(crate) fn network(value: &str) -> Result<microagent::NetworkMode, String> {
 }
 
 /// Commands of container engines, and what does their work here.
-const COMMANDS: &[(&str, &str)] = &[
+pub(crate) const COMMANDS: &[(&str, &str)] = &[
     (
         "compose",
         "There are no groups of containers here: start each with `microagent run`.",
@@ -223,10 +223,47 @@ const COMMANDS: &[(&str, &str)] = &[
     ("build", BUILD),
     ("buildx", BUILD),
     ("pull", "Use `microagent images pull`."),
-    ("load", "Use `microagent images import`."),
+    ("push", "Use `microagent images push`."),
+    ("load", "Use `microagent images load`."),
+    ("save", "Use `microagent images save`."),
     ("import", "Use `microagent images import`."),
+    (
+        "export",
+        "Use `microagent images export` for an image; `microagent cp NAME:/ - >FILE` for a workspace's files.",
+    ),
+    ("tag", "Use `microagent images tag`."),
+    ("history", "Use `microagent images history`."),
     ("rmi", "Use `microagent images rm`."),
     ("info", "Use `microagent doctor`."),
+    ("attach", SHELL),
+    ("shell", SHELL),
+    ("ssh", SHELL),
+    (
+        "restart",
+        "Use `microagent halt NAME`, then `microagent start NAME`.",
+    ),
+    (
+        "rename",
+        "A name stays; `microagent clone OLD NEW` makes a second workspace of what the first has written.",
+    ),
+    ("update", "Use `microagent apply`."),
+    (
+        "top",
+        "Use `microagent stats NAME`, or `microagent exec NAME -- ps` for its processes.",
+    ),
+    ("port", "Use `microagent network NAME`."),
+    (
+        "diff",
+        "What a workspace has written becomes an image with `microagent commit`.",
+    ),
+    (
+        "search",
+        "Registries are not searched; give an image's whole name to `microagent run`.",
+    ),
+    (
+        "container",
+        "Its verbs stand by themselves: `microagent list`, `microagent delete`.",
+    ),
     (
         "system",
         "There is no daemon here; `microagent doctor` says what this host can run.",
@@ -239,6 +276,9 @@ const COMMANDS: &[(&str, &str)] = &[
 
 const BUILD: &str = "Images are built by other tools; bring the result in with `microagent images import` (an archive) or \
      `microagent images pull` (a registry).";
+
+const SHELL: &str =
+    "Use `microagent connect NAME` for a shell, `microagent exec -it NAME COMMAND` for a command.";
 
 /// The answer to a command that there is none of: where another program has it, or where two
 /// letters changed places (the parser's own suggestions miss that in short words).

@@ -394,6 +394,14 @@ pub enum ImageError {
         /// Why not.
         reason: &'static str,
     },
+    /// The store has no place: this user may not write there, or a file is in the way.
+    #[error("Images cannot be kept in {}: {source}.", path.display())]
+    NoPlace {
+        /// The store's directory.
+        path: PathBuf,
+        /// What the system said.
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("Cannot {doing} {}: {source}.", path.display())]
     Io {

@@ -208,6 +208,11 @@ fn commands_of_container_engines_are_answered() {
         (["microagent", "pod", "up"], "microagent run"),
         (["microagent", "build", "."], "microagent images"),
         (["microagent", "pull", "debian"], "microagent images pull"),
+        (["microagent", "load", "x.tar"], "microagent images load"),
+        (["microagent", "attach", "web"], "microagent connect"),
+        (["microagent", "restart", "web"], "microagent start"),
+        (["microagent", "container", "ls"], "microagent list"),
+        (["microagent", "search", "debian"], "microagent run"),
     ] {
         let error = parse(words).unwrap_err();
         let guidance = refusals::command(&error, &Cli::command()).unwrap();
@@ -215,6 +220,29 @@ fn commands_of_container_engines_are_answered() {
             guidance.contains(hint) && guidance.contains(words[1]),
             "{guidance}"
         );
+    }
+    let definition = Cli::command();
+    for (word, instead) in refusals::COMMANDS {
+        assert!(
+            definition.find_subcommand(word).is_none(),
+            "{word} is one of ours"
+        );
+        for named in instead
+            .split('`')
+            .filter_map(|it| it.strip_prefix("microagent "))
+        {
+            let mut command = &definition;
+            for word in named.split(' ') {
+                match command.find_subcommand(word) {
+                    Some(found) => command = found,
+                    None => break,
+                }
+            }
+            assert!(
+                command.get_name() != "microagent" && !command.has_subcommands(),
+                "{word} leads to `{named}`, which there is not"
+            );
+        }
     }
     let error = parse(["microagent", "rnu", "x"]).unwrap_err();
     let guidance = refusals::command(&error, &Cli::command()).unwrap();

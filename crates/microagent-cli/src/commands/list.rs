@@ -1,12 +1,12 @@
 //! `microagent list` and `microagent ps`.
 
 use clap::Args;
-use microagent::{Error, Microagent, SortKey, State, WorkspaceFilter, WorkspaceSummary};
+use microagent::{Error, Microagent, Reference, SortKey, State, WorkspaceFilter, WorkspaceSummary};
 use serde_json::json;
 
 use crate::{
     cli::Globals,
-    output::{self, Colour, Screen, table},
+    output::{self, Colour, Screen, table, to_the_second},
     surroundings,
     template::Template,
 };
@@ -17,7 +17,8 @@ use crate::{
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:
   microagent list --filter state=running --sort created
-  microagent ps --format '{{name}} {{image}}'")]
+  microagent ps --format '{{name}} {{image}}'
+  microagent halt $(microagent ps -q)      # only the names")]
 pub(crate) struct ListArgs {
     /// Also those that are not live (`list` shows them anyway)
     #[arg(long, short)]
@@ -54,6 +55,9 @@ fn show(args: &ListArgs, live: bool, globals: &Globals, screen: &Screen) -> Resu
         }
         return Ok(0);
     }
+    if screen.only_names(workspaces.iter().map(|row| row.name.to_string())) {
+        return Ok(0);
+    }
     let value = json!({ "workspaces": workspaces });
     screen.coloured(&value, |_| {
         let rows: Vec<_> = workspaces.iter().map(|it| row(it, screen)).collect();
@@ -81,11 +85,19 @@ fn row(row: &WorkspaceSummary, screen: &Screen) -> Vec<String> {
         row.name.to_string(),
         painted(row.state, screen),
         or_none(row.backend.map(|backend| backend.to_string())),
-        or_none(Some(row.image.clone()).filter(|image| !image.is_empty())),
+        or_none(Some(familiar(&row.image)).filter(|image| !image.is_empty())),
         or_none(row.network.map(|network| network.to_string())),
         row.restart.to_string(),
-        or_none(row.created_at.map(|at| at.to_string())),
+        or_none(row.created_at.map(to_the_second)),
     ]
+}
+
+/// An image as people write it, as `images list` does; one whose name is damaged, as it is.
+fn familiar(image: &str) -> String {
+    match image.parse::<Reference>() {
+        Ok(reference) => reference.familiar(),
+        Err(_) => image.to_owned(),
+    }
 }
 
 /// A state in its colour.

@@ -36,7 +36,7 @@ pub(crate) struct LogsArgs {
     #[arg(long, short)]
     follow: bool,
     /// Only the last so many lines
-    #[arg(long, value_name = "N")]
+    #[arg(long, short = 'n', value_name = "N")]
     tail: Option<usize>,
     /// Only of boots since then: a time (2026-01-31T12:00:00Z), or how long ago (90s, 10m, 2h)
     #[arg(long, value_name = "TIME", value_parser = instant)]

@@ -116,6 +116,8 @@ fn what_is_there_and_what_it_takes() {
         "{{reference}} {{platform.os}}",
     ]);
     assert_eq!(chosen.success().out(), "docker.io/library/a:1 linux\n");
+    let named = run(&["--quiet", "--filter", "reference=a*"]).success();
+    assert_eq!(named.out(), "a:1\n");
     let none = run(&["--filter", "used=true", "--format", "{{reference}}"]).success();
     assert_eq!(none.out(), "");
     let sorted = run(&["--sort", "pulled", "--filter", "signed=false"]).success();

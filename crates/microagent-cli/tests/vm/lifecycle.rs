@@ -228,6 +228,14 @@ fn several_are_steered_at_once_and_one_that_cannot_be_stops_no_other() {
             .success();
         assert_eq!(made.out(), format!("{name}\n"));
     }
+    let names = |words: [&'static str; 3]| sandbox.microagent(words).run().success();
+    assert_eq!(names(["ps", "--all", "-q"]).out(), "steer-a\nsteer-b\n");
+    assert_eq!(names(["ps", "--sort=name", "-q"]).out(), "");
+    let table = sandbox.microagent(["list"]).run().success();
+    assert!(
+        table.out().contains("  busybox:") && !table.out().contains("library/"),
+        "{table}"
+    );
     let refused = sandbox
         .microagent(["pause", "steer-a"])
         .json()

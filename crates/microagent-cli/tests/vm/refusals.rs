@@ -83,6 +83,22 @@ fn mistakes_are_usage_errors_that_name_them() {
 }
 
 #[test]
+fn a_state_directory_that_cannot_be_is_told_with_what_to_do() {
+    let sandbox = sandbox();
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let below = file.path().join("state");
+    let below = below.to_str().unwrap();
+    let finished = sandbox
+        .microagent(["run", "--state-dir", below, Sandbox::BUSYBOX, "true"])
+        .run()
+        .exited(125);
+    assert!(
+        finished.err().contains(below) && finished.err().contains("MICROAGENT_HOME"),
+        "{finished}"
+    );
+}
+
+#[test]
 fn help_never_acts() {
     let sandbox = sandbox();
     for arguments in [

@@ -154,7 +154,8 @@ impl ImageStore {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self> {
         let store = Self { root: root.into() };
         for folder in ["blobs/sha256", "disks", "locks", "partial", "tmp"] {
-            files::make_dir(&store.root.join(folder))?;
+            files::make_dir(&store.root.join(folder))
+                .map_err(|error| store.without_place(error))?;
         }
         let marker = store.root.join("oci-layout");
         match files::read_bounded(&marker, 4096)? {
@@ -166,6 +167,25 @@ impl ImageStore {
             Some(found) => crate::import::check_layout_version(&marker, &found)?,
         }
         Ok(store)
+    }
+
+    /// What keeps a directory of the store from being made, as what it means for the store.
+    fn without_place(&self, error: ImageError) -> ImageError {
+        use std::io::ErrorKind::{NotADirectory, PermissionDenied, ReadOnlyFilesystem};
+        match error {
+            ImageError::Io { source, .. }
+                if matches!(
+                    source.kind(),
+                    NotADirectory | PermissionDenied | ReadOnlyFilesystem
+                ) =>
+            {
+                ImageError::NoPlace {
+                    path: self.root.clone(),
+                    source,
+                }
+            }
+            other => other,
+        }
     }
 
     /// The store's directory.

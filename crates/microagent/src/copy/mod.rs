@@ -153,8 +153,8 @@ pub(crate) fn copy(
 ) -> Result<CopyReport> {
     if !from.is_workspace() && !to.is_workspace() {
         return Err(Error::invalid(
-            "SRC and DST",
-            "none of them is in a workspace; write NAME:/PATH for that",
+            "the pair of SRC and DST",
+            "neither is in a workspace; write NAME:/PATH for the one that is",
         ));
     }
     let source = Source::open(config, from, options, io.input)?;

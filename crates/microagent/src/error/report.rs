@@ -202,6 +202,9 @@ fn image_remedy(error: &ImageError) -> Option<String> {
             "The proxy comes from HTTPS_PROXY or HTTP_PROXY; hosts in NO_PROXY are asked directly."
         }
         ImageError::NoSpace { .. } => NO_SPACE,
+        ImageError::NoPlace { .. } => {
+            "Choose a directory that is yours with --state-dir or MICROAGENT_HOME."
+        }
         ImageError::Unknown { .. } | ImageError::Ambiguous { .. } => {
             "`microagent images list` shows what is there."
         }

@@ -23,6 +23,10 @@ use crate::{
 /// The longest response line accepted, in bytes.
 const MAX_RESPONSE: usize = 4 * 1024 * 1024;
 
+/// The signals by which people and terminals end programs: SIGHUP, SIGINT, SIGQUIT and SIGTERM.
+#[cfg(unix)]
+const ENDING: [u8; 4] = [1, 2, 3, 15];
+
 /// The most bytes of a supervisor's own words that go into an error.
 const MAX_LOG: u64 = 4 * 1024;
 
@@ -119,6 +123,12 @@ fn ask(
         Ok(line) => line,
         Err(error) => {
             child.kill();
+            // Ctrl-C reaches every program of a terminal: one that has no session of its own yet, too.
+            if error.kind() == io::ErrorKind::UnexpectedEof
+                && let Some(signal) = child.asked_to_end()
+            {
+                return Err(Error::Cancelled { signal });
+            }
             return Err(failed(format!("no answer came: {error}")));
         }
     };
@@ -167,6 +177,22 @@ impl Reaped {
             // It may have ended by itself.
             let _ = child.kill();
         }
+    }
+
+    /// The signal by which people end programs that ended this one. It must be about to end.
+    #[cfg(unix)]
+    fn asked_to_end(&mut self) -> Option<u8> {
+        use std::os::unix::process::ExitStatusExt;
+
+        // Where it cannot be waited for, the other error says enough.
+        let status = self.0.as_mut()?.wait().ok()?;
+        let signal = u8::try_from(status.signal()?).ok()?;
+        ENDING.contains(&signal).then_some(signal)
+    }
+
+    #[cfg(not(unix))]
+    fn asked_to_end(&mut self) -> Option<u8> {
+        None
     }
 }
 
@@ -275,6 +301,14 @@ mod tests {
         assert_eq!(log.as_deref(), Some("it broke"));
         let error = failure("cat >/dev/null; echo nonsense");
         assert!(error.to_string().contains("not understood"), "{error}");
+    }
+
+    #[test]
+    fn a_program_that_ctrl_c_ended_did_not_fail() {
+        let error = failure("kill -INT $$");
+        assert!(matches!(error, Error::Cancelled { signal: 2 }), "{error}");
+        let error = failure("kill -SEGV $$");
+        assert!(matches!(error, Error::SupervisorFailed { .. }), "{error}");
     }
 
     #[test]

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::{
     cli::Globals,
-    output::{self, Screen, short, size, table},
+    output::{self, Screen, short, size, table, to_the_second},
     surroundings,
     template::Template,
 };
@@ -46,6 +46,9 @@ pub(crate) fn run(args: &ListArgs, globals: &Globals, screen: &Screen) -> Result
         }
         return Ok(0);
     }
+    if screen.only_names(images.iter().map(|row| row.record.reference.familiar())) {
+        return Ok(0);
+    }
     screen.result(&List { images }, |list| {
         let rows: Vec<_> = list.images.iter().map(row).collect();
         let headings = [
@@ -65,8 +68,6 @@ pub(crate) fn run(args: &ListArgs, globals: &Globals, screen: &Screen) -> Result
 fn row(row: &ImageSummary) -> Vec<String> {
     let record = &row.record;
     let used = record.last_used.unwrap_or(record.pulled_at);
-    // To the second is enough for people.
-    let used = Timestamp(used).to_string();
     vec![
         record.reference.familiar(),
         short(&record.digest.to_string()).to_owned(),
@@ -74,6 +75,6 @@ fn row(row: &ImageSummary) -> Vec<String> {
         size(row.stored_bytes),
         size(row.shared_bytes),
         size(row.unique_bytes),
-        used.split('.').next().unwrap_or(&used).replace('T', " "),
+        to_the_second(Timestamp(used)),
     ]
 }

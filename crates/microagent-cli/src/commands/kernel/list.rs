@@ -12,6 +12,9 @@ use crate::{
 pub(crate) fn run(globals: &Globals, screen: &Screen) -> Result<u8, Error> {
     let microagent = Microagent::new(surroundings::config(globals, &[])?);
     let list = microagent.kernels().list()?;
+    if screen.only_names(list.kernels.iter().map(|record| record.id.clone())) {
+        return Ok(0);
+    }
     let chosen = microagent
         .kernels()
         .default_kernel()?
