@@ -266,7 +266,7 @@ pub(crate) const COMMANDS: &[(&str, &str)] = &[
     ),
     (
         "system",
-        "There is no daemon here; `microagent doctor` says what this host can run.",
+        "There is no daemon here; `microagent doctor` says what this host can run, `microagent df` what is kept, and `microagent prune` takes away what nobody needs.",
     ),
     (
         "volume",

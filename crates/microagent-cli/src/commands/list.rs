@@ -18,7 +18,7 @@ use crate::{
 #[command(after_help = "Examples:
   microagent list --filter state=running --sort created
   microagent ps --format '{{name}} {{image}}'
-  microagent halt $(microagent ps -q)      # only the names")]
+  microagent list --quiet")]
 pub(crate) struct ListArgs {
     /// Also those that are not live (`list` shows them anyway)
     #[arg(long, short)]

@@ -241,9 +241,10 @@ fn kernel_remedy(error: &KernelError) -> Option<&'static str> {
         KernelError::NotFound { .. } => Some(
             "`microagent kernel list` shows those there are; `microagent kernel install` gets the distribution's.",
         ),
-        KernelError::HostKernelAbsent { .. } | KernelError::PackageUnknown { .. } => {
-            Some(OTHER_KERNELS)
-        }
+        KernelError::HostKernelAbsent { .. } => Some(
+            "`microagent kernel install` gets the distribution's, `--from FILE` takes any other.",
+        ),
+        KernelError::PackageUnknown { .. } => Some(OTHER_KERNELS),
         KernelError::ToolUnavailable { program, .. } if program.starts_with("apt") => {
             Some(OTHER_KERNELS)
         }
