@@ -81,7 +81,8 @@ impl<'a> Workspaces<'a> {
         Self { config }
     }
 
-    /// Makes a workspace. Nothing boots, except for setup commands.
+    /// Makes a workspace. Nothing boots, except for setup commands. It cannot be called off: of `io` the standard
+    /// error and the listener for events are all that is used.
     ///
     /// # Errors
     /// [`Error::NameTaken`], and whatever keeps an image or a kernel from being had. After
@@ -98,7 +99,8 @@ impl<'a> Workspaces<'a> {
         create::plan(self.config, options)
     }
 
-    /// Makes a workspace for what a run would do, and starts it: a run that stays behind.
+    /// Makes a workspace for what a run would do, and starts it: a run that stays behind. What is used of `io` is
+    /// as for [`create`](Self::create).
     ///
     /// # Errors
     /// As [`create`](Self::create) and [`Workspace::start`]. After a failure of the second the
