@@ -440,12 +440,7 @@ impl Index {
         let mut ranked: Vec<(u8, &Descriptor)> = self
             .manifests
             .iter()
-            .filter_map(|entry| match &entry.platform {
-                Some(platform) if !platform.os.is_empty() => {
-                    Platform::from(platform).fit(wanted).map(|fit| (fit, entry))
-                }
-                _ => Some((u8::MAX, entry)),
-            })
+            .filter_map(|entry| Some((fit(entry.platform.as_ref(), wanted)?, entry)))
             .collect();
         ranked.sort_by_key(|(fit, _)| *fit);
         ranked.into_iter().map(|(_, entry)| entry).collect()
@@ -454,12 +449,9 @@ impl Index {
     /// Of the entries that cannot be read, one that may be what is `wanted`.
     #[must_use]
     pub fn unreadable(&self, wanted: &Platform) -> Option<&Unreadable> {
-        self.unreadable.iter().find(|entry| match &entry.platform {
-            Some(platform) if !platform.os.is_empty() => {
-                Platform::from(platform).fit(wanted).is_some()
-            }
-            _ => true,
-        })
+        self.unreadable
+            .iter()
+            .find(|entry| fit(entry.platform.as_ref(), wanted).is_some())
     }
 
     /// The platforms it names, for messages.
@@ -474,6 +466,14 @@ impl Index {
         all.sort();
         all.dedup();
         all
+    }
+}
+
+/// How well an entry for `platform` serves `wanted`, best first; what does not say what it is for may, last of all.
+fn fit(platform: Option<&DescriptorPlatform>, wanted: &Platform) -> Option<u8> {
+    match platform {
+        Some(platform) if !platform.os.is_empty() => Platform::from(platform).fit(wanted),
+        _ => Some(u8::MAX),
     }
 }
 

@@ -51,9 +51,7 @@ impl Entrance {
             route,
         }
     }
-}
 
-impl Entrance {
     /// Nobody listens there any more. Closing is not enough: a program that is started just now has the listener
     /// open, too, until its exec.
     fn shut(&self) {
